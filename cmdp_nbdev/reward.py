@@ -5,14 +5,49 @@
 # %% ../nbs/05_reward.ipynb #imports
 from __future__ import annotations
 
+import inspect
+import math
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
 from .budget import Budget, first_violation
-from .mdp import masked
+from .mdp import Rollout
 
 # %% auto #0
-__all__ = ['step_gate', 'smooth_gate', 'modified_reward', 'first_violation_reward']
+__all__ = ['call_reward', 'task_rewards', 'step_gate', 'smooth_gate', 'modified_reward', 'first_violation_reward']
+
+# %% ../nbs/05_reward.ipynb #call-reward
+def call_reward(f: Callable, rollout: Rollout) -> Tensor:
+    "Rewards of one function for a rollout, (B,) float32 with NaN for None. Raises RuntimeError/ValueError naming the function."
+    name = getattr(f, "__name__", type(f).__name__)
+    ids = [row[m].tolist() for row, m in zip(rollout.completion_ids, rollout.completion_mask.bool())]
+    known = {**rollout.columns, "prompts": rollout.prompts, "completions": rollout.completions, "completion_ids": ids, "terminated": rollout.terminated.tolist(), "rollout": rollout}
+    params = inspect.signature(f).parameters
+    if not any(p.kind is p.VAR_KEYWORD for p in params.values()): known = {k: v for k, v in known.items() if k in params}
+    missing = [k for k, p in params.items() if p.default is p.empty and p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY) and k not in known]
+    if missing: raise ValueError(f"reward function {name!r} asks for {', '.join(missing)}, but the dataset has only the columns prompt, {', '.join(rollout.columns)}")
+    try: values = f(**known)
+    except Exception as e: raise RuntimeError(f"reward function {name!r} raised {type(e).__name__}: {e}") from e
+    if not hasattr(values, "__len__") or len(values) != len(rollout):
+        raise ValueError(f"reward function {name!r} must return one number (or None) per completion: {len(rollout)} completions, got {len(values) if hasattr(values, '__len__') else type(values).__name__}")
+    if bad := [v for v in values if v is not None and not math.isfinite(v)]:
+        raise ValueError(f"reward function {name!r} returned {bad[0]}: a reward must be finite, or None where it does not apply")
+    return torch.tensor([math.nan if v is None else float(v) for v in values], device=rollout.completion_ids.device)
+
+# %% ../nbs/05_reward.ipynb #task-rewards
+def task_rewards(funcs: list[Callable], rollout: Rollout, weights: list[float] | None = None, truncated_reward: float | None = 0.0) -> tuple[Tensor, Tensor]:
+    """Weighted sum over the reward functions that apply, (B,), and each function's own rewards, (B, F); NaN = none applies.
+
+    A completion that was cut off counts as `truncated_reward` (for every function), whatever its text says so far;
+    None means: score it like a finished one.
+    """
+    each = torch.stack([call_reward(f, rollout) for f in funcs], 1)
+    if truncated_reward is not None: each = torch.where(rollout.truncated.unsqueeze(-1) & ~each.isnan(), truncated_reward, each)
+    weights = torch.ones(len(funcs), device=each.device) if weights is None else torch.tensor(weights, dtype=each.dtype, device=each.device)
+    total = (each * weights).nansum(-1)
+    return torch.where(each.isnan().all(-1), torch.nan, total), each
 
 # %% ../nbs/05_reward.ipynb #gates
 def step_gate(spent: Tensor, limit: float) -> Tensor:

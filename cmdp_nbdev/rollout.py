@@ -65,6 +65,7 @@ def sample(
     temperature: float = 1.0,
     top_p: float = 1.0,
     generator: torch.Generator | None = None,
+    vocab_size: int | None = None,  # sample only ids below this; None = all
 ) -> tuple[Tensor, Tensor, Tensor]:
     "Sampled ids (B, T), padded after EOS; their log-probabilities (B, T), 0 after EOS; and whether EOS came (B,)."
     training, eos = model.training, torch.as_tensor(eos_ids, device=prompt_ids.device)
@@ -76,7 +77,7 @@ def sample(
     mask, positions = (x.repeat_interleave(num_generations, 0) for x in (mask, positions[:, -1:]))
     done, ids, logps = torch.zeros(len(mask), dtype=torch.bool, device=mask.device), [], []
     for t in range(max_completion_length):
-        token, logp = sample_token(logits, temperature, top_p, generator)
+        token, logp = sample_token(logits[:, :vocab_size], temperature, top_p, generator)
         ids.append(token.masked_fill(done, pad_id))
         logps.append(logp.masked_fill(done, 0.0))
         done = done | torch.isin(token, eos)
@@ -96,12 +97,13 @@ def eos_token_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) ->
 
 
 def generate(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: list, columns: dict | None = None, num_generations: int = 1,
-             max_completion_length: int = 32, temperature: float = 1.0, top_p: float = 1.0, generator: torch.Generator | None = None) -> Rollout:
+             max_completion_length: int = 32, temperature: float = 1.0, top_p: float = 1.0, generator: torch.Generator | None = None,
+             vocab_size: int | None = None) -> Rollout:
     "Sample `num_generations` completions of each of `prompts`; `columns` are further dataset columns, lists as long as `prompts`."
     device = next(model.parameters()).device
     prompt_ids, prompt_mask = (x.to(device) for x in encode_prompts(prompts, tokenizer))
     eos = eos_token_ids(model, tokenizer)
-    ids, logps, done = sample(model, prompt_ids, prompt_mask, eos, tokenizer.pad_token_id, max_completion_length, num_generations, temperature, top_p, generator)
+    ids, logps, done = sample(model, prompt_ids, prompt_mask, eos, tokenizer.pad_token_id, max_completion_length, num_generations, temperature, top_p, generator, vocab_size)
     each = lambda rows: [x for x in rows for _ in range(num_generations)]
     texts = tokenizer.batch_decode(ids.masked_fill(completion_mask(ids, eos) == 0, tokenizer.pad_token_id), skip_special_tokens=True)
     prompts, chat = each(prompts), is_chat(prompts[0])
