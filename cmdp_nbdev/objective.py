@@ -43,6 +43,11 @@ class Signal:
     multiplier: Tensor | dict[str, Tensor]
     metrics: dict[str, float] = field(default_factory=dict)  # extra numbers to log
 
+    @property
+    def multipliers(self) -> dict[str, Tensor]:
+        "The multiplier of each cost by name; a single tensor belongs to the divergence."
+        return self.multiplier if isinstance(self.multiplier, dict) else {"divergence": self.multiplier}
+
 # %% ../nbs/06_objective.ipynb #group-stats
 SCALES = ("group", "none")
 STD_OFFSET = 0.25  # share of the batch's standard deviation added to each group's
@@ -153,9 +158,8 @@ def signal_loss(
 ) -> Tensor:  # scalar
     "token_mean(multiplier·cost − advantage·ratio), advantage and multiplier detached. Derived in nbs/06_objective; clipping as in PPO/TRL."
     advantage = signal.advantage if signal.advantage.dim() == 2 else signal.advantage.unsqueeze(-1)
-    multipliers = signal.multiplier if isinstance(signal.multiplier, dict) else {"divergence": signal.multiplier}
     ratio = torch.exp(logp - (logp.detach() if old_logp is None else old_logp))
     clipped = ratio.clamp(1 - epsilon, 1 + (epsilon if epsilon_high is None else epsilon_high))
     loss = -torch.minimum(ratio * advantage.detach(), clipped * advantage.detach())
-    for name, multiplier in multipliers.items(): loss = loss + multiplier.detach() * costs[name]
+    for name, multiplier in signal.multipliers.items(): loss = loss + multiplier.detach() * costs[name]
     return masked(loss, mask).sum() / (mask.sum() if num_tokens is None else num_tokens)

@@ -17,7 +17,7 @@ from cmdp_nbdev.budget import Budget
 from cmdp_nbdev.model import char_tokenizer, pretrain, tiny_model
 from cmdp_nbdev.task import ChainTask, chain_dataset, chain_reward, check_steps, parse_prompt
 
-SETTINGS = {"teacher": dict(width=64, steps=2000, seed=0), "student": dict(width=32, steps=440, seed=0)}
+SETTINGS = {"teacher": dict(width=64, steps=2000, seed=0), "student": dict(width=32, steps=620, seed=0)}
 
 
 def error_rate(records, task) -> float:
