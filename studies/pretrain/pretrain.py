@@ -45,7 +45,7 @@ def main():
         metrics[name] = {**s, "parameters": sum(p.numel() for p in model.parameters()), "loss": sum(losses[-50:]) / 50, "seconds": round(time.time() - start, 1)}
     test = chain_dataset(4096, "test", seed=0)
     for name, model in models.items():
-        result, records = evaluate(model, models["teacher"], test, tok, chain_reward, Budget(0.8), seed=0)
+        result, records = evaluate(model, models["teacher"], test, tok, chain_reward, Budget(0.8), seed=0, return_records=True)
         metrics[name] |= {k: result[k] for k in ("accuracy", "satisfaction_rate", "kl_mean", "kl_p95")} | {"error_rate_at_flaw": error_rate(records, task)}
     metrics["versions"] = {"torch": torch.__version__, "transformers": transformers.__version__, "python": platform.python_version(), "machine": platform.machine()}
     text = json.dumps(metrics, indent=1)
