@@ -36,14 +36,29 @@ from .reward import task_rewards
 from .rollout import completion_logits, encode_prompts, generate
 
 # %% auto #0
-__all__ = ['RANGES', 'RESUMABLE', 'CMDPConfig', 'prompt_order', 'fold_seed', 'check_dataset', 'check_trackers',
+__all__ = ['RANGES', 'RESUMABLE', 'Settings', 'CMDPConfig', 'prompt_order', 'fold_seed', 'check_dataset', 'check_trackers',
            'check_teacher_tokenizer', 'claim_output_dir', 'newest_checkpoint', 'check_resumable', 'run_config',
            'step_metrics', 'CMDPTrainer']
 
 # %% ../nbs/11_trainer.ipynb #config
+class Settings(dict):
+    "A dict that can also be written as text: JSON, or `key=value,key=value` (how the command line gives it)."
+
+    def __init__(self, value=()):
+        if isinstance(value, str) and not value.lstrip().startswith("{"): value = dict(pair.strip().split("=", 1) for pair in value.split(",") if pair.strip())
+        super().__init__(json.loads(value) if isinstance(value, str) else {k: _number(v) for k, v in dict(value).items()})
+
+
+def _number(value):
+    "The JSON value of a text such as '0.3' or 'true'; anything else as it is."
+    try: return json.loads(value) if isinstance(value, str) else value
+    except ValueError: return value
+
+
 def _f(default, help: str):
     "A dataclass field with its meaning, unit and range as `--help` shows them."
-    return field(default_factory=lambda: dict(default), metadata={"help": help}) if isinstance(default, dict) else field(default=default, metadata={"help": help})
+    if isinstance(default, dict): return field(default_factory=lambda: Settings(default), metadata={"help": help})
+    return field(default=default, metadata={"help": help})
 
 
 @dataclass
@@ -51,7 +66,7 @@ class CMDPConfig:
     "Settings of a run. Every field says its unit and range; `method_kwargs` holds the settings of the method (see objective.method_settings)."
     # what is maximised, and under which budget
     method: str = _f("cmdp-smooth", "name of the objective: a key of objective.METHODS")
-    method_kwargs: dict | str = _f({}, "settings of the method as a dict, JSON or 'key=value,key=value', e.g. 'coef=5,floor=0.3'")
+    method_kwargs: Settings = _f({}, "settings of the method as a dict, JSON or 'key=value,key=value', e.g. 'coef=5,floor=0.3'")
     budget: float = _f(0.8, "limit d on the divergence of one trajectory, >= 0; nats per sequence for 'sum', nats per token for 'mean' and 'prefix_mean'")
     aggregate: str = _f("sum", "how the budget adds up per-token costs: sum, mean or prefix_mean")
     burn_in: int = _f(0, "prefixes of at most this many tokens are not judged, >= 0; prefix_mean only")
@@ -79,7 +94,7 @@ class CMDPConfig:
     epsilon_high: float | None = _f(None, "upper clip of the ratio, > 0; None = epsilon")
     learning_rate: float = _f(1.5e-3, "peak learning rate of AdamW, > 0")
     lr_scheduler_type: str = _f("cosine_with_min_lr", "any scheduler name of transformers")
-    lr_scheduler_kwargs: dict | str = _f({"min_lr_rate": 0.1}, "further scheduler settings, a dict or JSON")
+    lr_scheduler_kwargs: Settings = _f({"min_lr_rate": 0.1}, "further scheduler settings, a dict or JSON")
     warmup_steps: int = _f(0, "updates of linear learning-rate warm-up, >= 0")
     weight_decay: float = _f(0.0, "decoupled weight decay of AdamW, >= 0")
     adam_beta1: float = _f(0.9, "AdamW beta1, in [0, 1)")
@@ -108,7 +123,9 @@ class CMDPConfig:
     disable_tqdm: bool = _f(False, "no progress bar")
 
     def __post_init__(self):
-        self.method_kwargs, self.lr_scheduler_kwargs = (_parse_dict(k, getattr(self, k)) for k in ("method_kwargs", "lr_scheduler_kwargs"))
+        for name in ("method_kwargs", "lr_scheduler_kwargs"):
+            try: setattr(self, name, Settings(getattr(self, name)))
+            except (ValueError, TypeError) as e: raise ValueError(f"{name}={getattr(self, name)!r} is neither a dict nor JSON nor 'key=value,key=value'") from e
         self.budget_object()  # checks budget, aggregate, burn_in
         check_divergence(self.divergence, self.beta, self.floor)
         _check_ranges(self)
@@ -119,22 +136,6 @@ class CMDPConfig:
         return Budget(self.budget, self.aggregate, self.burn_in)
 
 # %% ../nbs/11_trainer.ipynb #config-checks
-def _parse_dict(name: str, value: dict | str) -> dict:
-    "A dict from a dict, a JSON object or 'key=value,key=value'."
-    if isinstance(value, dict): return dict(value)
-    try:
-        if value.lstrip().startswith("{"): return json.loads(value)
-        pairs = [kv.split("=", 1) for kv in value.split(",") if kv.strip()]
-        return {k.strip(): _number(v.strip()) for k, v in pairs}
-    except ValueError as e: raise ValueError(f"{name}={value!r} is neither JSON nor 'key=value,key=value'") from e
-
-
-def _number(text: str):
-    "The JSON value of `text` if it is one, else the text."
-    try: return json.loads(text)
-    except ValueError: return text
-
-
 RANGES = {"> 0": (lambda v: v > 0, "temperature epsilon epsilon_high learning_rate adam_epsilon max_grad_norm"),
           ">= 0": (lambda v: v >= 0, "burn_in distill_steps warmup_steps weight_decay seed eval_steps eval_temperature save_steps"),
           "a whole number >= 1": (lambda v: v >= 1 and v == int(v), "kl_chunk_size num_generations max_completion_length max_steps per_device_train_batch_size gradient_accumulation_steps num_iterations eval_num_generations per_device_eval_batch_size logging_steps save_total_limit"),
@@ -289,7 +290,7 @@ class CMDPTrainer:
         self.scheduler = get_scheduler(args.lr_scheduler_type, optimizer, args.warmup_steps, args.max_steps, args.lr_scheduler_kwargs)
         self.model, self.optimizer = self.accelerator.prepare(student, optimizer)
         self.accelerator.register_for_checkpointing(self.scheduler)
-        self.global_step, self.method_state, self.should_stop, self.rollout, self.output_dir = 0, {}, False, None, None
+        self.global_step, self.method_state, self.should_stop, self.rollout, self.output_dir, self.run_info = 0, {}, False, None, None, {}
 
     def _check(self, student) -> None:
         "Refuse what cannot work, on a probe of two prompts; also finds the number of ids common to both models."
@@ -413,7 +414,7 @@ class CMDPTrainer:
         self.output_dir = Path(broadcast_object_list(shared)[0])
         checkpoint = newest_checkpoint(self.output_dir) if resume_from_checkpoint == "auto" else resume_from_checkpoint
         if checkpoint: self.load_checkpoint(checkpoint)
-        if main: self._keep_metrics(self.global_step); (self.output_dir / "config.json").write_text(json.dumps(run_config(args), indent=1) + "\n")
+        if main: self._keep_metrics(self.global_step); (self.output_dir / "config.json").write_text(json.dumps(run_config(args, **self.run_info), indent=1) + "\n")
         if args.report_to != "none": self.accelerator.init_trackers("cmdp_nbdev", {k: v if isinstance(v, (int, float, str, bool)) else str(v) for k, v in dataclasses.asdict(args).items()})
         if args.eval_on_start and self.global_step == 0: self._log({"step": 0, **{f"eval_{k}": v for k, v in self.evaluate().items()}})
 
