@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable
 import numpy as np
 import torch
 from datasets import Dataset
+from scipy.stats import norm
 
 from .budget import Budget, satisfaction_interval
 from .divergence import token_divergence
@@ -19,7 +20,7 @@ from .reward import call_reward, task_rewards
 from .rollout import completion_logits, generate
 
 # %% auto #0
-__all__ = ['evaluate_records', 'summarize', 'evaluate']
+__all__ = ['evaluate_records', 'summarize', 'evaluate', 'frontier', 'envelope']
 
 # %% ../nbs/10_evaluate.ipynb #records
 @torch.no_grad()
@@ -77,7 +78,7 @@ def summarize(records: list[dict], budget: Budget | None = None, metrics: Iterab
     for name, hit in (("accuracy", correct), ("satisfaction_rate", within), ("accuracy_within_budget", correct & within)):
         out[name] = float(hit.mean())
         out[f"{name}_low"], out[f"{name}_high"] = satisfaction_interval(hit, level=level)
-    half = 1.959963984540054 * kl.std() / math.sqrt(n) if level == 0.95 else float("nan")
+    half = float(norm.ppf((1 + level) / 2)) * kl.std() / math.sqrt(n)
     out |= {"kl_mean": float(kl.mean()), "kl_mean_low": float(kl.mean() - half), "kl_mean_high": float(kl.mean() + half), "kl_p95": float(np.quantile(kl, 0.95)),
             "spent_mean": float(spent.mean()), "spent_p95": float(np.quantile(spent, 0.95)), "reward_mean": float(np.nanmean(col("reward"))),
             "length_mean": float(np.mean([len(r["completion_ids"]) for r in records])), "truncated_rate": float(1 - col("terminated").mean())}
@@ -91,3 +92,25 @@ def evaluate(model, teacher, dataset: Dataset, tokenizer, reward_funcs, budget: 
     records = evaluate_records(model, teacher, dataset, tokenizer, reward_funcs, budget, metrics=metrics, **kwargs)
     result = summarize(records, metrics=metrics or ())
     return (result, records) if return_records else result
+
+# %% ../nbs/10_evaluate.ipynb #frontier
+def frontier(rows: list[dict], x: str = "satisfaction_rate", y: str = "accuracy") -> list[dict]:
+    "The rows that no other row beats on both `x` and `y` (higher is better), sorted by `x`; of equal rows the first."
+    best, kept = -math.inf, []
+    for row in sorted(rows, key=lambda r: (r[x], r[y]), reverse=True):
+        if row[y] > best: best = row[y]; kept.append(row)
+    return kept[::-1]
+
+
+def envelope(rows: list[dict], at, x: str = "satisfaction_rate", y: str = "accuracy") -> np.ndarray:
+    """Highest `y` that a mixture of `rows` reaches with mean `x` of at least each value of `at`; NaN where none does.
+
+    A mixture answers each prompt with one of the students, drawn at random. Derived in nbs/10_evaluate.
+    """
+    points = [(r[x], r[y]) for r in frontier(rows, x, y)]
+    hull = []
+    for p in points:  # left to right, turning right only: the upper concave hull
+        while len(hull) > 1 and (hull[-1][0] - hull[-2][0]) * (p[1] - hull[-2][1]) >= (hull[-1][1] - hull[-2][1]) * (p[0] - hull[-2][0]): hull.pop()
+        hull.append(p)
+    xs, ys = zip(*hull)
+    return np.interp(at, xs, ys, right=math.nan)

@@ -5,7 +5,9 @@
 # %% ../nbs/09_rollout.ipynb #imports
 from __future__ import annotations
 
+import functools
 import inspect
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -47,9 +49,15 @@ def sample_token(logits: Tensor, temperature: float = 1.0, top_p: float = 1.0, g
     return ids[:, 0], token_logps(logits[:, None], ids, temperature or 1.0)[:, 0]
 
 # %% ../nbs/09_rollout.ipynb #sample
+@functools.cache
+def _parameters(forward: Callable) -> frozenset[str]:
+    "Names of the parameters of a model class's forward."
+    return frozenset(inspect.signature(forward).parameters)
+
+
 def _accepted(model, **kwargs) -> dict:
-    "The keyword arguments that `model.forward` knows."
-    known = inspect.signature(model.forward).parameters
+    "The keyword arguments that the model's forward knows."
+    known = _parameters(type(model).forward)
     return {k: v for k, v in kwargs.items() if k in known}
 
 
