@@ -1,0 +1,178 @@
+"Properties of the per-token cost."
+import warnings
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cmdp_nbdev.divergence import KINDS, align_vocab, sampled_divergence, token_divergence, token_logps
+
+SETTINGS = [("reverse_kl", 0.5), ("forward_kl", 0.5), ("jsd", 0.1), ("jsd", 0.5), ("jsd", 0.0), ("jsd", 1.0)]
+
+
+def logits(seed, *shape, scale=3.0, dtype=torch.float64):
+    return scale * torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
+
+
+@given(st.integers(0, 10_000), st.sampled_from(SETTINGS), st.sampled_from([0.1, 1.0, 10.0]))
+def test_non_negative_and_zero_only_for_equal_distributions(seed, setting, scale):
+    "A negative cost would let a student earn budget; a zero cost between different models would make the budget meaningless."
+    s, t = logits(seed, 2, 3, 7, scale=scale), logits(seed + 1, 2, 3, 7, scale=scale)
+    kind, beta = setting
+    value = token_divergence(s, t, kind, beta)
+    assert (value > 0).all()
+    shifted = t + 5.0  # the same distribution under other logits
+    assert token_divergence(shifted, t, kind, beta).abs().max() < 1e-12
+
+
+@given(st.integers(0, 10_000))
+def test_kl_equals_torch(seed):
+    "Costs must be comparable with those of any other library."
+    s, t = logits(seed, 2, 3, 7), logits(seed + 1, 2, 3, 7)
+    kl = lambda p, q: torch.nn.functional.kl_div(q.log_softmax(-1), p.log_softmax(-1), reduction="none", log_target=True).sum(-1)
+    torch.testing.assert_close(token_divergence(s, t, "reverse_kl"), kl(s, t))
+    torch.testing.assert_close(token_divergence(s, t, "forward_kl"), kl(t, s))
+    beta = 0.3
+    mix = (beta * t.softmax(-1) + (1 - beta) * s.softmax(-1)).log()
+    torch.testing.assert_close(token_divergence(s, t, "jsd", beta), beta * kl(t, mix) + (1 - beta) * kl(s, mix))
+
+
+@given(st.integers(0, 10_000), st.floats(1e-6, 0.5))
+def test_floor_bounds_the_kl(seed, floor):
+    "With a floor one token can never cost more than log(V/floor), however sure the teacher is."
+    V = 7
+    s, t = logits(seed, 4, V, scale=50.0), logits(seed + 1, 4, V, scale=50.0)
+    for kind in ("reverse_kl", "forward_kl"):
+        value = token_divergence(s, t, kind, floor=floor)
+        assert value.isfinite().all() and (value <= torch.log(torch.tensor(V / floor)) + 1e-9).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+@pytest.mark.parametrize("kind", KINDS)
+def test_half_precision_logits_are_measured_in_float32(kind, dtype):
+    "A budget measured in bfloat16 would be off by percents."
+    s, t = logits(0, 2, 3, 50, dtype=dtype), logits(1, 2, 3, 50, dtype=dtype)
+    value = token_divergence(s, t, kind)
+    assert value.dtype == torch.float32
+    torch.testing.assert_close(value.double(), token_divergence(s.double(), t.double(), kind), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind,beta", SETTINGS)
+def test_impossible_tokens_give_no_nan(kind, beta):
+    "Models that mask tokens with -inf (or have padded rows) would otherwise destroy the weights in one step."
+    s, t = logits(0, 1, 2, 5), logits(1, 1, 2, 5)
+    s[..., 3:], t[..., 3:] = -torch.inf, -torch.inf
+    s.requires_grad_(), t.requires_grad_()
+    value = token_divergence(s, t, kind, beta)
+    torch.testing.assert_close(value, token_divergence(s[..., :3], t[..., :3], kind, beta))
+    value.sum().backward()
+    assert s.grad.isfinite().all() and (s.grad[..., 3:] == 0).all() and s.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize("kind", ["reverse_kl", "jsd"])
+def test_token_impossible_for_the_student_alone(kind):
+    "A student that never says a token pays nothing for it under the reverse KL, and keeps finite gradients."
+    s, t = logits(0, 1, 2, 5), logits(1, 1, 2, 5)
+    s[..., 0] = -torch.inf
+    s.requires_grad_()
+    value = token_divergence(s, t, kind)
+    value.sum().backward()
+    assert value.isfinite().all() and (value > 0).all() and s.grad.isfinite().all()
+
+
+def test_token_impossible_for_the_teacher_alone():
+    "The reverse KL is then truly infinite, which must be seen and not turned into a number; a floor makes it finite, with its gradient."
+    s, t = logits(0, 1, 2, 5), logits(1, 1, 2, 5)
+    t[..., 0] = -torch.inf
+    assert token_divergence(s, t).isinf().all()
+    s.requires_grad_()
+    value = token_divergence(s, t, floor=1e-6)
+    value.sum().backward()
+    assert value.isfinite().all() and s.grad.isfinite().all()
+    assert token_divergence(s, t, "jsd").isfinite().all()
+
+
+@pytest.mark.parametrize("chunk_size", [None, 2])
+@pytest.mark.parametrize("kind,beta", SETTINGS)
+def test_masked_positions_are_inert(kind, beta, chunk_size):
+    "Padding holds whatever the model computed there, NaN included; none of it may reach the loss."
+    s, t = logits(0, 2, 3, 5), logits(1, 2, 3, 5)
+    mask = torch.tensor([[1, 0, 1], [0, 1, 0]])
+    clean = token_divergence(s, t, kind, beta, mask)
+    for x in (s, t): x[mask == 0] = torch.nan
+    s.requires_grad_()
+    value = token_divergence(s, t, kind, beta, mask, chunk_size=chunk_size)
+    torch.testing.assert_close(value, clean)
+    assert (value[mask == 0] == 0).all()
+    value.sum().backward()
+    assert s.grad.isfinite().all() and (s.grad[mask == 0] == 0).all()
+
+
+def test_all_masked_is_zero():
+    "An empty row in a batch must not crash the run."
+    s, t = logits(0, 1, 2, 5), logits(1, 1, 2, 5)
+    assert token_divergence(s, t, mask=torch.zeros(1, 2)).tolist() == [[0.0, 0.0]]
+
+
+@given(st.integers(0, 10_000), st.integers(1, 9), st.sampled_from(SETTINGS))
+def test_chunking_changes_nothing(seed, chunk_size, setting):
+    "`kl_chunk_size` saves memory; the numbers and gradients must stay."
+    s, t = logits(seed, 2, 3, 7).requires_grad_(), logits(seed + 1, 2, 3, 7)
+    a, b = (token_divergence(s, t, *setting, chunk_size=c) for c in (None, chunk_size))
+    torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-14)
+    ga, gb = (torch.autograd.grad(x.square().sum(), s)[0] for x in (a, b))
+    torch.testing.assert_close(ga, gb, rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.parametrize("student_has_more", [True, False])
+def test_cropping_is_a_softmax_over_the_common_ids(student_has_more):
+    "Vocabularies padded to different sizes are common; the cost must be that of the shared tokens, renormalised, with gradients on these only."
+    a, b = logits(0, 2, 3, 5), logits(1, 2, 3, 8)
+    s, t = (b, a) if student_has_more else (a, b)
+    s.requires_grad_()
+    with pytest.warns(UserWarning, match="5 ids common.*probability mass"): value = token_divergence(s, t)
+    torch.testing.assert_close(value, token_divergence(s[..., :5], t[..., :5]))
+    value.sum().backward()
+    assert (s.grad[..., 5:] == 0).all() and s.grad[..., :5].abs().sum() > 0
+    lost = align_vocab(s, t)[2]
+    torch.testing.assert_close(float(lost), float(b.softmax(-1)[..., 5:].sum(-1).mean()), rtol=1e-5, atol=1e-7)
+
+
+def test_no_warning_for_unused_padding_rows():
+    "Rows that no token uses have no mass; a warning on every step would hide the ones that matter."
+    t = torch.cat([logits(1, 2, 3, 5), torch.full((2, 3, 3), -60.0)], -1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        token_divergence(logits(0, 2, 3, 5), t)
+
+
+@given(st.integers(0, 10_000))
+def test_sampled_estimators(seed):
+    "k1 and k3 are unbiased for the KL, k3 and k2 never negative; the formulas are those of the literature."
+    s, t = logits(seed, 6).log_softmax(-1), logits(seed + 1, 6).log_softmax(-1)
+    exact = (s.exp() * (s - t)).sum()
+    for kind in ("k1", "k3"): torch.testing.assert_close((s.exp() * sampled_divergence(s, t, kind, clip=1e9)).sum(), exact)
+    torch.testing.assert_close(sampled_divergence(s, t, "k3", clip=1e9), (t - s).exp() - 1 - (t - s))
+    torch.testing.assert_close(sampled_divergence(s, t, "k2"), (s - t) ** 2 / 2)
+    assert (sampled_divergence(s, t, "k3") >= 0).all()
+
+
+def test_k3_stays_finite():
+    "One token that the teacher loves and the student hates must not overflow the estimate."
+    assert sampled_divergence(torch.tensor([-500.0]), torch.tensor([0.0]), "k3").isfinite().all()
+
+
+def test_token_logps_of_half_precision():
+    "Log-probabilities of bfloat16 logits must not be rounded to two digits."
+    x, ids = logits(0, 2, 3, 50, dtype=torch.bfloat16), torch.tensor([[1, 2, 3], [4, 5, 6]])
+    value = token_logps(x, ids, temperature=0.7)
+    assert value.dtype == torch.float32
+    torch.testing.assert_close(value, (x.float() / 0.7).log_softmax(-1).gather(-1, ids[..., None])[..., 0])
+
+
+@pytest.mark.parametrize("bad,match", [(dict(kind="tv"), "choose one of reverse_kl"), (dict(beta=1.5), r"beta must lie in \[0, 1\], got 1.5"), (dict(floor=-0.1), r"floor must lie in \[0, 1\)"),
+                                       (dict(floor=1.0), "floor"), (dict(floor=0.1, kind="jsd"), "floor=0.1")])
+def test_bad_settings(bad, match):
+    "A typo must not silently select another cost."
+    with pytest.raises(ValueError, match=match): token_divergence(logits(0, 1, 1, 3), logits(1, 1, 1, 3), **bad)

@@ -1,0 +1,149 @@
+"The central check: every gradient against full enumeration of a policy over three tokens and three steps, in float64."
+import itertools
+
+import pytest
+import torch
+
+from cmdp_nbdev.budget import Budget
+from cmdp_nbdev.divergence import token_divergence, token_logps
+from cmdp_nbdev.mdp import to_go
+from cmdp_nbdev.objective import Batch, Signal, cmdp, gkd, grpo, saute, signal_loss, soft
+
+V = T = 3
+PATHS = torch.tensor(list(itertools.product(range(V), repeat=T)))  # all 27 sequences
+STATES = {p: i for i, p in enumerate(p for t in range(T) for p in itertools.product(range(V), repeat=t))}  # 13 prefixes
+NODES = torch.tensor([[STATES[tuple(p[:t])] for t in range(T)] for p in PATHS.tolist()])
+MASK = torch.ones(len(PATHS), T)
+REWARD = (PATHS.sum(-1) % 2 == 0).double() + 0.3 * PATHS[:, 0]
+
+
+class Enumeration:
+    "A tabular policy, a tabular teacher, and expectations over every sequence."
+
+    def __init__(self, seed):
+        g = torch.Generator().manual_seed(seed)
+        table = lambda: torch.randn(len(STATES), V, generator=g, dtype=torch.float64)
+        self.theta, self.teacher = table().requires_grad_(), table()
+
+    def measure(self):
+        "Log-probabilities and exact per-token KL with gradient, both (27, 3), and the probability of each sequence."
+        logits = self.theta[NODES]
+        logp = token_logps(logits, PATHS)
+        return logp, token_divergence(logits, self.teacher[NODES]), logp.sum(-1).exp()
+
+    def grad(self, value):
+        "Gradient of a scalar with respect to the policy's table."
+        return torch.autograd.grad(value, self.theta, allow_unused=True)[0]
+
+    def batch(self):
+        "What a method sees: all sequences as one group."
+        logp, cost, _ = self.measure()
+        return Batch(REWARD, torch.zeros(len(PATHS), dtype=torch.long), MASK, logp.detach(), token_logps(self.teacher[NODES], PATHS), {"divergence": cost.detach()})
+
+    def expected(self, advantage, multiplier):
+        "Gradient of E[signal_loss], each sequence weighted by its (detached) probability, times T: the loss is a mean over tokens."
+        logp, cost, prob = self.measure()
+        loss = [signal_loss(Signal(advantage[i:i + 1], multiplier[i:i + 1]), logp[i:i + 1], {"divergence": cost[i:i + 1]}, MASK[:1]) for i in range(len(PATHS))]
+        return self.grad((prob.detach() * torch.stack(loss)).sum() * T)
+
+    def of(self, signal):
+        "The same for what a method answered."
+        return self.expected(signal.advantage.double(), signal.multiplier)
+
+
+@pytest.fixture(params=[0, 1, 2])
+def world(request): return Enumeration(request.param)
+
+
+def close(a, b, tol=1e-10): assert (a - b).abs().max() < tol, float((a - b).abs().max())
+
+
+NOTHING = torch.zeros(len(PATHS), T, dtype=torch.float64)
+
+
+def test_the_enumeration_is_complete(world):
+    "If the probabilities did not sum to one, every test below would compare two wrong numbers."
+    _, cost, prob = world.measure()
+    close(prob.sum(), torch.tensor(1.0, dtype=torch.float64))
+    path_kl = (prob * (prob.log() - token_logps(world.teacher[NODES], PATHS).sum(-1))).sum()  # the chain rule of the KL
+    close((prob * cost.sum(-1)).sum(), path_kl)
+
+
+@pytest.mark.parametrize("include_now", [True, False])
+def test_score_function_plus_pathwise_is_the_true_gradient(world, include_now):
+    "A user who constrains the KL would otherwise push it in a direction that does not lower it."
+    _, cost, prob = world.measure()
+    truth, c = world.grad((prob * cost.sum(-1)).sum()), cost.detach()
+    future = to_go(c, MASK) - (0 if include_now else c)  # the cost of now has no score-function part: its mean over actions is a constant
+    close(world.expected(-future, MASK.double()), truth)
+    assert truth.norm() > 1e-2
+
+
+def test_pathwise_alone_is_not_the_gradient_of_the_trajectory_kl(world):
+    "GKD drops the sampling term; a test that could not tell would prove nothing about the one above."
+    _, cost, prob = world.measure()
+    truth = world.grad((prob * cost.sum(-1)).sum())
+    pathwise = world.grad((prob.detach() * cost.sum(-1)).sum())
+    close(world.of(gkd(world.batch(), Budget(1.0), {})), pathwise)
+    assert (pathwise - truth).norm() > 1e-2 * truth.norm()
+
+
+def test_detached_exact_kl_as_immediate_reward_has_no_gradient(world):
+    "The trap: an exact KL used as the reward of its own token teaches nothing at all."
+    _, cost, _ = world.measure()
+    close(world.expected(-cost.detach(), NOTHING), torch.zeros_like(world.theta))
+
+
+def test_detached_exact_kl_sum_as_only_reward_is_wrong(world):
+    "The trap's second half: summed over the sequence it has a gradient, but not that of the KL."
+    _, cost, prob = world.measure()
+    truth = world.grad((prob * cost.sum(-1)).sum())
+    wrong = world.expected(-to_go(cost.detach(), MASK), NOTHING)
+    assert wrong.norm() > 1e-3
+    assert (wrong - truth).norm() > 0.2 * truth.norm()
+
+
+def test_k1_return_to_go_is_the_true_gradient(world):
+    "The sampled log-ratio, unlike the exact KL, may be used as a reward."
+    logp, cost, prob = world.measure()
+    k1 = (logp - token_logps(world.teacher[NODES], PATHS)).detach()
+    close(world.expected(-to_go(k1, MASK), NOTHING), world.grad((prob * cost.sum(-1)).sum()))
+
+
+def test_grpo_is_the_gradient_of_the_expected_reward(world):
+    "GRPO must maximise E[R]; the group baseline may change the variance but not the mean."
+    _, _, prob = world.measure()
+    close(world.of(grpo(world.batch(), Budget(1.0), {}, scale_rewards="none")), world.grad(-(prob * REWARD).sum()))
+
+
+@pytest.mark.parametrize("lam", [0.0, 0.7, 3.0])
+def test_soft_is_grpo_plus_lambda_times_pathwise(world, lam):
+    "`lam` must be the weight of the divergence, in the unit of the reward."
+    _, cost, prob = world.measure()
+    truth = world.grad(-(prob * REWARD).sum() + lam * (prob.detach() * cost.sum(-1)).sum())
+    close(world.of(soft(world.batch(), Budget(1.0), {}, lam=lam, scale_rewards="none")), truth)
+
+
+def test_cmdp_is_the_gradient_of_the_modified_reward(world):
+    "The paper's objective with phi = coef*D: score function of the modified reward plus the pathwise gradient of D on violators."
+    _, cost, prob = world.measure()
+    spent, n, coef = cost.sum(-1), 2.0, 1.5
+    limit = float(spent.detach().median())
+    over = (spent.detach() > limit).double()
+    assert 0 < over.sum() < len(over)
+    objective = (prob * ((1 - over) * REWARD - over * (n + coef * spent))).sum()  # the step itself has no gradient
+    close(world.of(cmdp(world.batch(), Budget(limit), {}, penalty=n, coef=coef, scale_rewards="none")), world.grad(-objective))
+
+
+def test_saute_has_no_direction_when_everybody_violates(world):
+    "The documented failure of a constant penalty: over budget everywhere, nothing points back to the teacher."
+    close(world.of(saute(world.batch(), Budget(0.0), {}, penalty=5.0, scale_rewards="none")), torch.zeros_like(world.theta))
+    assert world.of(cmdp(world.batch(), Budget(0.0), {}, scale_rewards="none")).norm() > 1e-2  # phi has one
+
+
+def test_advantage_and_multiplier_are_detached(world):
+    "A gradient through the signal would optimise something else than stated."
+    logp, cost, _ = world.measure()
+    live = Signal(cost.sum(-1), cost)  # both carry gradients
+    still = Signal(cost.sum(-1).detach(), cost.detach())
+    close(world.grad(signal_loss(live, logp, {"divergence": cost}, MASK)), world.grad(signal_loss(still, logp, {"divergence": cost}, MASK)), 1e-14)
