@@ -1,4 +1,5 @@
 "Properties of the per-token cost."
+import math
 import warnings
 
 import pytest
@@ -45,7 +46,7 @@ def test_floor_bounds_the_kl(seed, floor):
     s, t = logits(seed, 4, V, scale=50.0), logits(seed + 1, 4, V, scale=50.0)
     for kind in ("reverse_kl", "forward_kl"):
         value = token_divergence(s, t, kind, floor=floor)
-        assert value.isfinite().all() and (value <= torch.log(torch.tensor(V / floor)) + 1e-9).all()
+        assert value.isfinite().all() and (value <= math.log(V / floor) + 1e-6).all()
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
@@ -135,8 +136,7 @@ def test_cropping_is_a_softmax_over_the_common_ids(student_has_more):
     torch.testing.assert_close(value, token_divergence(s[..., :5], t[..., :5]))
     value.sum().backward()
     assert (s.grad[..., 5:] == 0).all() and s.grad[..., :5].abs().sum() > 0
-    lost = align_vocab(s, t)[2]
-    torch.testing.assert_close(float(lost), float(b.softmax(-1)[..., 5:].sum(-1).mean()), rtol=1e-5, atol=1e-7)
+    torch.testing.assert_close(align_vocab(s, t)[2].item(), b.softmax(-1)[..., 5:].sum(-1).mean().item(), rtol=1e-5, atol=1e-7)
 
 
 def test_no_warning_for_unused_padding_rows():

@@ -33,7 +33,7 @@ class Enumeration:
 
     def grad(self, value):
         "Gradient of a scalar with respect to the policy's table."
-        return torch.autograd.grad(value, self.theta, allow_unused=True)[0]
+        return torch.autograd.grad(value, self.theta, retain_graph=True)[0]
 
     def batch(self):
         "What a method sees: all sequences as one group."
