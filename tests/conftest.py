@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 from hypothesis import settings
 
 from cmdp_nbdev.model import default_pair
@@ -66,6 +67,12 @@ def flat(model) -> torch.Tensor:
 def relative(a: torch.Tensor, b: torch.Tensor) -> float:
     "Norm of the difference over the norm of `b`."
     return float((a.double() - b.double()).norm() / b.double().norm())
+
+
+@pytest.fixture(autouse=True)
+def fresh_accelerate():
+    "accelerate keeps its precision for the whole process; tests must not see that of an earlier one."
+    AcceleratorState._reset_state(True)
 
 
 @pytest.fixture(scope="session")

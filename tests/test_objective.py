@@ -101,7 +101,7 @@ def test_smooth_gate_becomes_the_step_gate():
     advantage, multiplier = answer("cmdp-smooth", b, budget, floor=0.0, coef=4.0, width=1e-6, margin=1.0, scale_rewards="none")
     gated = b.rewards * (spent <= 0.9)
     torch.testing.assert_close(advantage, torch.where(b.mask.bool(), group_advantage(gated, b.group_ids, "none")[:, None], 0.0))
-    torch.testing.assert_close(multiplier, 4.0 * b.mask * (spent > 0.9)[:, None])
+    torch.testing.assert_close(multiplier, 4.0 * b.mask.double() * (spent > 0.9)[:, None])
 
 
 def test_soft_without_weight_is_grpo_and_gkd_is_its_other_half():
