@@ -1,0 +1,103 @@
+"Two processes are one run: same batch, same loss, same weights, one set of files."
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+from conftest import ROOT, flat, read_lines, relative
+
+from cmdp_nbdev.mdp import Rollout
+
+pytestmark = pytest.mark.slow
+
+SCRIPT = '''
+import json, sys, torch
+torch.set_num_threads(1)
+from cmdp_nbdev.model import default_pair
+from cmdp_nbdev.task import chain_dataset, chain_reward
+from cmdp_nbdev.trainer import CMDPConfig, CMDPTrainer
+out, size = sys.argv[1], 8
+student, teacher, tok = default_pair()
+reward_named = lambda completions, **kwargs: [float(len(c)) for c in completions]
+reward_named.__name__ = "length"
+args = CMDPConfig(output_dir=out + "/run", max_steps=2, per_device_train_batch_size=size, num_generations=4, max_completion_length=20, device="cpu", disable_tqdm=True, save_steps=2)
+trainer = CMDPTrainer(student, teacher, [chain_reward, reward_named], args, chain_dataset(64), chain_dataset(15, "validation"), tok)
+flat = lambda: torch.cat([p.detach().flatten() for p in trainer.accelerator.unwrap_model(trainer.model).parameters()]).clone()
+clip, grads = trainer.accelerator.clip_grad_norm_, []
+def record(parameters, bound):
+    parameters = list(parameters); grads.append(torch.cat([p.grad.flatten().clone() for p in parameters])); return clip(parameters, bound)
+trainer.accelerator.clip_grad_norm_ = record
+metrics = [trainer.step()]
+rollout = trainer.rollout
+metrics.append(trainer.train())
+evaluation = trainer.evaluate()
+trainer.save_model(out + "/student")
+torch.save(dict(world=trainer.world, weights=flat(), grad=grads[0], metrics=metrics, evaluation=evaluation, rollout={k: getattr(rollout, k) for k in rollout.__dataclass_fields__}), f"{out}/rank{trainer.rank}.pt")
+trainer.accelerator.wait_for_everyone()
+'''
+
+
+@pytest.fixture(scope="module")
+def ranks(tmp_path_factory):
+    "The folder of a two-step run on two processes, and what each of them saw."
+    out = tmp_path_factory.mktemp("world2")
+    (out / "run.py").write_text(SCRIPT)
+    import os
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": "", "ACCELERATE_USE_CPU": "true"}
+    done = subprocess.run([sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", str(out / "run.py"), str(out)], env=env, capture_output=True, text=True, timeout=180)
+    assert done.returncode == 0, done.stderr[-4000:]
+    return out, [torch.load(out / f"rank{r}.pt", weights_only=False) for r in (0, 1)]
+
+
+def plain(metrics): return {k: v for k, v in metrics.items() if k != "seconds"}
+
+
+def test_both_ranks_agree(ranks):
+    "Ranks that drift apart train two students, of which one is saved."
+    _, (a, b) = ranks
+    assert a["world"] == b["world"] == 2
+    assert torch.equal(a["weights"], b["weights"]) and torch.equal(a["grad"], b["grad"])
+    for k in ("loss", "grad_norm", "reward", "accuracy", "satisfaction_rate", "kl_mean", "kl_p95", "spent_mean", "length_mean", "rewards/length"): assert a["metrics"][0][k] == pytest.approx(b["metrics"][0][k], rel=1e-6), k
+    assert a["evaluation"] == b["evaluation"] and a["evaluation"]["n_eval"] == 15
+
+
+def test_files_are_written_once(ranks):
+    "One line per update, one folder per checkpoint, with the random state of every rank."
+    out, (a, _) = ranks
+    lines = read_lines(out / "run" / "metrics.jsonl")
+    assert [m["step"] for m in lines] == [1, 2] and lines == a["metrics"]
+    checkpoint = out / "run" / "checkpoint-2"
+    assert {"trainer_state.json", "model.safetensors", "random_states_0.pkl", "random_states_1.pkl"} <= {p.name for p in checkpoint.iterdir()}
+    assert not list((out / "run").glob("*.part")) and (out / "student" / "model.safetensors").is_file()
+
+
+def test_each_rank_has_its_own_prompts(ranks):
+    "Two processes on the same prompts would be one at twice the price."
+    _, (a, b) = ranks
+    assert not set(a["rollout"]["prompts"]) & set(b["rollout"]["prompts"])
+
+
+def test_the_update_is_that_of_one_process_on_the_same_rollouts(ranks, make_trainer):
+    "The number of devices is no hyperparameter: loss and gradient of the first update must be those of the whole batch on one."
+    _, (a, b) = ranks
+    one, two = Rollout(**a["rollout"]), Rollout(**b["rollout"])
+
+    def joined(k, side):
+        x, y = getattr(one, k), getattr(two, k)
+        if x.dim() == 1: return torch.cat([x, y])
+        width = max(x.shape[1], y.shape[1])
+        pad = lambda z: torch.nn.functional.pad(z, (width - z.shape[1], 0) if side == "left" else (0, width - z.shape[1]))
+        return torch.cat([pad(x), pad(y)])
+
+    both = Rollout(joined("prompt_ids", "left"), joined("prompt_mask", "left"), joined("completion_ids", "right"), joined("completion_mask", "right"), joined("terminated", None), joined("sampled_logps", "right"),
+                   torch.cat([one.group_ids, two.group_ids + 100]), one.prompts + two.prompts, one.completions + two.completions, {k: one.columns[k] + two.columns[k] for k in one.columns})
+    def length(completions, **kwargs): return [float(len(c)) for c in completions]
+    from conftest import gradients_of_step
+
+    from cmdp_nbdev.task import chain_reward
+    trainer = make_trainer(per_device_train_batch_size=16, reward_funcs=[chain_reward, length])
+    trainer._sample = lambda: both
+    metrics, grad = gradients_of_step(trainer)
+    assert relative(a["grad"], grad) < 1e-4
+    for k in ("loss", "grad_norm", "reward", "accuracy", "satisfaction_rate", "kl_mean", "kl_p95", "length_mean", "multiplier_mean", "advantage_abs", "rewards/length"): assert a["metrics"][0][k] == pytest.approx(metrics[k], rel=1e-4), k
