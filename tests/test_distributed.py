@@ -1,13 +1,14 @@
 "Two processes are one run: same batch, same loss, same weights, one set of files."
-import json
+import os
 import subprocess
 import sys
 
 import pytest
 import torch
-from conftest import ROOT, flat, read_lines, relative
+from conftest import ROOT, gradients_of_step, read_lines, relative
 
 from cmdp_nbdev.mdp import Rollout
+from cmdp_nbdev.task import chain_reward
 
 pytestmark = pytest.mark.slow
 
@@ -30,11 +31,13 @@ def record(parameters, bound):
 trainer.accelerator.clip_grad_norm_ = record
 metrics = [trainer.step()]
 rollout = trainer.rollout
-metrics.append(trainer.train())
+metrics.append(trainer.step())
 evaluation = trainer.evaluate()
-trainer.save_model(out + "/student")
 torch.save(dict(world=trainer.world, weights=flat(), grad=grads[0], metrics=metrics, evaluation=evaluation, rollout={k: getattr(rollout, k) for k in rollout.__dataclass_fields__}), f"{out}/rank{trainer.rank}.pt")
 trainer.accelerator.wait_for_everyone()
+trainer.train()  # nothing left to do; then as in the README
+assert trainer.evaluate() == evaluation
+trainer.save_model(out + "/student")
 '''
 
 
@@ -43,19 +46,15 @@ def ranks(tmp_path_factory):
     "The folder of a two-step run on two processes, and what each of them saw."
     out = tmp_path_factory.mktemp("world2")
     (out / "run.py").write_text(SCRIPT)
-    import os
     env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": "", "ACCELERATE_USE_CPU": "true"}
     done = subprocess.run([sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", str(out / "run.py"), str(out)], env=env, capture_output=True, text=True, timeout=180)
-    assert done.returncode == 0, done.stderr[-4000:]
-    return out, [torch.load(out / f"rank{r}.pt", weights_only=False) for r in (0, 1)]
-
-
-def plain(metrics): return {k: v for k, v in metrics.items() if k != "seconds"}
+    assert (out / "rank0.pt").exists() and (out / "rank1.pt").exists(), done.stderr[-4000:]
+    return out, [torch.load(out / f"rank{r}.pt", weights_only=False) for r in (0, 1)], done
 
 
 def test_both_ranks_agree(ranks):
     "Ranks that drift apart train two students, of which one is saved."
-    _, (a, b) = ranks
+    _, (a, b), _ = ranks
     assert a["world"] == b["world"] == 2
     assert torch.equal(a["weights"], b["weights"]) and torch.equal(a["grad"], b["grad"])
     for k in ("loss", "grad_norm", "reward", "accuracy", "satisfaction_rate", "kl_mean", "kl_p95", "spent_mean", "length_mean", "rewards/length"): assert a["metrics"][0][k] == pytest.approx(b["metrics"][0][k], rel=1e-6), k
@@ -64,23 +63,29 @@ def test_both_ranks_agree(ranks):
 
 def test_files_are_written_once(ranks):
     "One line per update, one folder per checkpoint, with the random state of every rank."
-    out, (a, _) = ranks
+    out, (a, _), _ = ranks
     lines = read_lines(out / "run" / "metrics.jsonl")
-    assert [m["step"] for m in lines] == [1, 2] and lines == a["metrics"]
+    assert [m["step"] for m in lines] == [1, 2] and len(a["metrics"]) == 2 and lines == a["metrics"]
     checkpoint = out / "run" / "checkpoint-2"
     assert {"trainer_state.json", "model.safetensors", "random_states_0.pkl", "random_states_1.pkl"} <= {p.name for p in checkpoint.iterdir()}
-    assert not list((out / "run").glob("*.part")) and (out / "student" / "model.safetensors").is_file()
+    assert not list((out / "run").glob("*.part"))
+
+def test_evaluating_and_saving_after_training(ranks):
+    "train(), evaluate(), save_model(): the README's three lines must work on several devices, too."
+    out, _, done = ranks
+    assert done.returncode == 0, done.stderr[-2500:]
+    assert (out / "student" / "model.safetensors").is_file()
 
 
 def test_each_rank_has_its_own_prompts(ranks):
     "Two processes on the same prompts would be one at twice the price."
-    _, (a, b) = ranks
+    _, (a, b), _ = ranks
     assert not set(a["rollout"]["prompts"]) & set(b["rollout"]["prompts"])
 
 
 def test_the_update_is_that_of_one_process_on_the_same_rollouts(ranks, make_trainer):
     "The number of devices is no hyperparameter: loss and gradient of the first update must be those of the whole batch on one."
-    _, (a, b) = ranks
+    _, (a, b), _ = ranks
     one, two = Rollout(**a["rollout"]), Rollout(**b["rollout"])
 
     def joined(k, side):
@@ -93,9 +98,6 @@ def test_the_update_is_that_of_one_process_on_the_same_rollouts(ranks, make_trai
     both = Rollout(joined("prompt_ids", "left"), joined("prompt_mask", "left"), joined("completion_ids", "right"), joined("completion_mask", "right"), joined("terminated", None), joined("sampled_logps", "right"),
                    torch.cat([one.group_ids, two.group_ids + 100]), one.prompts + two.prompts, one.completions + two.completions, {k: one.columns[k] + two.columns[k] for k in one.columns})
     def length(completions, **kwargs): return [float(len(c)) for c in completions]
-    from conftest import gradients_of_step
-
-    from cmdp_nbdev.task import chain_reward
     trainer = make_trainer(per_device_train_batch_size=16, reward_funcs=[chain_reward, length])
     trainer._sample = lambda: both
     metrics, grad = gradients_of_step(trainer)
