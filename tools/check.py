@@ -98,7 +98,7 @@ def readme() -> None:
 
 def nbs() -> None:
     "Every cell of nbs/ runs."
-    run("nbdev-test", "--n_workers", "2")
+    run("nbdev-test", "--n-workers", "2")
 
 
 def tests() -> None:
