@@ -86,8 +86,8 @@ class CMDPConfig:
     mask_truncated_completions: bool = _f(False, "leave completions that were cut off out of the loss")
     reward_weights: list[float] | None = _f(None, "weight of each reward function; None = 1 each")
     # optimisation
-    max_steps: int = _f(500, "updates, >= 1")
-    per_device_train_batch_size: int = _f(256, "completions per forward pass and device, >= 1")
+    max_steps: int = _f(600, "updates, >= 1")
+    per_device_train_batch_size: int = _f(128, "completions per forward pass and device, >= 1")
     gradient_accumulation_steps: int = _f(1, "forward passes per update, >= 1; the result does not depend on the split")
     num_iterations: int = _f(1, "optimiser steps per rollout, >= 1; > 1 uses the clipped ratio")
     epsilon: float = _f(0.2, "lower clip of the ratio, > 0")
