@@ -13,17 +13,16 @@ from cmdp_nbdev.task import chain_reward
 pytestmark = pytest.mark.slow
 
 SCRIPT = '''
-import json, sys, torch
+import sys, time, accelerate, torch
 torch.set_num_threads(1)
 from cmdp_nbdev.model import default_pair
 from cmdp_nbdev.task import chain_dataset, chain_reward
 from cmdp_nbdev.trainer import CMDPConfig, CMDPTrainer
 out, size = sys.argv[1], 8
 student, teacher, tok = default_pair()
-reward_named = lambda completions, **kwargs: [float(len(c)) for c in completions]
-reward_named.__name__ = "length"
+def digits(completions, **kwargs): return [float(sum(int(x) for x in c if x.isdigit())) for c in completions]
 args = CMDPConfig(output_dir=out + "/run", max_steps=2, per_device_train_batch_size=size, num_generations=4, max_completion_length=20, device="cpu", disable_tqdm=True, save_steps=2)
-trainer = CMDPTrainer(student, teacher, [chain_reward, reward_named], args, chain_dataset(64), chain_dataset(15, "validation"), tok)
+trainer = CMDPTrainer(student, teacher, [chain_reward, digits], args, chain_dataset(64), chain_dataset(15, "validation"), tok)
 flat = lambda: torch.cat([p.detach().flatten() for p in trainer.accelerator.unwrap_model(trainer.model).parameters()]).clone()
 clip, grads = trainer.accelerator.clip_grad_norm_, []
 def record(parameters, bound):
@@ -35,6 +34,12 @@ metrics.append(trainer.step())
 evaluation = trainer.evaluate()
 torch.save(dict(world=trainer.world, weights=flat(), grad=grads[0], metrics=metrics, evaluation=evaluation, rollout={k: getattr(rollout, k) for k in rollout.__dataclass_fields__}), f"{out}/rank{trainer.rank}.pt")
 trainer.accelerator.wait_for_everyone()
+if trainer.rank == 1:  # a process that is slower at writing its random state
+    save = accelerate.accelerator.save_accelerator_state
+    accelerate.accelerator.save_accelerator_state = lambda *args, **kwargs: (time.sleep(1), save(*args, **kwargs))[1]
+trainer.global_step = 3
+try: trainer.save_checkpoint()
+except Exception as e: open(f"{out}/late{trainer.rank}.txt", "w").write(str(e)); trainer.accelerator.wait_for_everyone()
 trainer.train()  # nothing left to do; then as in the README
 assert trainer.evaluate() == evaluation
 trainer.save_model(out + "/student")
@@ -57,7 +62,7 @@ def test_both_ranks_agree(ranks):
     _, (a, b), _ = ranks
     assert a["world"] == b["world"] == 2
     assert torch.equal(a["weights"], b["weights"]) and torch.equal(a["grad"], b["grad"])
-    for k in ("loss", "grad_norm", "reward", "accuracy", "satisfaction_rate", "kl_mean", "kl_p95", "spent_mean", "length_mean", "rewards/length"): assert a["metrics"][0][k] == pytest.approx(b["metrics"][0][k], rel=1e-6), k
+    for k in ("loss", "grad_norm", "reward", "accuracy", "satisfaction_rate", "kl_mean", "kl_p95", "spent_mean", "length_mean", "rewards/digits"): assert a["metrics"][0][k] == pytest.approx(b["metrics"][0][k], rel=1e-6), k
     assert a["evaluation"] == b["evaluation"] and a["evaluation"]["n_eval"] == 15
 
 
@@ -69,6 +74,13 @@ def test_files_are_written_once(ranks):
     checkpoint = out / "run" / "checkpoint-2"
     assert {"trainer_state.json", "model.safetensors", "random_states_0.pkl", "random_states_1.pkl"} <= {p.name for p in checkpoint.iterdir()}
     assert not list((out / "run").glob("*.part"))
+
+def test_a_checkpoint_waits_for_every_rank(ranks):
+    "A checkpoint is complete or absent: without the random state of a slower process it cannot be resumed."
+    out, _, _ = ranks
+    assert not [p.read_text() for p in out.glob("late*.txt")]
+    assert {f"random_states_{r}.pkl" for r in (0, 1)} <= {p.name for p in (out / "run" / "checkpoint-3").iterdir()}
+
 
 def test_evaluating_and_saving_after_training(ranks):
     "train(), evaluate(), save_model(): the README's three lines must work on several devices, too."
@@ -97,9 +109,9 @@ def test_the_update_is_that_of_one_process_on_the_same_rollouts(ranks, make_trai
 
     both = Rollout(joined("prompt_ids", "left"), joined("prompt_mask", "left"), joined("completion_ids", "right"), joined("completion_mask", "right"), joined("terminated", None), joined("sampled_logps", "right"),
                    torch.cat([one.group_ids, two.group_ids + 100]), one.prompts + two.prompts, one.completions + two.completions, {k: one.columns[k] + two.columns[k] for k in one.columns})
-    def length(completions, **kwargs): return [float(len(c)) for c in completions]
-    trainer = make_trainer(per_device_train_batch_size=16, reward_funcs=[chain_reward, length])
+    def digits(completions, **kwargs): return [float(sum(int(x) for x in c if x.isdigit())) for c in completions]
+    trainer = make_trainer(per_device_train_batch_size=16, reward_funcs=[chain_reward, digits])
     trainer._sample = lambda: both
     metrics, grad = gradients_of_step(trainer)
     assert relative(a["grad"], grad) < 1e-4
-    for k in ("loss", "grad_norm", "reward", "accuracy", "satisfaction_rate", "kl_mean", "kl_p95", "length_mean", "multiplier_mean", "advantage_abs", "rewards/length"): assert a["metrics"][0][k] == pytest.approx(metrics[k], rel=1e-4), k
+    for k in ("loss", "grad_norm", "reward", "accuracy", "satisfaction_rate", "kl_mean", "kl_p95", "length_mean", "multiplier_mean", "advantage_abs", "rewards/digits"): assert a["metrics"][0][k] == pytest.approx(metrics[k], rel=1e-4), k
