@@ -171,6 +171,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                     'cmdp_nbdev.trainer._check_ranges': ('trainer.html#_check_ranges', 'cmdp_nbdev/trainer.py'),
                                     'cmdp_nbdev.trainer._f': ('trainer.html#_f', 'cmdp_nbdev/trainer.py'),
                                     'cmdp_nbdev.trainer._is_function': ('trainer.html#_is_function', 'cmdp_nbdev/trainer.py'),
+                                    'cmdp_nbdev.trainer._no_dropout': ('trainer.html#_no_dropout', 'cmdp_nbdev/trainer.py'),
                                     'cmdp_nbdev.trainer._number': ('trainer.html#_number', 'cmdp_nbdev/trainer.py'),
                                     'cmdp_nbdev.trainer.check_dataset': ('trainer.html#check_dataset', 'cmdp_nbdev/trainer.py'),
                                     'cmdp_nbdev.trainer.check_resumable': ('trainer.html#check_resumable', 'cmdp_nbdev/trainer.py'),

@@ -5,6 +5,7 @@
 # %% ../nbs/02_budget.ipynb #imports
 from __future__ import annotations
 
+from numbers import Real
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -46,7 +47,7 @@ class Budget:
     burn_in: int = 0
 
     def __post_init__(self):
-        if not (isinstance(self.limit, (int, float)) and self.limit >= 0):
+        if not (isinstance(self.limit, Real) and self.limit >= 0):
             raise ValueError(f"budget limit must be a number of nats >= 0, got {self.limit!r}")
         if self.aggregate not in AGGREGATES:
             raise ValueError(f"aggregate {self.aggregate!r} is unknown; choose one of {', '.join(AGGREGATES)}")

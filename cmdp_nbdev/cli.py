@@ -73,6 +73,7 @@ def parse_args(argv: list[str] | None = None) -> tuple[RunArguments, dict]:
         except (OSError, yaml.YAMLError) as e: parser.error(f"--config {first.config}: {e}")
         if not isinstance(given, dict): parser.error(f"--config {first.config}: expected 'option: value' lines, got {type(given).__name__}")
         if unknown := set(given) - set(vars(first)): parser.error(f"--config {first.config}: unknown option {', '.join(sorted(unknown))}")
+        if isinstance(given.get("reward"), str): given["reward"] = [given["reward"]]
         parser.set_defaults(**given)
     values = vars(parser.parse_args(argv))
     return RunArguments(**{f.name: values.pop(f.name) for f in dataclasses.fields(RunArguments)}), values
@@ -142,7 +143,7 @@ def write_run(trainer: CMDPTrainer, result: dict, records: list[dict], start: di
     trainer.save_model(out / "student")
     if isinstance(trainer.teacher, torch.nn.Module) and trainer.run_info["teacher"]["bytes"] <= COPY_LIMIT:
         trainer.teacher.save_pretrained(out / "teacher"); trainer.processing_class.save_pretrained(out / "teacher")
-    (out / "eval.jsonl").write_text("".join(json.dumps(r) + "\n" for r in records))
+    (out / "eval.jsonl").write_text("".join(json.dumps(r, default=str) + "\n" for r in records))
     summary = {**result, "budget": args.budget, "aggregate": args.aggregate, "method": args.method, "seed": args.seed, "steps": trainer.global_step, "seconds": round(seconds, 1),
                **({"optimal_accuracy": optimum} if optimum is not None else {}), **{f"start_{k}": start[k] for k in SUMMARY if k in start}}
     (out / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
@@ -204,7 +205,7 @@ def main(argv: list[str] | None = None) -> int:
             if values["method_kwargs"]: raise ValueError("method_kwargs belong to one method and cannot be combined with method 'all'")
             run_all(run, values); return 0
         summary = distil(run, CMDPConfig(**values))
-    except (ValueError, TypeError, OSError) as e:
+    except (ValueError, TypeError, OSError, RuntimeError, FloatingPointError) as e:
         print(f"cmdp-distill: error: {e}", file=sys.stderr); return 2
     if summary: print(format_summary(summary), f"\nstudent, records and pictures: {summary['output_dir']}/", sep="\n")
     return 0

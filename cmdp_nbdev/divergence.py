@@ -55,7 +55,8 @@ def _rows(student: Tensor, teacher: Tensor, kind: str, beta: float, floor: float
     if kind == "reverse_kl" or (kind == "jsd" and beta == 1): return _kl(student, _floor(teacher, floor))
     if kind == "forward_kl" or (kind == "jsd" and beta == 0): return _kl(teacher, _floor(student, floor))
     b = torch.tensor(beta, dtype=dtype, device=student.device)
-    mixture = torch.logaddexp(teacher + b.log(), student + (1 - b).log())
+    low = torch.finfo(dtype).min / 4  # two -inf would have no gradient
+    mixture = torch.logaddexp(teacher.clamp(min=low) + b.log(), student.clamp(min=low) + (1 - b).log())
     return beta * _kl(teacher, mixture) + (1 - beta) * _kl(student, mixture)
 
 # %% ../nbs/01_divergence.ipynb #token-divergence

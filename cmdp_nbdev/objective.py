@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 from dataclasses import dataclass, field
 
 import torch
@@ -86,7 +87,7 @@ METHODS: dict = {}
 def register_method(name: str):
     "Decorator: make a function `(batch, budget, state, **settings) -> Signal` available as `CMDPConfig(method=name)`."
     def add(fn):
-        if name in METHODS and METHODS[name].__qualname__ != fn.__qualname__:
+        if name in METHODS and (METHODS[name].__module__, METHODS[name].__qualname__) != (fn.__module__, fn.__qualname__):
             raise ValueError(f"a method named {name!r} is registered already; choose another name")
         METHODS[name] = fn
         return fn
@@ -137,11 +138,12 @@ def cmdp(batch: Batch, budget: Budget, state: dict, *, penalty: float = 1.0, coe
 
 # %% ../nbs/06_objective.ipynb #smooth-method
 @register_method("cmdp-smooth")
-def cmdp_smooth(batch: Batch, budget: Budget, state: dict, *, coef: float = 5.0, floor: float = 0.3, width: float = 0.15,
+def cmdp_smooth(batch: Batch, budget: Budget, state: dict, *, coef: float = 3.0, floor: float = 0.3, width: float = 0.15,
                 margin: float = 0.9, scale_rewards: str = "group") -> Signal:
     "Smooth gate with a floor: advantage from (1−g)·R, multiplier floor + coef·g, g = σ((D − margin·d)/(width·d)). Derived in nbs/06_objective."
     spent = budget.spent(batch.cost, batch.mask)
-    gate = smooth_gate(spent, margin * budget.limit, width * budget.limit)
+    limit = margin * budget.limit
+    gate = smooth_gate(spent, limit, width * budget.limit) if 0 < limit < math.inf else step_gate(spent, limit)
     multiplier = (floor + coef * gate).unsqueeze(-1) * spend_weights(budget, batch.cost, batch.mask)
     return Signal(group_advantage((1 - gate) * batch.rewards, batch.group_ids, scale_rewards), multiplier, {"gate_mean": gate.mean().item()})
 

@@ -50,7 +50,7 @@ def apply_op(value: int, op: str, operand: int) -> int:
 
 def parse_prompt(prompt: str) -> tuple[int, list[tuple[str, int]]]:
     "`'3+8*7='` -> `(3, [('+', 8), ('*', 7)])`. Raises ValueError for anything that is no chain."
-    if not re.fullmatch(r"\d([+\-*]\d)+=", prompt): raise ValueError(f"not a chain prompt such as '3+8*7=': {prompt!r}")
+    if not re.fullmatch(r"\d([+\-*]\d)+=", prompt): raise ValueError(f"not a chain prompt such as '3+8*7-2=': {prompt!r}")
     return int(prompt[0]), [(prompt[i], int(prompt[i + 1])) for i in range(1, len(prompt) - 1, 2)]
 
 
@@ -103,7 +103,7 @@ def _text(completion) -> str:
 
 def chain_reward(prompts, completions, answer, **kwargs) -> list[float]:
     "1.0 where the completion ends in `#` and the right digit, else 0.0 (a reward function as in TRL)."
-    return [float(_text(c).rpartition("#")[2] == a) for c, a in zip(completions, answer)]
+    return [float("#" in (text := _text(c)) and text.rpartition("#")[2] == a) for c, a in zip(completions, answer)]
 
 
 def check_steps(prompt: str, completion: str) -> list[bool]:

@@ -19,6 +19,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from accelerate.tracking import get_available_trackers
 from accelerate.utils import broadcast_object_list, gather_object
 from datasets import Dataset
@@ -33,7 +34,7 @@ from .mdp import Rollout, masked, select, trajectory_cost, trim
 from .model import check_pair, check_vocab, load_model, load_tokenizer
 from .objective import METHODS, SCALES, Batch, Signal, method_settings, signal_loss
 from .reward import task_rewards
-from .rollout import completion_logits, encode_prompts, generate
+from .rollout import completion_logits, encode_prompts, generate, is_chat
 
 # %% auto #0
 __all__ = ['RANGES', 'RESUMABLE', 'Settings', 'CMDPConfig', 'prompt_order', 'fold_seed', 'check_dataset', 'check_trackers',
@@ -137,7 +138,8 @@ class CMDPConfig:
 
 # %% ../nbs/11_trainer.ipynb #config-checks
 RANGES = {"> 0": (lambda v: v > 0, "temperature epsilon epsilon_high learning_rate adam_epsilon max_grad_norm"),
-          ">= 0": (lambda v: v >= 0, "burn_in distill_steps warmup_steps weight_decay seed eval_steps eval_temperature save_steps"),
+          ">= 0": (lambda v: v >= 0, "weight_decay eval_temperature"),
+          "a whole number >= 0": (lambda v: v >= 0 and v == int(v), "burn_in distill_steps warmup_steps seed eval_steps save_steps"),
           "a whole number >= 1": (lambda v: v >= 1 and v == int(v), "kl_chunk_size num_generations max_completion_length max_steps per_device_train_batch_size gradient_accumulation_steps num_iterations eval_num_generations per_device_eval_batch_size logging_steps save_total_limit"),
           "in (0, 1]": (lambda v: 0 < v <= 1, "top_p"), "in [0, 1)": (lambda v: 0 <= v < 1, "adam_beta1 adam_beta2"),
           "auto or cpu": (lambda v: v in ("auto", "cpu"), "device"), f"one of {', '.join(SCALES)}": (lambda v: v in SCALES, "scale_rewards")}
@@ -148,7 +150,10 @@ def _check_ranges(c: CMDPConfig) -> None:
     for text, (ok, names) in RANGES.items():
         for name in names.split():
             value = getattr(c, name)
-            if value is not None and not ok(value): raise ValueError(f"{name} must be {text}, got {value!r}")
+            if value is None: continue
+            try: fits = ok(value)
+            except (TypeError, ValueError, OverflowError): fits = False
+            if not fits: raise ValueError(f"{name} must be {text}, got {value!r}")
     if c.distill_steps > c.max_steps: raise ValueError(f"distill_steps ({c.distill_steps}) is a part of max_steps ({c.max_steps}) and cannot exceed it")
     if c.bf16 and c.fp16: raise ValueError("bf16 and fp16 exclude each other; choose one")
     if c.per_device_train_batch_size * c.gradient_accumulation_steps % c.num_generations:
@@ -161,6 +166,8 @@ def _check_method(c: CMDPConfig) -> None:
     settings = method_settings(c.method)
     if unknown := set(c.method_kwargs) - set(settings):
         raise ValueError(f"method {c.method!r} has no setting {', '.join(sorted(unknown))}; it has {', '.join(settings) or 'none'}")
+    for k, v in c.method_kwargs.items():
+        if isinstance(settings[k], (int, float)) and not (isinstance(v, (int, float)) and abs(v) < float("inf")): raise ValueError(f"method_kwargs: {k} of method {c.method!r} must be a finite number such as {settings[k]!r}, got {v!r}")
     if "scale_rewards" in settings and c.num_generations == 1:
         raise ValueError(f"num_generations=1 leaves method {c.method!r} nothing to compare: every advantage would be 0 (scale_rewards={c.scale_rewards!r}); use at least 2")
 
@@ -189,12 +196,23 @@ def check_dataset(name: str, dataset, context: int | None, max_completion_length
     "Raise ValueError unless `dataset` has prompts, all of one kind, that leave room for a completion within `context` tokens."
     if dataset is None or len(dataset) == 0: raise ValueError(f"{name} is {'missing' if dataset is None else 'empty'}; give a datasets.Dataset with a 'prompt' column")
     if "prompt" not in dataset.column_names: raise ValueError(f"{name} has no 'prompt' column, only {', '.join(dataset.column_names)}; rename_column() it")
-    if context is None: return
     for start in range(0, len(dataset), 1000):
-        lengths = encode_prompts(dataset[start:start + 1000]["prompt"], tokenizer)[1].sum(-1)
-        if (worst := int(lengths.max())) + max_completion_length > context:
+        prompts = dataset[start:start + 1000]["prompt"]
+        for i, p in enumerate(prompts, start):
+            if not (isinstance(p, str) and p or is_chat(p)): raise ValueError(f"{name}: prompt {i} is {p!r}; a prompt must be a text that is not empty, or a list of chat messages")
+        try: lengths = encode_prompts(prompts, tokenizer)[1].sum(-1)
+        except ValueError as e: raise ValueError(f"{name}: prompts {start}..{start + len(prompts) - 1}: {e}") from e
+        if context is not None and (worst := int(lengths.max())) + max_completion_length > context:
             raise ValueError(f"{name}: prompt {start + int(lengths.argmax())} has {worst} tokens; with max_completion_length={max_completion_length} "
                              f"it exceeds the context of {context} tokens; shorten prompts or completions")
+
+
+def _no_dropout(model) -> None:
+    "Switch dropout off for good: gradient checkpointing needs train mode, but the policy that is scored must be the one that was sampled."
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout): module.p = 0.0
+        for name in ("attention_dropout", "dropout"):
+            if isinstance(getattr(module, name, None), float): setattr(module, name, 0.0)
 
 
 def check_trackers(report_to: str) -> list[str] | None:
@@ -278,14 +296,17 @@ class CMDPTrainer:
         self.train_dataset, self.eval_dataset = train_dataset, eval_dataset
         tokenizer = processing_class or (model if isinstance(model, (str, os.PathLike)) else getattr(model, "name_or_path", None))
         if not tokenizer: raise ValueError("processing_class is missing and the model does not say where it was loaded from; pass the tokenizer")
-        self.processing_class = load_tokenizer(tokenizer)
+        if teacher is model and isinstance(model, torch.nn.Module): raise ValueError("teacher is the same object as model: training the one would move the other; pass a copy (copy.deepcopy)")
         student, self.teacher = load_model(model), teacher if _is_function(teacher) else load_model(teacher, "teacher")
-        self.accelerator = Accelerator(mixed_precision="bf16" if args.bf16 else "fp16" if args.fp16 else "no", cpu=args.device == "cpu", log_with=check_trackers(args.report_to))
+        self.processing_class = load_tokenizer(tokenizer)
+        precision = "bf16" if args.bf16 else "fp16" if args.fp16 else "no"
+        if AcceleratorState._shared_state and AcceleratorState().mixed_precision != precision: AcceleratorState._reset_state()  # an earlier trainer of this process
+        self.accelerator = Accelerator(mixed_precision=precision, cpu=args.device == "cpu", log_with=check_trackers(args.report_to), project_dir=args.output_dir or "runs")
         self.rank, self.world = self.accelerator.process_index, self.accelerator.num_processes
         student.to(self.accelerator.device).eval()  # no dropout: the policy that is scored must be the policy that was sampled
         if not _is_function(teacher): self.teacher.to(self.accelerator.device).eval().requires_grad_(False)
         self._check(student)
-        if args.gradient_checkpointing: student.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False}); student.train()
+        if args.gradient_checkpointing: student.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False}); student.train(); _no_dropout(student)
         optimizer = torch.optim.AdamW([p for p in student.parameters() if p.requires_grad], args.learning_rate, (args.adam_beta1, args.adam_beta2), args.adam_epsilon, args.weight_decay)
         self.scheduler = get_scheduler(args.lr_scheduler_type, optimizer, args.warmup_steps, args.max_steps, args.lr_scheduler_kwargs)
         self.model, self.optimizer = self.accelerator.prepare(student, optimizer)
@@ -302,6 +323,9 @@ class CMDPTrainer:
         if self.eval_dataset is not None: check_dataset("eval_dataset", self.eval_dataset, context, args.max_completion_length, tokenizer)
         if args.reward_weights is not None and len(args.reward_weights) != len(self.reward_funcs):
             raise ValueError(f"reward_weights has {len(args.reward_weights)} numbers for {len(self.reward_funcs)} reward functions")
+        if bad := [w for w in args.reward_weights or [] if not np.isfinite(w)]: raise ValueError(f"reward_weights must be finite numbers, got {bad[0]!r}")
+        if not self.reward_funcs: raise ValueError("reward_funcs is empty; give at least one function f(prompts, completions, **columns) -> list of numbers")
+        if bad := [f for f in self.reward_funcs if not callable(f)]: raise ValueError(f"reward_funcs must be functions, got {bad[0]!r}")
         rows = self.train_dataset[:2]
         probe = generate(student, tokenizer, rows.pop("prompt"), rows, max_completion_length=min(8, args.max_completion_length), generator=self._generator(1))
         task_rewards(self.reward_funcs, probe, args.reward_weights)
@@ -335,7 +359,9 @@ class CMDPTrainer:
         self.scheduler.step()
         self.global_step += 1
         metrics = {"step": self.global_step, "loss": loss, "grad_norm": grad_norm, "learning_rate": self.scheduler.get_last_lr()[0], **step_metrics(batch, kl, signal, self.budget, terminated, args.correct_at)}
-        if len(self.reward_funcs) > 1: metrics |= {f"rewards/{getattr(f, '__name__', i)}": float(each[:, i].nanmean()) for i, f in enumerate(self.reward_funcs)}
+        if len(self.reward_funcs) > 1:
+            each = self.accelerator.gather(each.contiguous())
+            metrics |= {f"rewards/{getattr(f, '__name__', i)}": float(each[:, i].nanmean()) for i, f in enumerate(self.reward_funcs)}
         return self._finish(metrics | {"seconds": time.perf_counter() - started})
 
     def _sample(self) -> Rollout:
@@ -397,7 +423,7 @@ class CMDPTrainer:
                 bar.update()
                 if self.global_step % self.args.logging_steps == 0: bar.set_postfix({k: f"{metrics[k]:.2f}" for k in ("reward", "satisfaction_rate", "kl_mean")})
         self.should_stop = False
-        self.accelerator.end_training()
+        for tracker in self.accelerator.trackers: tracker.finish()  # end_training() would also end the process group, which evaluate() needs
         return metrics
 
     def stop(self) -> None:
@@ -411,9 +437,14 @@ class CMDPTrainer:
         if self.output_dir is not None: return
         args, main = self.args, self.accelerator.is_main_process
         shared = [str(claim_output_dir(args.output_dir, args.method, bool(resume_from_checkpoint))) if main else None]
-        self.output_dir = Path(broadcast_object_list(shared)[0])
-        checkpoint = newest_checkpoint(self.output_dir) if resume_from_checkpoint == "auto" else resume_from_checkpoint
+        folder = Path(broadcast_object_list(shared)[0])
+        checkpoint = newest_checkpoint(folder) if resume_from_checkpoint == "auto" else resume_from_checkpoint
         if checkpoint: self.load_checkpoint(checkpoint)
+        elif (folder / "metrics.jsonl").exists() and (folder / "config.json").exists():  # 'auto', and the run was killed before its first checkpoint
+            saved = json.loads((folder / "config.json").read_text())
+            check_resumable({k: saved.get(k) for k in dataclasses.asdict(args)}, json.loads(json.dumps(dataclasses.asdict(args))), folder)
+        self.output_dir = folder  # only now: a refused start leaves nothing behind
+        self.accelerator.project_configuration.set_directories(str(folder))
         if main: self._keep_metrics(self.global_step); (self.output_dir / "config.json").write_text(json.dumps(run_config(args, **self.run_info), indent=1) + "\n")
         if args.report_to != "none": self.accelerator.init_trackers("cmdp_nbdev", {k: v if isinstance(v, (int, float, str, bool)) else str(v) for k, v in dataclasses.asdict(args).items()})
         if args.eval_on_start and self.global_step == 0: self._log({"step": 0, **{f"eval_{k}": v for k, v in self.evaluate().items()}})
@@ -436,7 +467,10 @@ class CMDPTrainer:
     def _keep_metrics(self, step: int) -> None:
         "Cut metrics.jsonl back to what the loaded checkpoint had seen: lines of later updates will be written again."
         path = self.output_dir / "metrics.jsonl"
-        if path.exists(): path.write_text("".join(line for line in path.read_text().splitlines(keepends=True) if json.loads(line)["step"] <= step))
+        if not path.exists(): return
+        lines = path.read_text().splitlines(keepends=True)
+        if lines and not lines[-1].endswith("\n"): lines.pop()  # the process was killed while writing it
+        path.write_text("".join(line for line in lines if json.loads(line)["step"] <= step))
 
     def evaluate(self, dataset: Dataset | None = None, return_records: bool = False):
         "Metrics of the glossary on `dataset` (default: eval_dataset), the same completions for the same policy every time; the budget is d itself."
@@ -461,6 +495,7 @@ class CMDPTrainer:
         "Write `checkpoint-<step>`: weights, optimiser, scheduler, random states, the method's state. Complete or absent."
         final, part = self.output_dir / f"checkpoint-{self.global_step}", self.output_dir / f"checkpoint-{self.global_step}.part"
         self.accelerator.save_state(str(part))
+        self.accelerator.wait_for_everyone()
         if self.accelerator.is_main_process:
             torch.save(self.method_state, part / "method_state.pt")
             (part / "trainer_state.json").write_text(json.dumps({"global_step": self.global_step, "args": dataclasses.asdict(self.args)}, indent=1))
