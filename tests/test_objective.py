@@ -261,3 +261,13 @@ def test_a_users_method_trains(own_methods, make_trainer):
     trainer = make_trainer(method="growing", method_kwargs={"rate": 2.0}, reward_funcs=chain_reward)
     assert [trainer.step()["lam"], trainer.step()["lam"]] == [2.0, 4.0] and trainer.method_state == {"calls": 2}
     with pytest.raises(ValueError, match="has no setting speed; it has rate, scale_rewards"): make_trainer(method="growing", method_kwargs={"speed": 1})
+
+
+@pytest.mark.parametrize("limit", [0.0, math.inf])
+def test_smooth_gate_without_room(limit):
+    "A budget of 0, or none at all, leaves no width for a sigmoid: the gate is the step, and nothing becomes NaN."
+    b = batch()
+    signal = METHODS["cmdp-smooth"](b, Budget(limit), {}, coef=2.0, floor=0.5, scale_rewards="none")
+    want = 2.5 if limit == 0 else 0.5
+    assert torch.allclose(signal.multiplier[b.mask.bool()], torch.tensor(want, dtype=torch.float64))
+    assert signal.advantage.isfinite().all()
