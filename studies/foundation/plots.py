@@ -22,9 +22,15 @@ def with_interval(rows: list[dict], name: str) -> dict:
     return out
 
 
+def label(row: dict) -> str:
+    "The λ of a soft relaxation; the star marks advantages that are only centred."
+    settings = json.loads(row["settings"])
+    return f"λ={settings['lam']:g}{'*' if settings.get('scale_rewards') == 'none' else ''}" if row["method"] == "soft" else ""
+
+
 def main() -> None:
     report = groups(read("report"))
-    rows = [with_interval(g, g[0]["method"]) | {"label": f"λ={json.loads(g[0]['settings'])['lam']:g}" if g[0]["method"] == "soft" else ""} for g in report.values()]
+    rows = [with_interval(g, g[0]["method"]) | {"label": label(g[0])} for g in report.values()]
     at_default = [r for r in rows if r["budget"] == 0.8]
     zoom = [r for r in at_default if r["satisfaction_rate"] > 0.55]
     tradeoff_figure(zoom, x_range=(0.6, 1.005), y_range=(0.65, 1.005)).write_image(HERE / "tradeoff.svg")
