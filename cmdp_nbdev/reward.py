@@ -34,7 +34,7 @@ def call_reward(f: Callable, rollout: Rollout) -> Tensor:
     except Exception as e: raise RuntimeError(f"reward function {name!r} raised {type(e).__name__}: {e}") from e
     if not hasattr(values, "__len__") or len(values) != len(rollout):
         raise ValueError(f"reward function {name!r} must return one number (or None) per completion: {len(rollout)} completions, got {len(values) if hasattr(values, '__len__') else type(values).__name__}")
-    if bad := [v for v in values if v is not None and not isinstance(v, (Real, Tensor, np.number, np.bool_))]:
+    if bad := [v for v in values if v is not None and not isinstance(v, (Real, Tensor, np.bool_))]:
         raise ValueError(f"reward function {name!r} returned {bad[0]!r}: a reward must be a number, or None where it does not apply")
     if bad := [v for v in values if v is not None and not math.isfinite(v)]:
         raise ValueError(f"reward function {name!r} returned {bad[0]}: a reward must be finite, or None where it does not apply")
