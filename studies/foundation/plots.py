@@ -2,8 +2,7 @@
 import json
 from pathlib import Path
 
-from scipy.stats import beta
-
+from cmdp_nbdev.budget import satisfaction_interval
 from cmdp_nbdev.plot import frontier_figure, tradeoff_figure
 from cmdp_nbdev.task import chain_dataset, chain_frontier
 from study import N_EVAL, groups, mean, read
@@ -16,9 +15,7 @@ def with_interval(rows: list[dict], name: str) -> dict:
     out = {k: mean(rows, k) for k in ("accuracy", "satisfaction_rate", "accuracy_within_budget", "budget")} | {"method": name}
     n = int(sum(r["n_eval"] for r in rows))
     for k in ("accuracy", "satisfaction_rate", "accuracy_within_budget"):
-        hits = round(out[k] * n)
-        out[f"{k}_low"] = float(beta.ppf(0.025, hits, n - hits + 1)) if hits else 0.0
-        out[f"{k}_high"] = float(beta.ppf(0.975, hits + 1, n - hits)) if hits < n else 1.0
+        out[f"{k}_low"], out[f"{k}_high"] = satisfaction_interval(round(out[k] * n), n)
     return out
 
 
