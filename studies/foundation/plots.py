@@ -20,9 +20,9 @@ def with_interval(rows: list[dict], name: str) -> dict:
 
 
 def label(row: dict) -> str:
-    "The λ of a soft relaxation; the star marks advantages that are only centred."
+    "The λ of a soft relaxation with scaled advantages; the unscaled one lies on λ = 1.35, where two labels could not be read."
     settings = json.loads(row["settings"])
-    return f"λ={settings['lam']:g}{'*' if settings.get('scale_rewards') == 'none' else ''}" if row["method"] == "soft" else ""
+    return f"λ={settings['lam']:g}" if row["method"] == "soft" and "scale_rewards" not in settings else ""
 
 
 def main() -> None:
