@@ -8,13 +8,18 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+from datasets import Dataset
+from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import Tensor
+from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache, GenerationMixin, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
+from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from .budget import Budget
 from .divergence import token_divergence, token_logps
 
 # %% auto #0
-__all__ = ['COSTS', 'TreeCMDP', 'random_tree', 'Law', 'law']
+__all__ = ['COSTS', 'IMPOSSIBLE', 'TreeCMDP', 'random_tree', 'Law', 'law', 'TabularConfig', 'TabularLM', 'tabular_lm',
+           'tabular_tokenizer', 'tabular_pair', 'tabular_dataset', 'trajectory_index', 'tabular_reward']
 
 # %% ../nbs/03_tabular.ipynb #tree
 @dataclass(frozen=True)
@@ -109,3 +114,110 @@ def law(tree: TreeCMDP, logits: Tensor, cost: str = "reverse_kl") -> Law:
     if cost == "log_ratio": return Law(tree, logp, teacher_logp, logp - teacher_logp)
     if cost == "surprisal": return Law(tree, logp, teacher_logp, -teacher_logp)
     raise ValueError(f"cost {cost!r} is unknown; choose one of {', '.join(COSTS)}")
+
+# %% ../nbs/03_tabular.ipynb #lm
+IMPOSSIBLE = -1e4  # a logit: its probability is exactly 0 in float64, and unlike -inf it leaves every product finite
+
+
+class TabularConfig(PretrainedConfig):
+    "Shape of a `TabularLM`: `trees` tables for `actions` actions and `depth` steps. Ids: pad 0, EOS 1, the actions from 2 on, then one begin token for each tree."
+    model_type = "cmdp-tabular"
+
+    def __init__(self, actions: int = 2, depth: int = 1, trees: int = 1, **kwargs):
+        self.actions, self.depth, self.trees = actions, depth, trees
+        self.vocab_size, self.max_position_embeddings = 2 + actions + trees, depth + 2  # begin, `depth` actions, EOS
+        self.num_hidden_layers = 1  # of the cache
+        super().__init__(**{**kwargs, "pad_token_id": 0, "eos_token_id": 1, "bos_token_id": None})
+
+
+class TabularLM(PreTrainedModel, GenerationMixin):
+    """A causal LM that looks its logits up: `table` (K, N, V) float64, one row for every history of K trees.
+
+    A history starts at the last begin token; pad tokens before it are ignored, so no attention mask is needed. Past `depth` actions, or after
+    a token that is no action, EOS has probability 1. The cache holds the ids themselves. Derived in nbs/03_tabular.
+    """
+    config_class = TabularConfig
+    main_input_name = "input_ids"
+
+    def __init__(self, config: TabularConfig):
+        super().__init__(config)
+        nodes = (config.actions ** config.depth - 1) // (config.actions - 1)
+        self.table = torch.nn.Parameter(torch.zeros(config.trees, nodes, config.actions, dtype=torch.float64))
+        self.post_init()
+
+    def histories(self, ids: Tensor) -> tuple[Tensor, Tensor]:
+        "Tree and node after each token of `ids` (B, L), both (B, L) int64; node N means: nothing but EOS may follow."
+        v, end = self.config.actions, self.table.shape[1]
+        tree, node, columns = torch.zeros_like(ids[:, 0]), torch.full_like(ids[:, 0], end), []
+        for token in ids.T:
+            begins, acts = token >= 2 + v, (token >= 2) & (token < 2 + v)
+            node = torch.where(begins, 0, torch.where(acts, v * node + token - 1, end).clamp(max=end))
+            tree = torch.where(begins, token - 2 - v, tree)
+            columns.append((tree, node))
+        return tuple(torch.stack(x, 1) for x in zip(*columns))
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None, past_key_values: DynamicCache | None = None, use_cache: bool | None = None, logits_to_keep: int = 0, **kwargs) -> CausalLMOutputWithPast:
+        "Logits (B, L, vocab_size) float64 after each of `input_ids` (B, L), the last `logits_to_keep` of them if that is not 0."
+        new, ids = input_ids.shape[1], input_ids
+        if use_cache and past_key_values is None: past_key_values = DynamicCache()
+        if past_key_values is not None: ids = past_key_values.update(ids[:, None, :, None], ids[:, None, :, None], 0)[0][:, 0, :, 0]
+        tree, node = (x[:, -(logits_to_keep or new):] for x in self.histories(ids))
+        inside = (node < self.table.shape[1])[..., None]
+        actions = self.table[tree, node.clamp(max=self.table.shape[1] - 1)].masked_fill(~inside, IMPOSSIBLE)
+        never = actions.new_full((*node.shape, 1), IMPOSSIBLE)
+        return CausalLMOutputWithPast(logits=torch.cat([never, never.masked_fill(~inside, 0.0), actions, never.expand(*node.shape, self.config.trees)], -1), past_key_values=past_key_values)
+
+
+AutoConfig.register(TabularConfig.model_type, TabularConfig, exist_ok=True)
+AutoModelForCausalLM.register(TabularConfig, TabularLM, exist_ok=True)
+
+# %% ../nbs/03_tabular.ipynb #lm-pair
+def _trees(trees: TreeCMDP | list[TreeCMDP]) -> list[TreeCMDP]:
+    "A list of trees; ValueError unless there is at least one and all have one shape."
+    trees = [trees] if isinstance(trees, TreeCMDP) else list(trees)
+    shapes = {(t.vocab, t.depth) for t in trees}
+    if len(shapes) != 1: raise ValueError(f"trees must be at least one TreeCMDP, all of one vocabulary size and depth, got (vocab, depth) = {sorted(shapes)}")
+    return trees
+
+
+def tabular_lm(trees: TreeCMDP | list[TreeCMDP], logits: Tensor | None = None) -> TabularLM:
+    "The policy `logits` as a language model, (N, V) for one tree or (K, N, V); None = the teacher. Raises ValueError for logits that do not fit."
+    trees = _trees(trees)
+    teacher = torch.stack([t.teacher for t in trees])
+    table = teacher if logits is None else logits.reshape(-1, *logits.shape[-2:])
+    if table.shape != teacher.shape: raise ValueError(f"logits must be {tuple(teacher.shape)} (trees, histories, actions), got {tuple(logits.shape)}")
+    model = TabularLM(TabularConfig(trees[0].vocab, trees[0].depth, len(trees)))
+    model.table.data.copy_(table)
+    return model
+
+
+def tabular_tokenizer(trees: TreeCMDP | list[TreeCMDP]) -> PreTrainedTokenizerFast:
+    "Word-level tokenizer for `TabularLM`: actions are `0`, `1`, ..., begin tokens `<0>`, `<1>`, ..., separated by blanks."
+    trees = _trees(trees)
+    words = ["[PAD]", "[EOS]", *map(str, range(trees[0].vocab)), *(f"<{k}>" for k in range(len(trees)))]
+    words = Tokenizer(models.WordLevel({w: i for i, w in enumerate(words)}))
+    words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    return PreTrainedTokenizerFast(tokenizer_object=words, pad_token="[PAD]", eos_token="[EOS]", padding_side="left", clean_up_tokenization_spaces=False)
+
+
+def tabular_pair(trees: TreeCMDP | list[TreeCMDP], logits: Tensor | None = None) -> tuple[TabularLM, TabularLM, PreTrainedTokenizerFast]:
+    "(student, teacher, tokenizer) as `CMDPTrainer` takes them; the student starts at `logits`, or at the teacher."
+    return tabular_lm(trees, logits), tabular_lm(trees), tabular_tokenizer(trees)
+
+
+def tabular_dataset(trees: TreeCMDP | list[TreeCMDP]) -> Dataset:
+    "One prompt for each tree, with the number of the tree in the column `tree`."
+    return Dataset.from_dict({"prompt": [f"<{k}>" for k in range(len(_trees(trees)))], "tree": list(range(len(_trees(trees))))})
+
+
+def trajectory_index(tree: TreeCMDP, completion_ids: Tensor) -> Tensor:
+    "Row of `tree.paths` that each completion (B, at least depth) of a `TabularLM` is, (B,) int64."
+    return ((completion_ids[:, :tree.depth] - 2) * tree.vocab ** torch.arange(tree.depth - 1, -1, -1)).sum(-1)
+
+
+def tabular_reward(trees: TreeCMDP | list[TreeCMDP]):
+    "Reward function with TRL's signature for `tabular_dataset`: the trajectory's entry in `rewards`; None for fewer than `depth` actions."
+    trees = _trees(trees)
+    def tree_reward(completion_ids, tree):
+        return [float(trees[k].rewards[trajectory_index(trees[k], torch.tensor([ids]))]) if len(ids) >= trees[k].depth else None for ids, k in zip(completion_ids, tree)]
+    return tree_reward
