@@ -109,7 +109,7 @@ function chart(c, width) {
 
 const BLOCKS = {
   chart,
-  numbers: b => `<dl class="numbers" aria-live="polite">${b.items.map(i => `<div><dt>${esc(i.label)}</dt><dd>${esc(i.value)}</dd><dd class="note">${esc(i.note ?? "")}</dd></div>`).join("")}</dl>`,
+  numbers: b => `<div class="numbers" aria-live="polite">${b.items.map(i => `<div><span>${esc(i.label)}</span> <b>${esc(i.value)}</b> <small>${esc(i.note ?? "")}</small></div>`).join("")}</div>`,
   text: b => `<p class="${b.alert ? "alert" : "prose"}" ${b.alert ? 'role="alert"' : ""}>${esc(b.text)}</p>`,
   code: b => `<pre class="code" tabindex="0" aria-label="Python that reproduces this"><code>${esc(b.text)}</code></pre>`,
   table: b => `<div class="scroll"><table><caption>${esc(b.title)}</caption><tr>${b.columns.map(c => `<th scope="col">${esc(c)}</th>`).join("")}</tr>${b.rows.map(r => `<tr>${r.map(c => `<td>${esc(c)}</td>`).join("")}</tr>`).join("")}</table></div>`,
@@ -206,8 +206,8 @@ function render({model, el}) {
   }
 
   function draw() {
-    const all = blocks(), wide = root.clientWidth || 900, charts = all.filter(b => b.type === "chart").length;
-    const columns = Math.max(1, Math.min(charts, Math.floor((wide + 12) / 330))), width = Math.floor((wide - 12 * (columns - 1)) / columns);
+    const all = blocks(), wide = Math.max(300, (root.clientWidth || 900) - 16), charts = all.filter(b => b.type === "chart").length;
+    const columns = Math.max(1, Math.min(charts, Math.floor((wide + 12) / 290))), width = Math.floor((wide - 12 * (columns - 1)) / columns);
     body.style.setProperty("--columns", columns);
     if (slots.length !== all.length) { body.innerHTML = all.map(b => `<div class="block ${b.type}"></div>`).join(""); slots = all.map(() => ""); }
     const focus = root.contains(document.activeElement) ? document.activeElement.dataset.token : undefined;
@@ -251,7 +251,7 @@ function render({model, el}) {
     else if (item) model.send({press: item.press});
   });
   const token = i => { if (i !== undefined && +i !== model.get("values").token) change({token: +i}); };
-  body.addEventListener("pointerover", e => token(e.target.dataset?.token));
+  body.addEventListener("pointermove", e => { if (e.movementX || e.movementY) token(e.target.dataset?.token); });  // a redraw under a resting pointer is no choice
   body.addEventListener("focusin", e => token(e.target.dataset?.token));
   body.addEventListener("keydown", e => {
     const step = {ArrowRight: 1, ArrowLeft: -1}[e.key], to = step && body.querySelector(`[data-token="${+e.target.dataset.token + step}"]`);
