@@ -204,7 +204,9 @@ class View(anywidget.AnyWidget):
     def _refresh(self, change=None) -> None:
         "Controls and blocks for the present values."
         values, controls = self._settle(self.values)
-        with self.hold_sync(): self.controls = plain(controls); self.values = values; self.blocks = plain(self._blocks(values))
+        try: blocks = self._blocks(values)
+        except Exception as e: self.blocks = [{"type": "text", "text": f"{type(e).__name__}: {e}", "alert": True}]; raise  # raised in a callback it would be seen in the log only
+        with self.hold_sync(): self.controls = plain(controls); self.values = values; self.blocks = plain(blocks)
 
     def press(self, name: str) -> None:
         "What a button of this name does."
@@ -288,17 +290,18 @@ class BudgetPanel(View):
 
     def __init__(self, records=None, budget: Budget = Budget(0.8), **values):
         super().__init__("" if records is None else "records")
+        if isinstance(budget.limit, Tensor) or not math.isfinite(budget.limit): raise ValueError(f"budget must have one finite limit, where the slider starts, got {budget.limit!r}")
         self.traces = load_traces() if records is None else [record_trace(k, read_jsonl(r) if isinstance(r, (str, os.PathLike)) else r, budget) for k, r in (records if isinstance(records, dict) else {"records": records}).items()]
         spent = np.concatenate([t["spent"] for t in self.traces])
         self.limit, self.unit = float(budget.limit), "nats" if budget.aggregate == "sum" else "nats per token"
-        self.top = 2.0 if records is None else _round_up(max(2.5 * self.limit, float(np.nanquantile(spent, 0.9))))  # where the axes end
-        self.bins, self.T = 40, max(t["running"].shape[1] for t in self.traces)
+        self.top = 2.0 if records is None else _round_up(max(2.5 * self.limit, float(np.quantile(np.append(spent[np.isfinite(spent)], 0.01), 0.9))))  # where the axes end
+        self.bins, self.points, self.T = 40, 1000, max(t["running"].shape[1] for t in self.traces)
         share = max(np.histogram(t["spent"].clip(min=0), self.bins, (0, self.top))[0].max() / len(t["spent"]) for t in self.traces)  # the last bar may leave the picture
         reward = np.concatenate([t["reward"] for t in self.traces])
         self.high, self.low, self.share = 1.15 * max(float(np.nanmax(reward)), 0.1), min(-(3.0 + self.top), float(np.nanmin(reward))), min(1.0, max(1, math.ceil(10 * share)) / 10)
         self.compute = "budget"
         self.set(**values)
-        self.data = plain({k: getattr(self, k) for k in ("top", "bins", "T", "low")}) | {
+        self.data = plain({k: getattr(self, k) for k in ("top", "bins", "points", "T", "low")}) | {
             "traces": [{"label": t["label"], "seed": t["seed"], "budget": t["budget"], "about": self._about(t), **{k: _base64(t[k]) for k in ("spent", "reward", "correct")}, "running": _base64(self._wide(t["running"]))} for t in self.traces],
             "ci": {str(n): plain(intervals(n)) for n in {len(t["spent"]) for t in self.traces}}}
 
@@ -333,7 +336,7 @@ class BudgetPanel(View):
         ok, at = spent <= d, np.floor(spent / (top / self.bins)).clip(0, self.bins - 1).astype(int)
         inside, over = (np.bincount(at[keep], minlength=self.bins) / len(spent) for keep in (ok, ~ok))
         reward = modified_reward(torch.tensor(t["reward"], dtype=torch.float64), torch.tensor(spent), d, n=v["n"]).numpy()
-        keep, rate, line = ~np.isnan(t["reward"]), lambda k: (percent(j[k]), f"95%: {percent(j[k + '_low'])} to {percent(j[k + '_high'])}"), {"kind": "rule", "x": d, "label": f"d = {d:g}"}
+        keep, rate, line = ~np.isnan(t["reward"]) & (np.arange(len(spent)) < self.points), lambda k: (percent(j[k]), f"95%: {percent(j[k + '_low'])} to {percent(j[k + '_high'])}"), {"kind": "rule", "x": d, "label": f"d = {d:g}"}
         dots = [{"x": spent[keep & s].clip(max=top), "y": reward[keep & s].clip(min=self.low)} for s in (ok, ~ok)]
         return [numbers(satisfaction_rate=rate("satisfaction_rate"), accuracy=rate("accuracy"), both_at_once=rate("accuracy_within_budget"), mean_spent=(f"{j['spent_mean']:.3f}", self.unit)),
                 {"type": "text", "text": self._about(t)},
@@ -453,7 +456,7 @@ class MultiplierView(View):
 
     def _controls(self, v: dict) -> list[dict]:
         shown = np.unique(np.linspace(0, len(self.records) - 1, 12).round().astype(int)).tolist()
-        shown = sorted({*shown, v.get("trajectory", shown[-3])} & set(range(len(self.records))))
+        if (asked := v.get("trajectory")) in range(len(self.records)): shown = sorted({*shown, asked})
         text = lambda r: f"{r['prompt']}{r['completion']}"[:40] if isinstance(r["prompt"], str) else str(r["completion"])[:40]
         return [slider("d", "budget d", 0.05, self.top, 0.05 if self.top < 10 else self.top / 100, min(0.8, self.top), "nats"), choice("method", "method", list(METHODS), "cmdp-smooth"),
                 *setting_controls(v.get("method", "cmdp-smooth") if v.get("method") in METHODS else "cmdp-smooth"),

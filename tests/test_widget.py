@@ -56,6 +56,15 @@ def test_what_cannot_be_shown_is_refused(records, tmp_path):
     with pytest.raises(ValueError, match=r"rows\[0\] has no 'satisfaction_rate'"): widget.ShootOut(tmp_path / "bad.csv")
 
 
+def test_an_error_while_drawing_is_shown_and_raised(_pair, records):
+    "Raised in a callback of the browser it would end in a log that nobody reads."
+    student, teacher, tok = _pair
+    scope = widget.TokenMicroscope(records, student=student, teacher=teacher, tokenizer=tok, reward_funcs=lambda completions, gold: [1.0])
+    with pytest.raises(ValueError, match="asks for gold"): scope.set(follow=True)
+    assert "asks for gold" in scope.blocks[0]["text"]
+    with pytest.raises(ValueError, match="one finite limit"): widget.BudgetPanel(records, Budget(float("inf")))
+
+
 def test_a_notebook_that_is_not_run_shows_a_picture_with_words(records):
     "GitHub and an untrusted JupyterLab run no widget: they need a PNG, and a screen reader needs a text."
     data, meta = widget.BudgetPanel(records)._repr_mimebundle_()

@@ -162,14 +162,14 @@ const COMPUTE = {
     const mine = data.traces.filter(t => t.label === v.method && (t.seed ?? v.seed) === v.seed), aim = v.trained === "nearest" ? v.d : v.trained;
     const away = t => Math.abs((t.budget ?? aim) - aim), t = mine.reduce((best, t) => away(t) < away(best) - 1e-9 ? t : best);
     for (const k of ["spent", "reward", "correct", "running"]) if (typeof t[k] === "string") t[k] = floats(t[k]);
-    const {d, n} = v, {top, T, low, bins} = data, N = t.spent.length, empty = () => ({x: [], y: []});
+    const {d, n} = v, {top, T, low, bins, points} = data, N = t.spent.length, empty = () => ({x: [], y: []});
     const inside = Array(bins).fill(0), over = Array(bins).fill(0), dots = [empty(), empty()], fan = [empty(), empty()];
     let within = 0, right = 0, both = 0, total = 0;
     for (let i = 0; i < N; i++) {
       const s = t.spent[i], ok = s <= d;
       within += ok; right += t.correct[i]; both += ok * t.correct[i]; total += s;
       (ok ? inside : over)[Math.max(0, Math.min(bins - 1, Math.floor(s / (top / bins))))] += 1 / N;
-      if (Number.isNaN(t.reward[i])) continue;
+      if (i >= points || Number.isNaN(t.reward[i])) continue;
       const p = dots[ok ? 0 : 1];
       p.x.push(Math.min(s, top)); p.y.push(Math.max(ok ? t.reward[i] : -(n + s), low));
     }
@@ -209,12 +209,12 @@ function render({model, el}) {
     const all = blocks(), wide = Math.max(300, (root.clientWidth || 900) - 16), charts = all.filter(b => b.type === "chart").length;
     const columns = Math.max(1, Math.min(charts, Math.floor((wide + 12) / 290))), width = Math.floor((wide - 12 * (columns - 1)) / columns);
     body.style.setProperty("--columns", columns);
-    if (slots.length !== all.length) { body.innerHTML = all.map(b => `<div class="block ${b.type}"></div>`).join(""); slots = all.map(() => ""); }
+    if (slots.length !== all.length) { body.innerHTML = all.map(b => `<div class="block is-${b.type}"></div>`).join(""); slots = all.map(() => ""); }
     const focus = root.contains(document.activeElement) ? document.activeElement.dataset.token : undefined;
     all.forEach((b, i) => {
       const html = BLOCKS[b.type](b, Math.min(width * (b.span ?? 1) + 12 * ((b.span ?? 1) - 1), wide));
       if (html === slots[i]) return;
-      body.children[i].className = `block ${b.type}`;
+      body.children[i].className = `block is-${b.type}`;
       body.children[i].style.gridColumn = b.type === "chart" ? `span ${Math.min(b.span ?? 1, columns)}` : "";
       body.children[i].innerHTML = slots[i] = html;
     });
