@@ -149,7 +149,7 @@ def picture(blocks: list[dict]) -> bytes:
         for which in "xy":
             if "ticks" in c[which]: ax.set(**{f"{which}ticks": [t[0] for t in c[which]["ticks"]], f"{which}ticklabels": [t[1] for t in c[which]["ticks"]]})
         if c.get("axes") is False: ax.axis("off")
-        if any(m.get("name") for m in c["marks"]): ax.legend(fontsize=7)
+        if names := sum("name" in m for m in c["marks"]): ax.legend(fontsize=7, ncols=1 + names // 6)
     out = io.BytesIO()
     fig.savefig(out, format="png", pil_kwargs={"optimize": True})
     return out.getvalue()
