@@ -365,7 +365,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                    'cmdp_nbdev.widget.chart': ('widget.html#chart', 'cmdp_nbdev/widget.py'),
                                    'cmdp_nbdev.widget.check_value': ('widget.html#check_value', 'cmdp_nbdev/widget.py'),
                                    'cmdp_nbdev.widget.choice': ('widget.html#choice', 'cmdp_nbdev/widget.py'),
-                                   'cmdp_nbdev.widget.columns_of': ('widget.html#columns_of', 'cmdp_nbdev/widget.py'),
                                    'cmdp_nbdev.widget.default_records': ('widget.html#default_records', 'cmdp_nbdev/widget.py'),
                                    'cmdp_nbdev.widget.distributions': ('widget.html#distributions', 'cmdp_nbdev/widget.py'),
                                    'cmdp_nbdev.widget.follow_teacher': ('widget.html#follow_teacher', 'cmdp_nbdev/widget.py'),

@@ -15,8 +15,8 @@ except ImportError as e: raise ImportError('cmdp_nbdev.widget needs the extra "n
 __all__ = ['RECORD_KEYS', 'SETTING_RANGES', 'INSTANCES', 'RATES', 'axis', 'chart', 'numbers', 'slider', 'choice', 'tick',
            'buttons', 'plain', 'percent', 'check_value', 'picture', 'Code', 'View', 'load_traces', 'record_trace',
            'judge', 'intervals', 'BudgetPanel', 'record_rollout', 'distributions', 'default_records', 'token_texts',
-           'setting_controls', 'MultiplierView', 'columns_of', 'follow_teacher', 'TokenMicroscope', 'TreeExplorer',
-           'live_setup', 'switchable', 'LiveTrainer', 'trace_rows', 'read_rows', 'pooled', 'ShootOut']
+           'setting_controls', 'MultiplierView', 'follow_teacher', 'TokenMicroscope', 'TreeExplorer', 'live_setup',
+           'switchable', 'LiveTrainer', 'trace_rows', 'read_rows', 'pooled', 'ShootOut']
 
 # %% ../nbs/13_widget.ipynb #imports
 import base64
@@ -318,7 +318,7 @@ class BudgetPanel(View):
         step = 10.0 ** math.floor(math.log10(self.top / 100))
         method = "cmdp-smooth" if "cmdp-smooth" in labels else labels[0]
         first = {"d": self.limit, "method": method} | ({"trained": "nearest", "seed": seeds[0]} if seeds else {}) | {"n": 1.0}
-        found = [slider("d", "budget d", 0, self.top, step, self.limit, self.unit), choice("method", "method", labels, method)]
+        found = [slider("d", "budget d", 0, self.top, step, self.limit, self.unit), choice("method", "method" if seeds else "run", labels, method)]
         if seeds: found += [choice("trained", "trained for", [("nearest", "nearest to d"), *((b, f"d = {b:g}") for b in budgets)], "nearest"), choice("seed", "seed", seeds, seeds[0])]
         presets = {text: {"method": m} for text, m in (("imitate only", "gkd"), ("reward only", "grpo"), ("fixed price λ", "soft"), ("the paper's", "cmdp"), ("smooth gate", "cmdp-smooth")) if m in labels and seeds}
         return [*found, slider("n", "penalty n", 0, 3, 0.1, 1.0), buttons("presets", "presets", **presets, reset=first)]
@@ -450,7 +450,7 @@ class MultiplierView(View):
             norms.append([(p.exp() * (p - q - cost[:, None])).norm(dim=-1).tolist(), (torch.nn.functional.one_hot(ids, p.shape[-1]) - p.exp()).norm(dim=-1).tolist()])
         logp, teacher_logp, cost = (_padded(list(rows))[0] for rows in zip(*columns))
         prompts = list(dict.fromkeys(str(r["prompt"]) for r in self.records))
-        self.batch = Batch(torch.tensor([float(r["reward"]) for r in self.records]), torch.tensor([prompts.index(str(r["prompt"])) for r in self.records]), _padded(columns_of(self.records))[1], logp, teacher_logp, {"divergence": cost})
+        self.batch = Batch(torch.tensor([float(r["reward"]) for r in self.records]), torch.tensor([prompts.index(str(r["prompt"])) for r in self.records]), _padded([r["cost_per_token"] for r in self.records])[1], logp, teacher_logp, {"divergence": cost})
         self.norms, self.top = norms, _round_up(2.5 * max(float(np.median([r["spent"] for r in self.records])), 0.4))
         self.set(**values)
 
@@ -480,11 +480,6 @@ class MultiplierView(View):
                 chart("The gradient at each token of the trajectory", axis("token", -0.3, n, ticks=[[k + 0.4, x] for k, x in enumerate(self.texts[i])]), axis("length of the gradient", -1.5, 1.5), [
                     {"kind": "bars", "name": "towards the teacher", "color": BLUE, "y": pull, **side(0)}, {"kind": "bars", "name": "towards what was written", "color": ORANGE, "outline": True, "y": push, **side(0.4)},
                     {"kind": "rule", "y": 0, "dash": "solid"}], "Bars for every token: how strongly the update pulls towards the teacher, and towards (up) or away from (down) the token that was written.", height=330)]
-
-
-def columns_of(records: list[dict]) -> list[list[float]]:
-    "The cost of every token of every record."
-    return [r["cost_per_token"] for r in records]
 
 # %% ../nbs/13_widget.ipynb #follow-teacher
 @torch.no_grad()
@@ -842,7 +837,7 @@ class ShootOut(View):
     """Runs compared: accuracy within the budget against the budget, and accuracy against satisfaction.
 
     rows: results, one dict per run, or the path of a CSV, with method, budget, seed and accuracy, satisfaction_rate, accuracy_within_budget (optional: settings, label, `<rate>_low`,
-    `<rate>_high`); without, the traces that ship. optimum: (budgets, best accuracies), a curve to draw; the embedded task's without rows. Controls: methods (a list), budget.
+    `<rate>_high`); without, the traces that ship. optimum: (budgets, best accuracies), a curve to draw, from task.chain_frontier say; that of the embedded task without rows. Controls: methods (a list), budget.
     Raises ValueError, naming the column, for rows that lack one.
     """
 

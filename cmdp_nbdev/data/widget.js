@@ -109,7 +109,7 @@ function chart(c, width) {
 
 const BLOCKS = {
   chart,
-  numbers: b => `<div class="numbers" aria-live="polite">${b.items.map(i => `<div><span>${esc(i.label)}</span> <b>${esc(i.value)}</b> <small>${esc(i.note ?? "")}</small></div>`).join("")}</div>`,
+  numbers: b => `<div class="numbers">${b.items.map(i => `<div><span>${esc(i.label)}</span> <b>${esc(i.value)}</b> <small>${esc(i.note ?? "")}</small></div>`).join("")}</div>`,
   text: b => `<p class="${b.alert ? "alert" : "prose"}" ${b.alert ? 'role="alert"' : ""}>${esc(b.text)}</p>`,
   code: b => `<pre class="code" tabindex="0" aria-label="Python that reproduces this"><code>${esc(b.text)}</code></pre>`,
   table: b => `<div class="scroll"><table><caption>${esc(b.title)}</caption><tr>${b.columns.map(c => `<th scope="col">${esc(c)}</th>`).join("")}</tr>${b.rows.map(r => `<tr>${r.map(c => `<td>${esc(c)}</td>`).join("")}</tr>`).join("")}</table></div>`,
@@ -215,6 +215,7 @@ function render({model, el}) {
       const html = BLOCKS[b.type](b, Math.min(width * (b.span ?? 1) + 12 * ((b.span ?? 1) - 1), wide));
       if (html === slots[i]) return;
       body.children[i].className = `block is-${b.type}`;
+      body.children[i].setAttribute("aria-live", b.type === "numbers" || b.alert ? "polite" : "off");
       body.children[i].style.gridColumn = b.type === "chart" ? `span ${Math.min(b.span ?? 1, columns)}` : "";
       body.children[i].innerHTML = slots[i] = html;
     });
