@@ -175,6 +175,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                     'cmdp_nbdev.tabular.TreeCMDP.nodes': ('tabular.html#treecmdp.nodes', 'cmdp_nbdev/tabular.py'),
                                     'cmdp_nbdev.tabular.TreeCMDP.paths': ('tabular.html#treecmdp.paths', 'cmdp_nbdev/tabular.py'),
                                     'cmdp_nbdev.tabular.TreeCMDP.vocab': ('tabular.html#treecmdp.vocab', 'cmdp_nbdev/tabular.py'),
+                                    'cmdp_nbdev.tabular._best_allowed': ('tabular.html#_best_allowed', 'cmdp_nbdev/tabular.py'),
                                     'cmdp_nbdev.tabular._check_costs': ('tabular.html#_check_costs', 'cmdp_nbdev/tabular.py'),
                                     'cmdp_nbdev.tabular._check_limit': ('tabular.html#_check_limit', 'cmdp_nbdev/tabular.py'),
                                     'cmdp_nbdev.tabular._exact': ('tabular.html#_exact', 'cmdp_nbdev/tabular.py'),

@@ -78,6 +78,7 @@ class TreeCMDP:
 # %% ../nbs/03_tabular.ipynb #random-tree
 def random_tree(seed: int, vocab: int = 3, depth: int = 3, spread: float = 1.0, binary: bool = True, success: float = 0.3) -> TreeCMDP:
     "A random instance: teacher logits normal with standard deviation `spread`; rewards 1 with probability `success` (at least one 1 and one 0), or uniform in [0, 1) if not `binary`."
+    if vocab < 2 or depth < 1: raise ValueError(f"vocab must be >= 2 and depth >= 1, got vocab={vocab}, depth={depth}")
     g = torch.Generator().manual_seed(seed)
     n = (vocab ** depth - 1) // (vocab - 1)
     teacher = (spread * torch.randn(n, vocab, generator=g, dtype=torch.float64)).log_softmax(-1)
@@ -156,7 +157,8 @@ def tilt(reference: Tensor, worth: Tensor, kl: Tensor, steps: int = 50) -> tuple
         middle = (low + high) / 2
         fits = spend(tilted(middle)) <= kl
         low, high = torch.where(fits, middle, low), torch.where(fits, high, middle)
-    best = torch.where(x > -1e-12, reference, IMPOSSIBLE).log_softmax(-1)
+    ties = top - worth <= 1e-12 * torch.maximum(scale, top.abs())
+    best = torch.where(ties, reference, IMPOSSIBLE).log_softmax(-1)
     free, none = spend(best) <= kl, kl <= 0
     logp = torch.where(free.unsqueeze(-1), best, torch.where(none.unsqueeze(-1), reference, tilted(low)))
     return logp, torch.where(free, 0.0, scale.squeeze(-1) * (-low).exp())
@@ -217,13 +219,18 @@ def max_divergence_optimum(tree: TreeCMDP, d: float) -> Optimum:
     return _exact(tree, teacher * (filled / mass.clamp(min=1e-300))[level])
 
 
+def _best_allowed(tree: TreeCMDP, d: float) -> tuple[Tensor, Tensor]:
+    "Which trajectories have the highest reward among those of teacher surprisal at most `d`, (B,) bool, and all log μ(τ), (B,)."
+    logp = law(tree, tree.teacher).logp.sum(-1)
+    allowed = (-logp <= d + 1e-9) & (logp > IMPOSSIBLE / 2)
+    if not allowed.any(): raise ValueError(f"d={d} nats of surprisal allow no trajectory; the most probable one has {-float(logp.max()):.4f}")
+    return allowed & (tree.rewards == tree.rewards[allowed].max()), logp
+
+
 def surprisal_optimum(tree: TreeCMDP, d: float) -> Optimum:
     "Best policy for which every trajectory has teacher surprisal −log μ(τ) <= `d` nats. Raises ValueError where no trajectory has. Derived in nbs/03_tabular."
     _check_limit(d)
-    logp = law(tree, tree.teacher).logp.sum(-1)
-    allowed = -logp <= d + 1e-9
-    if not allowed.any(): raise ValueError(f"d={d} nats of surprisal allow no trajectory; the most probable one has {-float(logp.max()):.4f}")
-    best = allowed & (tree.rewards == tree.rewards[allowed].max())
+    best, logp = _best_allowed(tree, d)
     return _exact(tree, torch.where(best, logp, IMPOSSIBLE).softmax(-1))
 
 # %% ../nbs/03_tabular.ipynb #hard-grid
@@ -235,6 +242,7 @@ def _levels(tree: TreeCMDP) -> list[slice]:
 
 def _sweep(tree: TreeCMDP, d: float, grid: int) -> tuple[Tensor, Tensor, list[Tensor]]:
     "Lower and upper bounds (grid+1,) for budgets 0..d, and for every step but the last the best spend (nodes, grid+1) in grid steps."
+    if not grid >= 1: raise ValueError(f"grid must be a whole number >= 1, got {grid!r}")
     z, all_pairs = torch.linspace(0, d, grid + 1, dtype=torch.float64), torch.tril_indices(grid + 1, grid + 1)
     lower = upper = tree.rewards.unsqueeze(-1).expand(-1, grid + 1)
     spends = []
@@ -256,7 +264,6 @@ def _sweep(tree: TreeCMDP, d: float, grid: int) -> tuple[Tensor, Tensor, list[Te
 def hard_curve(tree: TreeCMDP, d: float, grid: int = 64) -> tuple[Tensor, Tensor, Tensor]:
     "Budgets 0..d and, for each, a lower and an upper bound of the hard optimum, all (grid+1,). The gap falls like 1/grid. Derived in nbs/03_tabular."
     if not 0 < d < math.inf: raise ValueError(f"d must be a finite number of nats > 0, got {d!r}")
-    if not grid >= 1: raise ValueError(f"grid must be a whole number >= 1, got {grid!r}")
     lower, upper, _ = _sweep(tree, d, grid)
     return torch.linspace(0, d, grid + 1, dtype=torch.float64), lower, upper
 
@@ -288,7 +295,8 @@ def hard_optimum(tree: TreeCMDP, d: float, grid: int = 64) -> Optimum:
     `prices` (N,): what one more nat at each history would buy there. Raises ValueError for d < 0. Derived in nbs/03_tabular.
     """
     _check_limit(d)
-    surprisal = torch.where(tree.rewards == tree.rewards.max(), -law(tree, tree.teacher).logp.sum(-1), torch.inf)
+    best, logp = _best_allowed(tree, math.inf)
+    surprisal = torch.where(best, -logp, torch.inf)
     if d >= surprisal.min(): return _exact(tree, torch.nn.functional.one_hot(surprisal.argmin(), len(surprisal)).double(), torch.zeros(len(tree.teacher), dtype=torch.float64))
     _, upper, spends = _sweep(tree, d, grid)
     left, share = torch.tensor([grid]), []
@@ -423,6 +431,7 @@ def within_budget(tree: TreeCMDP, logits: Tensor, d: float) -> Tensor:
 def hinge_policy(tree: TreeCMDP, d: float, coef: float = 10.0, widths: tuple[float, ...] = (1e-2, 1e-3, 1e-4)) -> Tensor:
     "Policy (N, V) that maximises E[R − `coef`·(D − d)_+] by exact gradients, the kink smoothed over `widths` nats in turn; it may spend a little more than `d`. Derived in nbs/03_tabular."
     _check_limit(d)
+    if not coef > 0: raise ValueError(f"coef must be > 0, got {coef!r}")
     x = tree.teacher
     for width in widths:
         def loss(flat):
@@ -437,6 +446,7 @@ def hinge_policy(tree: TreeCMDP, d: float, coef: float = 10.0, widths: tuple[flo
 
 def random_policy(tree: TreeCMDP, d: float, samples: int = 1000, seed: int = 0) -> Tensor:
     "The best of `samples` random policies that spend at most `d` on every trajectory, (N, V)."
+    if samples < 1: raise ValueError(f"samples must be >= 1, got {samples}")
     g = torch.Generator().manual_seed(seed)
     logits = within_budget(tree, tree.teacher + 2 * torch.randn(samples, *tree.teacher.shape, generator=g, dtype=torch.float64), d)
     value = tree.rewards
