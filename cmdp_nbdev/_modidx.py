@@ -92,6 +92,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                       'cmdp_nbdev.objective.method_settings': ('objective.html#method_settings', 'cmdp_nbdev/objective.py'),
                                       'cmdp_nbdev.objective.minillm': ('objective.html#minillm', 'cmdp_nbdev/objective.py'),
                                       'cmdp_nbdev.objective.pid': ('objective.html#pid', 'cmdp_nbdev/objective.py'),
+                                      'cmdp_nbdev.objective.rate_controller': ('objective.html#rate_controller', 'cmdp_nbdev/objective.py'),
                                       'cmdp_nbdev.objective.register_method': ('objective.html#register_method', 'cmdp_nbdev/objective.py'),
                                       'cmdp_nbdev.objective.saute': ('objective.html#saute', 'cmdp_nbdev/objective.py'),
                                       'cmdp_nbdev.objective.saute_augmented': ('objective.html#saute_augmented', 'cmdp_nbdev/objective.py'),
