@@ -12,11 +12,11 @@ from torch import Tensor
 
 from .budget import Budget
 from .divergence import token_divergence
-from .tabular import COSTS, Law, TreeCMDP, law
+from .tabular import COSTS, Law, TreeCMDP, law, policy_of
 
 # %% auto #0
 __all__ = ['saute_budget', 'saute_state', 'saute_reward', 'action_costs', 'AugmentedPolicy', 'augmented_law', 'history_policy',
-           'tabular_policy', 'project_to_teacher', 'cap_to_teacher', 'restrict_to_budget']
+           'project_to_teacher', 'cap_to_teacher', 'restrict_to_budget']
 
 # %% ../nbs/04_augmentation.ipynb #saute-state
 def saute_budget(limit: float, discount: float, horizon: int) -> float:
@@ -105,14 +105,6 @@ def _levels(tree: TreeCMDP) -> list[Tensor]:
     v = tree.vocab
     return [torch.arange(v ** t) + (v ** t - 1) // (v - 1) for t in range(tree.depth)]
 
-# %% ../nbs/04_augmentation.ipynb #tabular-policy
-def tabular_policy(tree: TreeCMDP, prob: Tensor) -> Tensor:
-    "Logits (N, V), log-probabilities, of the policy whose trajectories have probabilities `prob` (B,), which sum to 1; the teacher's rows at histories never reached."
-    if prob.shape != tree.rewards.shape or not torch.isclose(prob.sum(), prob.new_ones(())) or (prob < 0).any(): raise ValueError(f"prob must hold {len(tree.rewards)} probabilities that sum to 1, got shape {tuple(prob.shape)} and sum {prob.sum().item():.4g}")
-    mass = torch.cat([prob.reshape(len(n) * tree.vocab, -1).sum(-1).reshape(-1, tree.vocab) for n in _levels(tree)])
-    total = mass.sum(-1, keepdim=True)
-    return torch.where(total > 0, (mass / total).log(), tree.teacher).clamp(min=-1e4)  # exp(-1e4) is 0, and finite logits keep products finite
-
 # %% ../nbs/04_augmentation.ipynb #project-to-teacher
 def project_to_teacher(tree: TreeCMDP, logits: Tensor, budget: Budget, discount: float = 1.0) -> Tensor:
     """Teacher fallback: the teacher's row wherever the policy's own state KL would overspend even if every later cost were 0, logits (N, V).
@@ -154,7 +146,7 @@ def cap_to_teacher(tree: TreeCMDP, logits: Tensor, budget: Budget) -> Tensor:
     for t in range(depth):
         below = room[t + 1].clamp(min=0).reshape(-1, v)
         extra = (extra[:, None] * below / below.sum(-1, keepdim=True).clamp(min=1e-300)).flatten()
-    return tabular_policy(tree, keep + extra)
+    return policy_of(tree, keep + extra)
 
 # %% ../nbs/04_augmentation.ipynb #restrict-to-budget
 def restrict_to_budget(tree: TreeCMDP, logits: Tensor, budget: Budget) -> Tensor:
@@ -162,4 +154,4 @@ def restrict_to_budget(tree: TreeCMDP, logits: Tensor, budget: Budget) -> Tensor
     p = law(tree, logits, "surprisal")
     prob = p.prob * (p.spent(budget) <= budget.limit)
     if not prob.sum() > 0: raise ValueError(f"no trajectory that the policy can write fits a surprisal budget of {budget.limit} nats ({budget.aggregate}); the cheapest spends {p.spent(budget).min():.4g}")
-    return tabular_policy(tree, prob / prob.sum())
+    return policy_of(tree, prob / prob.sum())
