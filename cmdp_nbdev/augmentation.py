@@ -5,6 +5,7 @@
 # %% ../nbs/04_augmentation.ipynb #imports
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -134,10 +135,10 @@ def cap_to_teacher(tree: TreeCMDP, logits: Tensor, budget: Budget) -> Tensor:
     level = lambda x, t: x.reshape(v ** t, -1).sum(-1)  # leaves (B,) -> prefixes of length t
     prob, teacher = law(tree, logits).prob, law(tree, tree.teacher).prob
     first = min(budget.burn_in + 1, depth) if budget.aggregate == "prefix_mean" else depth  # shortest judged prefix
-    allowed = lambda t: budget.limit * (1 if budget.aggregate == "sum" else t)
-    caps = {t: level(teacher, t) * torch.tensor(allowed(t), dtype=torch.float64).exp() for t in range(first, depth + 1)}
+    allowed = lambda t: budget.limit * (1 if budget.aggregate == "sum" else t)  # nats
+    caps = {t: level(teacher, t) * math.exp(min(allowed(t), 700.0)) for t in range(first, depth + 1)}
     keep = prob
-    for t, cap in caps.items(): keep = torch.minimum(keep.reshape(v ** t, -1), prob.reshape(v ** t, -1) * (cap / level(prob, t))[:, None]).flatten()
+    for t, cap in caps.items(): keep = torch.minimum(keep.reshape(v ** t, -1), prob.reshape(v ** t, -1) * (cap / level(prob, t).clamp(min=1e-300)).clamp(max=1)[:, None]).flatten()
     room = {depth: caps[depth] - keep}
     for t in range(depth - 1, -1, -1):
         room[t] = room[t + 1].reshape(-1, v).sum(-1)
