@@ -237,7 +237,7 @@ def chance_dual(batch: Batch, budget: Budget, state: dict, *, target: float = 0.
     return Signal(group_advantage(reward, batch.group_ids, scale=scale), (lam * over / scale).unsqueeze(-1) * spend_weights(budget, batch.cost, batch.mask), {"lam": lam})
 
 # %% ../nbs/06_objective.ipynb #controller
-def rate_controller(state: dict, violations: float, target: float, *, rate: float, init: float, low: float, high: float, damping: float = 3.0, settle: int = 200) -> float:
+def rate_controller(state: dict, violations: float, target: float, *, rate: float, init: float, low: float, high: float, damping: float = 3.0, settle: int = 100) -> float:
     """The scale for this update, in [low, high], moved so that the share of violations becomes 1 − `target` (target in (0, 1)).
 
     log s grows by rate·(clip(log(v/allowed), ±1) + damping·trend): v is a running mean of `violations` over about 20 updates, the
@@ -263,7 +263,7 @@ def sigmoid_gate(spent: Tensor, limit: float | Tensor, width: float | Tensor) ->
 
 @register_method("cmdp-smooth", pathwise=True, costs=("forward_kl",))
 def cmdp_smooth(batch: Batch, budget: Budget, state: dict, *, target: float = 0.95, forward: float = 0.5, coef: float = 0.0, floor: float = 1.0, width: float = 0.15, margin: float = 1.0,
-                rate: float = 0.02, init: float = 3.0, min_scale: float = 0.05, max_scale: float = 4.0, scale_rewards: str = "batch") -> Signal:
+                rate: float = 0.06, init: float = 3.0, min_scale: float = 0.1, max_scale: float = 4.0, scale_rewards: str = "batch") -> Signal:
     """P(D <= d) >= `target` with an automatic multiplier s·(floor + coef·g), on the divergence and, times `forward`, on the forward KL. Derived in nbs/06_objective.
 
     target: in (0, 1), or 0 to hold s = 1; forward >= 0 (without "forward_kl" in the batch's costs that part is left out); the gate's width > 0

@@ -108,7 +108,8 @@ def run(job: dict) -> dict:
         folder = HERE / "second_pair"
         task = ChainTask(flaw=Flaw(**json.loads((folder / "metrics.json").read_text())["flaw"]))
         student, teacher, tokenizer = load_model(folder / "student"), load_model(folder / "teacher"), load_tokenizer(folder / "student")
-    reward = chain_reward if job["reward_scale"] == 1 else lambda completions, answer, prompts: [job["reward_scale"] * r for r in chain_reward(prompts, completions, answer)]
+    def scaled(prompts, completions, answer): return [job["reward_scale"] * r for r in chain_reward(prompts, completions, answer)]
+    reward = chain_reward if job["reward_scale"] == 1 else scaled
     constraints = {"length": (length_cost, Budget(job["length_limit"]))} if job["length_limit"] else None
     row = {k: json.dumps(v) if isinstance(v, dict) else v for k, v in job.items()}
     with tempfile.TemporaryDirectory() as folder:
@@ -120,7 +121,7 @@ def run(job: dict) -> dict:
         except (FloatingPointError, RuntimeError) as e: note = f"stopped at update {trainer.global_step}: {type(e).__name__}"
         seconds = time.perf_counter() - began
         result, records = trainer.evaluate(return_records=True)
-        teachers = evaluate_teacher(teacher, tokenizer, task, job["split"])
+        teachers = teacher_validity(teacher, tokenizer, task, job)
     valid, theirs = np.array([r["reasoning_validity"] for r in records]), np.array(teachers)
     other = {f"{k}_at_{d}": v[m] for d in BUDGETS for v in [summarize(records, Budget(d))] for k, m in (("satisfaction", "satisfaction_rate"), ("within", "accuracy_within_budget"))}
     last = history[-50:]
@@ -131,11 +132,15 @@ def run(job: dict) -> dict:
             "cmdp_nbdev": __version__, "torch": torch.__version__, "transformers": transformers.__version__, "machine": f"{platform.machine()}, {os.cpu_count()} CPUs, 1 thread"}
 
 
-def evaluate_teacher(teacher, tokenizer, task, split: str) -> list[float]:
-    "Whether every step checks, for the teacher's own completions of the same prompts: what win and loss rates compare with."
+def teacher_validity(teacher, tokenizer, task, job: dict) -> list[int]:
+    "Whether every step checks, for the teacher's own completions of the same prompts (sampled once, seed 1): what win and loss rates compare with."
     from cmdp_nbdev.evaluate import evaluate_records
     from cmdp_nbdev.task import chain_dataset, chain_reward, step_validity
-    return [r["reasoning_validity"] for r in evaluate_records(teacher, teacher, chain_dataset(N_EVAL, split, task=task), tokenizer, chain_reward, metrics={"reasoning_validity": step_validity}, seed=1)]
+    path = HERE / f"teacher_{job['pair']}_{job['split']}.json"
+    if path.exists(): return json.loads(path.read_text())
+    records = evaluate_records(teacher, teacher, chain_dataset(N_EVAL, job["split"], task=task), tokenizer, chain_reward, metrics={"reasoning_validity": step_validity}, seed=1)
+    path.write_text(json.dumps([int(r["reasoning_validity"]) for r in records]))
+    return json.loads(path.read_text())
 
 
 TEXTS = {"name", "method", "settings", "config", "split", "pair", "note", "cmdp_nbdev", "torch", "transformers", "machine", "length_limit"}
