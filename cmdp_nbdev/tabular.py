@@ -5,23 +5,37 @@
 # %% ../nbs/03_tabular.ipynb #imports
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+from functools import cached_property
 
+import numpy as np
 import torch
+from datasets import Dataset
+from scipy.optimize import linprog, minimize
+from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import Tensor
+from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache, GenerationMixin, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
+from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from .budget import Budget
 from .divergence import token_divergence, token_logps
 
 # %% auto #0
-__all__ = ['COSTS', 'TreeCMDP', 'random_tree', 'Law', 'law']
+__all__ = ['IMPOSSIBLE', 'COSTS', 'TreeCMDP', 'random_tree', 'Law', 'law', 'one_state', 'three_answers', 'tilt', 'Optimum',
+           'policy_rows', 'policy_of', 'expected_optimum', 'soft_optimum', 'max_divergence_optimum',
+           'surprisal_optimum', 'hard_curve', 'hard_optimum', 'TabularConfig', 'TabularLM', 'tabular_lm',
+           'tabular_tokenizer', 'tabular_pair', 'tabular_dataset', 'trajectory_index', 'tabular_reward']
 
 # %% ../nbs/03_tabular.ipynb #tree
+IMPOSSIBLE = -1e4  # a logit: its probability is exactly 0 in float64, and unlike -inf it leaves every product finite
+
+
 @dataclass(frozen=True)
 class TreeCMDP:
     """A complete token tree of `depth` steps: a teacher row for every history, a reward for every trajectory.
 
-    `teacher`: (N, V) float64 log-probabilities, N = (V**depth - 1)/(V - 1) histories in heap order; rows sum to 1.
+    `teacher`: (N, V) float64 log-probabilities, N = (V**depth - 1)/(V - 1) histories in heap order; rows sum to 1; finite (IMPOSSIBLE for probability 0).
     `rewards`: (V**depth,) float64, trajectories in lexicographic order. Raises ValueError for shapes that do not fit.
     Derived in nbs/03_tabular.
     """
@@ -33,6 +47,7 @@ class TreeCMDP:
         n, v = self.teacher.shape
         if v < 2 or n != (v ** self.depth - 1) // (v - 1): raise ValueError(f"teacher must be ((V**depth - 1)/(V - 1), V) with V >= 2, got {tuple(self.teacher.shape)} for depth {self.depth}")
         if self.rewards.shape != (v ** self.depth,): raise ValueError(f"rewards must have one entry for each of the {v ** self.depth} trajectories, got {tuple(self.rewards.shape)}")
+        if not self.teacher.isfinite().all(): raise ValueError("teacher must be finite: write tabular.IMPOSSIBLE, whose exponential is 0, instead of -inf")
         if not torch.allclose(self.teacher.exp().sum(-1), torch.ones(n, dtype=self.teacher.dtype)): raise ValueError("teacher rows must be log-probabilities: each row's exponentials must sum to 1")
 
     @property
@@ -40,19 +55,19 @@ class TreeCMDP:
         "Number of tokens V."
         return self.teacher.shape[1]
 
-    @property
+    @cached_property
     def paths(self) -> Tensor:
         "All trajectories, (B, T) int64, lexicographic."
         return torch.cartesian_prod(*[torch.arange(self.vocab)] * self.depth).reshape(-1, self.depth)
 
-    @property
+    @cached_property
     def nodes(self) -> Tensor:
         "The history (node number) before each action of each trajectory, (B, T) int64."
         node, columns = torch.zeros(len(self.rewards), dtype=torch.int64), []
         for a in self.paths.T: columns.append(node); node = self.vocab * node + 1 + a
         return torch.stack(columns, 1)
 
-    @property
+    @cached_property
     def mask(self) -> Tensor:
         "All ones, (B, T): every trajectory has `depth` tokens."
         return torch.ones(len(self.rewards), self.depth, dtype=torch.int64)
@@ -109,3 +124,288 @@ def law(tree: TreeCMDP, logits: Tensor, cost: str = "reverse_kl") -> Law:
     if cost == "log_ratio": return Law(tree, logp, teacher_logp, logp - teacher_logp)
     if cost == "surprisal": return Law(tree, logp, teacher_logp, -teacher_logp)
     raise ValueError(f"cost {cost!r} is unknown; choose one of {', '.join(COSTS)}")
+
+# %% ../nbs/03_tabular.ipynb #instances
+def one_state(q: float = 0.2) -> TreeCMDP:
+    "One step, two answers: wrong (reward 0) and right (reward 1), the teacher right with probability `q` in (0, 1)."
+    if not 0 < q < 1: raise ValueError(f"q must lie strictly between 0 and 1, got {q!r}")
+    return TreeCMDP(torch.tensor([[1 - q, q]], dtype=torch.float64).log(), torch.tensor([0.0, 1.0], dtype=torch.float64), 1)
+
+
+def three_answers() -> TreeCMDP:
+    "One step, answers a, b, g with teacher probabilities .80, .15, .05 and rewards 0, .5, 1: at d = 2 nats of surprisal b is best, and no multiplier selects it."
+    return TreeCMDP(torch.tensor([[0.80, 0.15, 0.05]], dtype=torch.float64).log(), torch.tensor([0.0, 0.5, 1.0], dtype=torch.float64), 1)
+
+# %% ../nbs/03_tabular.ipynb #tilt
+def tilt(reference: Tensor, worth: Tensor, kl: Tensor, steps: int = 50) -> tuple[Tensor, Tensor]:
+    """Distribution p that maximises the mean of `worth` (..., V) subject to KL(p‖reference) <= `kl` (...) nats.
+
+    `reference`: (..., V) log-probabilities, finite. Returns log p (..., V) and the price of a nat, d max/d kl (...), 0 where more would buy nothing.
+    Bisection on the logarithm of the inverse temperature, from below: `kl` is never exceeded by more than 1e-12. Derived in nbs/03_tabular.
+    """
+    worth = torch.where(reference > IMPOSSIBLE / 2, worth, worth.min(-1, keepdim=True).values)  # what the teacher cannot say is worth nothing
+    top = worth.max(-1, keepdim=True).values
+    scale = (top - worth.min(-1, keepdim=True).values).clamp(min=1e-300)
+    x, spend = (worth - top) / scale, lambda logp: (logp.exp() * (logp - reference)).sum(-1)
+    tilted = lambda logbeta: (reference + logbeta.exp().unsqueeze(-1) * x).log_softmax(-1)
+    low, high = torch.full_like(kl, -14.0), torch.full_like(kl, 20.0)
+    for _ in range(steps):
+        middle = (low + high) / 2
+        fits = spend(tilted(middle)) <= kl
+        low, high = torch.where(fits, middle, low), torch.where(fits, high, middle)
+    best = torch.where(x > -1e-12, reference, IMPOSSIBLE).log_softmax(-1)
+    free, none = spend(best) <= kl, kl <= 0
+    logp = torch.where(free.unsqueeze(-1), best, torch.where(none.unsqueeze(-1), reference, tilted(low)))
+    return logp, torch.where(free, 0.0, scale.squeeze(-1) * (-low).exp())
+
+# %% ../nbs/03_tabular.ipynb #closed
+@dataclass
+class Optimum:
+    "A solver's answer."
+    value: float  # expected reward of `logits`, by enumeration
+    logits: Tensor  # (N, V) an optimal policy, as log-probabilities; the teacher's row where it never comes
+    bound: float  # no policy within the limit has a higher value
+    prices: Tensor | None = None  # value of one more unit: (m,) of each limit, or (N,) of a nat at each history
+
+
+def policy_rows(tree: TreeCMDP, mass: Tensor) -> Tensor:
+    "Policy (N, V) from the mass that flows through every history and action (N, V); the teacher's row where nothing flows."
+    total = mass.sum(-1, keepdim=True)
+    return torch.where(total > 0, (mass / total.clamp(min=1e-300)).log().clamp(min=IMPOSSIBLE), tree.teacher)
+
+
+def policy_of(tree: TreeCMDP, prob: Tensor) -> Tensor:
+    "The tabular policy (N, V) whose trajectory law is `prob` (B,)."
+    return policy_rows(tree, torch.cat([prob.reshape(tree.vocab ** t, tree.vocab, -1).sum(-1) for t in range(tree.depth)]))
+
+
+def _exact(tree: TreeCMDP, prob: Tensor, prices: Tensor | None = None) -> Optimum:
+    "The optimum with trajectory law `prob` (B,), known to be one."
+    logits = policy_of(tree, prob)
+    value = float(law(tree, logits).value())
+    return Optimum(value, logits, value, prices)
+
+
+def _check_limit(d: float) -> None:
+    "Raise ValueError unless `d` is a number of nats >= 0."
+    if not d >= 0: raise ValueError(f"d must be a number of nats >= 0, got {d!r}")
+
+
+def expected_optimum(tree: TreeCMDP, d: float) -> Optimum:
+    "Best policy whose *expected* KL from the teacher is at most `d` >= 0 nats per sequence: a tilt of the teacher's trajectory law. Derived in nbs/03_tabular."
+    _check_limit(d)
+    logp, price = tilt(law(tree, tree.teacher).logp.sum(-1), tree.rewards, torch.tensor(d, dtype=torch.float64))
+    return _exact(tree, logp.exp(), price.reshape(1))
+
+
+def soft_optimum(tree: TreeCMDP, lam: float) -> Optimum:
+    "Best policy for E[R] − `lam`·E[KL], lam > 0: the teacher's trajectory law times exp(R/lam). Its `bound` is for the KL that it spends."
+    if not lam > 0: raise ValueError(f"lam must be > 0, got {lam!r}")
+    return _exact(tree, (law(tree, tree.teacher).logp.sum(-1) + tree.rewards / lam).softmax(-1), torch.tensor([lam], dtype=torch.float64))
+
+
+def max_divergence_optimum(tree: TreeCMDP, d: float) -> Optimum:
+    "Best policy with log π(τ)/μ(τ) <= `d` >= 0 for every trajectory: rewards in descending order are filled up to e^d times the teacher's mass. Derived in nbs/03_tabular."
+    _check_limit(d)
+    teacher = law(tree, tree.teacher).prob
+    level = torch.unique(-tree.rewards, return_inverse=True)[1]  # 0 = the highest reward
+    mass = torch.zeros(int(level.max()) + 1, dtype=torch.float64).index_add(0, level, teacher)
+    filled = (math.exp(min(d, 700.0)) * mass).cumsum(0).clamp(max=1.0).diff(prepend=torch.zeros(1, dtype=torch.float64))
+    return _exact(tree, teacher * (filled / mass.clamp(min=1e-300))[level])
+
+
+def surprisal_optimum(tree: TreeCMDP, d: float) -> Optimum:
+    "Best policy for which every trajectory has teacher surprisal −log μ(τ) <= `d` nats. Raises ValueError where no trajectory has. Derived in nbs/03_tabular."
+    _check_limit(d)
+    logp = law(tree, tree.teacher).logp.sum(-1)
+    allowed = -logp <= d + 1e-9
+    if not allowed.any(): raise ValueError(f"d={d} nats of surprisal allow no trajectory; the most probable one has {-float(logp.max()):.4f}")
+    best = allowed & (tree.rewards == tree.rewards[allowed].max())
+    return _exact(tree, torch.where(best, logp, IMPOSSIBLE).softmax(-1))
+
+# %% ../nbs/03_tabular.ipynb #hard-grid
+def _levels(tree: TreeCMDP) -> list[slice]:
+    "The histories of each step, as slices of the node numbers."
+    first = [(tree.vocab ** t - 1) // (tree.vocab - 1) for t in range(tree.depth + 1)]
+    return [slice(a, b) for a, b in zip(first, first[1:])]
+
+
+def _sweep(tree: TreeCMDP, d: float, grid: int) -> tuple[Tensor, Tensor, list[Tensor]]:
+    "Lower and upper bounds (grid+1,) for budgets 0..d, and for every step but the last the best spend (nodes, grid+1) in grid steps."
+    z, all_pairs = torch.linspace(0, d, grid + 1, dtype=torch.float64), torch.tril_indices(grid + 1, grid + 1)
+    lower = upper = tree.rewards.unsqueeze(-1).expand(-1, grid + 1)
+    spends = []
+    for level in reversed(_levels(tree)):
+        reference = tree.teacher[level].unsqueeze(1)  # (nodes, 1, V)
+        j, i = all_pairs if spends or level.stop < len(tree.teacher) else torch.arange(grid + 1).expand(2, -1)  # the last step spends all
+        def best(child, left):
+            worth = child.reshape(len(reference), tree.vocab, -1)[..., left].transpose(1, 2)  # (nodes, pairs, V)
+            logp, price = tilt(reference, worth, z[i].expand(len(reference), -1), steps=25)
+            slack = price * (z[i] - (logp.exp() * (logp - reference)).sum(-1))  # of the bisection; 0 but for rounding
+            table = torch.full((2, len(reference), grid + 1, grid + 1), -torch.inf, dtype=torch.float64)
+            table[0, :, j, i] = (logp.exp() * worth).sum(-1)
+            table[1, :, j, i] = table[0, :, j, i] + slack
+            return table.max(-1)
+        down, up = best(lower, j - i), best(upper, j - (i - 1).clamp(min=0))
+        lower, upper = down.values[0], up.values[1]
+        spends.insert(0, down.indices[0])
+    return lower[0], upper[0], spends[:-1]
+
+
+def hard_curve(tree: TreeCMDP, d: float, grid: int = 64) -> tuple[Tensor, Tensor, Tensor]:
+    "Budgets 0..d and, for each, a lower and an upper bound of the hard optimum, all (grid+1,). The gap falls like 1/grid. Derived in nbs/03_tabular."
+    if not 0 < d < math.inf: raise ValueError(f"d must be a finite number of nats > 0, got {d!r}")
+    if not grid >= 1: raise ValueError(f"grid must be a whole number >= 1, got {grid!r}")
+    lower, upper, _ = _sweep(tree, d, grid)
+    return torch.linspace(0, d, grid + 1, dtype=torch.float64), lower, upper
+
+# %% ../nbs/03_tabular.ipynb #hard
+def _induction(tree: TreeCMDP, kl: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    "Best value, policy (N, V) and prices (N,) if history s may spend kl[s] nats; the value carries the gradient of `kl` (envelope theorem)."
+    value, rows, prices = tree.rewards, [], []
+    for level in reversed(_levels(tree)):
+        worth, k = value.reshape(-1, tree.vocab), kl[level]
+        logp, price = tilt(tree.teacher[level], worth.detach(), k.detach())
+        value = (logp.exp() * worth).sum(-1) + price * (k - k.detach())
+        rows.insert(0, logp); prices.insert(0, price)
+    return value[0], torch.cat(rows), torch.cat(prices)
+
+
+def _shared(tree: TreeCMDP, d: float, share: Tensor) -> Tensor:
+    "Spend of every history (N,) if history s takes share[s]**2 of what is left; the last step takes all."
+    left, kl = torch.tensor([d], dtype=torch.float64), []
+    for level in _levels(tree)[:-1]:
+        kl.append(left * share[level] ** 2)
+        left = (left - kl[-1]).repeat_interleave(tree.vocab)
+    return torch.cat([*kl, left])
+
+
+def hard_optimum(tree: TreeCMDP, d: float, grid: int = 64) -> Optimum:
+    """Best policy for which *every* trajectory spends at most `d` >= 0 nats of state KL, KL(π(·|s)‖μ(·|s)) summed over its histories.
+
+    Dynamic programming on (history, remaining budget), then a polish of the spends; `bound` is the grid's upper bound (its gap falls like 1/grid).
+    `prices` (N,): what one more nat at each history would buy there. Raises ValueError for d < 0. Derived in nbs/03_tabular.
+    """
+    _check_limit(d)
+    surprisal = torch.where(tree.rewards == tree.rewards.max(), -law(tree, tree.teacher).logp.sum(-1), torch.inf)
+    if d >= surprisal.min(): return _exact(tree, torch.nn.functional.one_hot(surprisal.argmin(), len(surprisal)).double(), torch.zeros(len(tree.teacher), dtype=torch.float64))
+    _, upper, spends = _sweep(tree, d, grid)
+    left, share = torch.tensor([grid]), []
+    for pick in spends:
+        k = pick[torch.arange(len(left)), left]
+        share.append((k / left.clamp(min=1)).sqrt())
+        left = (left - k).repeat_interleave(tree.vocab)
+    share = torch.cat([*share, torch.ones(0)]).double().clamp(min=1e-3)
+
+    def loss(x):
+        x = torch.tensor(x, requires_grad=True)
+        value = _induction(tree, _shared(tree, d, x))[0]
+        return -value.item(), torch.autograd.grad(-value, x)[0].numpy()
+
+    if len(share) and d > 0: share = torch.tensor(minimize(loss, share.numpy(), jac=True, method="L-BFGS-B", bounds=[(1e-4, 1)] * len(share), options={"ftol": 1e-13, "gtol": 1e-9}).x)
+    _, logits, prices = _induction(tree, _shared(tree, d, share))
+    return Optimum(float(law(tree, logits).value()), logits, float(upper[-1]), prices)
+
+# %% ../nbs/03_tabular.ipynb #lm
+class TabularConfig(PretrainedConfig):
+    "Shape of a `TabularLM`: `trees` tables for `actions` actions and `depth` steps. Ids: pad 0, EOS 1, the actions from 2 on, then one begin token for each tree."
+    model_type = "cmdp-tabular"
+
+    def __init__(self, actions: int = 2, depth: int = 1, trees: int = 1, **kwargs):
+        self.actions, self.depth, self.trees = actions, depth, trees
+        self.vocab_size, self.max_position_embeddings = 2 + actions + trees, depth + 2  # begin, `depth` actions, EOS
+        self.num_hidden_layers = 1  # of the cache
+        super().__init__(**{**kwargs, "pad_token_id": 0, "eos_token_id": 1, "bos_token_id": None})
+
+
+class TabularLM(PreTrainedModel, GenerationMixin):
+    """A causal LM that looks its logits up: `table` (K, N, V) float64, one row for every history of K trees.
+
+    A history starts at the last begin token; pad tokens before it are ignored, so no attention mask is needed. Past `depth` actions, or after
+    a token that is no action, EOS has probability 1. The cache holds the ids themselves. Derived in nbs/03_tabular.
+    """
+    config_class = TabularConfig
+    main_input_name = "input_ids"
+
+    def __init__(self, config: TabularConfig):
+        super().__init__(config)
+        nodes = (config.actions ** config.depth - 1) // (config.actions - 1)
+        self.table = torch.nn.Parameter(torch.zeros(config.trees, nodes, config.actions, dtype=torch.float64))
+        self.post_init()
+
+    def histories(self, ids: Tensor) -> tuple[Tensor, Tensor]:
+        "Tree and node after each token of `ids` (B, L), both (B, L) int64; node N means: nothing but EOS may follow."
+        v, end = self.config.actions, self.table.shape[1]
+        tree, node, columns = torch.zeros_like(ids[:, 0]), torch.full_like(ids[:, 0], end), []
+        for token in ids.T:
+            begins, acts = token >= 2 + v, (token >= 2) & (token < 2 + v)
+            node = torch.where(begins, 0, torch.where(acts, v * node + token - 1, end).clamp(max=end))
+            tree = torch.where(begins, token - 2 - v, tree)
+            columns.append((tree, node))
+        return tuple(torch.stack(x, 1) for x in zip(*columns))
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None, past_key_values: DynamicCache | None = None, use_cache: bool | None = None, logits_to_keep: int = 0, **kwargs) -> CausalLMOutputWithPast:
+        "Logits (B, L, vocab_size) float64 after each of `input_ids` (B, L), the last `logits_to_keep` of them if that is not 0."
+        new, ids = input_ids.shape[1], input_ids
+        if use_cache and past_key_values is None: past_key_values = DynamicCache()
+        if past_key_values is not None: ids = past_key_values.update(ids[:, None, :, None], ids[:, None, :, None], 0)[0][:, 0, :, 0]
+        tree, node = (x[:, -(logits_to_keep or new):] for x in self.histories(ids))
+        inside = (node < self.table.shape[1])[..., None]
+        actions = self.table[tree, node.clamp(max=self.table.shape[1] - 1)].masked_fill(~inside, IMPOSSIBLE)
+        never = actions.new_full((*node.shape, 1), IMPOSSIBLE)
+        return CausalLMOutputWithPast(logits=torch.cat([never, never.masked_fill(~inside, 0.0), actions, never.expand(*node.shape, self.config.trees)], -1), past_key_values=past_key_values)
+
+
+AutoConfig.register(TabularConfig.model_type, TabularConfig, exist_ok=True)
+AutoModelForCausalLM.register(TabularConfig, TabularLM, exist_ok=True)
+
+# %% ../nbs/03_tabular.ipynb #lm-pair
+def _trees(trees: TreeCMDP | list[TreeCMDP]) -> list[TreeCMDP]:
+    "A list of trees; ValueError unless there is at least one and all have one shape."
+    trees = [trees] if isinstance(trees, TreeCMDP) else list(trees)
+    shapes = {(t.vocab, t.depth) for t in trees}
+    if len(shapes) != 1: raise ValueError(f"trees must be at least one TreeCMDP, all of one vocabulary size and depth, got (vocab, depth) = {sorted(shapes)}")
+    return trees
+
+
+def tabular_lm(trees: TreeCMDP | list[TreeCMDP], logits: Tensor | None = None) -> TabularLM:
+    "The policy `logits` as a language model, (N, V) for one tree or (K, N, V); None = the teacher. Raises ValueError for logits that do not fit."
+    trees = _trees(trees)
+    teacher = torch.stack([t.teacher for t in trees])
+    table = teacher if logits is None else logits.reshape(-1, *logits.shape[-2:])
+    if table.shape != teacher.shape: raise ValueError(f"logits must be {tuple(teacher.shape)} (trees, histories, actions), got {tuple(logits.shape)}")
+    model = TabularLM(TabularConfig(trees[0].vocab, trees[0].depth, len(trees)))
+    model.table.data.copy_(table)
+    return model
+
+
+def tabular_tokenizer(trees: TreeCMDP | list[TreeCMDP]) -> PreTrainedTokenizerFast:
+    "Word-level tokenizer for `TabularLM`: actions are `0`, `1`, ..., begin tokens `<0>`, `<1>`, ..., separated by blanks."
+    trees = _trees(trees)
+    words = ["[PAD]", "[EOS]", *map(str, range(trees[0].vocab)), *(f"<{k}>" for k in range(len(trees)))]
+    words = Tokenizer(models.WordLevel({w: i for i, w in enumerate(words)}))
+    words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    return PreTrainedTokenizerFast(tokenizer_object=words, pad_token="[PAD]", eos_token="[EOS]", padding_side="left", clean_up_tokenization_spaces=False)
+
+
+def tabular_pair(trees: TreeCMDP | list[TreeCMDP], logits: Tensor | None = None) -> tuple[TabularLM, TabularLM, PreTrainedTokenizerFast]:
+    "(student, teacher, tokenizer) as `CMDPTrainer` takes them; the student starts at `logits`, or at the teacher."
+    return tabular_lm(trees, logits), tabular_lm(trees), tabular_tokenizer(trees)
+
+
+def tabular_dataset(trees: TreeCMDP | list[TreeCMDP]) -> Dataset:
+    "One prompt for each tree, with the number of the tree in the column `tree`."
+    return Dataset.from_dict({"prompt": [f"<{k}>" for k in range(len(_trees(trees)))], "tree": list(range(len(_trees(trees))))})
+
+
+def trajectory_index(tree: TreeCMDP, completion_ids: Tensor) -> Tensor:
+    "Row of `tree.paths` that each completion (B, at least depth) of a `TabularLM` is, (B,) int64."
+    return ((completion_ids[:, :tree.depth] - 2) * tree.vocab ** torch.arange(tree.depth - 1, -1, -1)).sum(-1)
+
+
+def tabular_reward(trees: TreeCMDP | list[TreeCMDP]):
+    "Reward function with TRL's signature for `tabular_dataset`: the trajectory's entry in `rewards`; None for fewer than `depth` actions."
+    trees = _trees(trees)
+    def tree_reward(completion_ids, tree):
+        return [float(trees[k].rewards[trajectory_index(trees[k], torch.tensor([ids]))]) if len(ids) >= trees[k].depth else None for ids, k in zip(completion_ids, tree)]
+    return tree_reward
