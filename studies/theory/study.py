@@ -16,7 +16,6 @@ import platform
 import sys
 import time
 from functools import lru_cache
-from itertools import groupby
 from pathlib import Path
 
 import torch
@@ -56,9 +55,10 @@ def plan() -> list[tuple[str, dict, float | None, float]]:
     jobs = [("soft", {"lam": lam, "complete": complete}, None, 1.0) for complete in (False, True) for lam in LAMBDAS]
     for d in BUDGETS:
         jobs += [("hinge", {"coef": 3.0}, d, 1.0), ("hinge", {"coef": 10.0}, d, 1.0), ("hinge", {"coef": 10.0}, d, 0.98)]
-        jobs += [("cmdp", {"penalty": n, "coef": c}, d, share) for n, c, share in ((1.0, 1.0, 1.0), (1.0, 1.0, 0.98), (0.0, 1.0, 1.0), (0.0, 1.0, 0.98), (1.0, 5.0, 1.0), (20.0, 1.0, 1.0))]
-        jobs += [(m, s, d, 1.0) for m in ("cmdp-smooth", "smooth-complete") for s in ({}, {"floor": 0.0}, SHARP)]
-        jobs += [("smooth-complete", {"keep": 1.0, **SHARP}, d, 1.0), ("saute", {"penalty": 1.0}, d, 1.0)]
+        jobs += [("cmdp", {"penalty": n, "coef": c}, d, share) for n, c, share in ((1.0, 1.0, 1.0), (1.0, 1.0, 0.98), (20.0, 1.0, 1.0), (0.0, 1.0, 1.0), (1.0, 5.0, 1.0), (1.0, 20.0, 1.0), (20.0, 20.0, 1.0), (0.0, 20.0, 1.0), (0.0, 20.0, 0.98))]
+        jobs += [("cmdp-smooth", s, d, 1.0) for s in ({}, {"floor": 0.0}, SHARP)]
+        jobs += [("smooth-complete", s, d, 1.0) for s in ({}, SHARP, {"keep": 1.0, **SHARP})]
+        jobs += [("saute", {"penalty": 1.0}, d, 1.0)]
     return jobs
 
 
@@ -92,7 +92,7 @@ def train(forest: Forest, method: str, settings: dict, budget: float | None, sha
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda k: 1 - 0.99 * k / STEPS)
     best = {d: torch.full((forest.n,), float("nan"), dtype=torch.float64) for d in limits}
     at = {d: torch.full((forest.n,), -1) for d in limits}
-    state, began = {}, time.perf_counter()
+    state, began = {}, time.process_time()
     for step in range(STEPS + 1):
         rows = forest.rows(logits)
         logp, cost = token_logps(rows, forest.paths), token_divergence(rows, forest.teacher_rows)
@@ -108,7 +108,7 @@ def train(forest: Forest, method: str, settings: dict, budget: float | None, sha
         weight = prob.unsqueeze(-1)
         loss = signal_loss(Signal(weight * advantage, weight * signal.multiplier), logp, {"divergence": cost}, forest.mask, num_tokens=1)
         optimizer.zero_grad(); loss.backward(); optimizer.step(); scheduler.step()
-    seconds = time.perf_counter() - began
+    seconds = time.process_time() - began
     out = []
     for d in limits:
         over = lambda slack: forest.sum(prob * (spent > d * (1 + slack)))
@@ -124,7 +124,7 @@ def train(forest: Forest, method: str, settings: dict, budget: float | None, sha
 @lru_cache
 def optimum(seed: int, budget: float) -> float:
     "The hard optimum by dynamic programming (nbs/03_tabular)."
-    return float(hard_optimum(random_tree(seed), budget)[0])
+    return hard_optimum(random_tree(seed), budget).value
 
 
 def teacher_value(seed: int) -> float:
@@ -173,18 +173,48 @@ def mean(values) -> float:
     return sum(values) / len(values) if values else math.nan
 
 
+def best_soft(rows: list[dict], complete: bool) -> list[dict]:
+    "Of the fixed λ the one best for each budget and start, by the best feasible iterate: chosen in hindsight, but once for all trees."
+    soft = [r for r in rows if r["method"] == "soft" and json.loads(r["settings"])["complete"] == complete]
+    out = []
+    for budget, start in sorted({(r["budget"], r["start"]) for r in soft}):
+        here = [r for r in soft if (r["budget"], r["start"]) == (budget, start)]
+        out += max(([r for r in here if r["settings"] == s] for s in sorted({r["settings"] for r in here})), key=lambda g: sum(reached(r) for r in g))
+    return out
+
+
+def reached(row: dict) -> float:
+    "Value of the best feasible iterate as a share of the optimum; 0 if no iterate was feasible."
+    return 0.0 if math.isnan(row["best_feasible"]) else row["best_feasible"] / row["optimum"]
+
+
 def summary(rows: list[dict]) -> dict:
-    "One line of a table: means over trees and starts, values as shares of the optimum."
-    share = lambda k: [r[k] / r["optimum"] for r in rows]
-    return {"final": mean(share("final_value")), "violation": mean(r["final_violation"] for r in rows), "beyond_1pct": mean(r["final_violation_1pct"] for r in rows),
-            "within": mean(share("final_within")), "best_feasible": mean(share("best_feasible")), "never_feasible": sum(r["best_step"] < 0 for r in rows), "rows": len(rows)}
+    "Means over trees (and whatever else differs), values as shares of the optimum."
+    mean = lambda f: sum(map(f, rows)) / len(rows)
+    return {"final": mean(lambda r: r["final_value"] / r["optimum"]), "violation": mean(lambda r: r["final_violation"]), "beyond 1%": mean(lambda r: r["final_violation_1pct"]),
+            "within": mean(lambda r: r["final_within"] / r["optimum"]), "best feasible": mean(reached), "worst tree": min(map(reached, rows)), "never feasible": sum(r["best_step"] < 0 for r in rows)}
 
 
-def best_soft(rows: list[dict]) -> list[dict]:
-    "Of the fixed λ, for each problem and budget the row with the best feasible iterate, and the λ that is best for all trees of a budget together: hindsight both."
-    soft = [r for r in rows if r["method"] == "soft"]
-    value = lambda r: -1.0 if math.isnan(r["best_feasible"]) else r["best_feasible"]
-    return [max((r for r in soft if (r["seed"], r["start"], r["budget"]) == p), key=value) for p in sorted({(r["seed"], r["start"], r["budget"]) for r in soft})]
+def lines(rows: list[dict]) -> dict[str, list[dict]]:
+    "The rows of each line of a table; of the fixed λ only the best."
+    out = {}
+    for r in rows:
+        if r["method"] == "soft": continue
+        settings = ", ".join(f"{k} {v:g}" for k, v in json.loads(r["settings"]).items())
+        share = f", trained for {r['trained_for']:g} d" if r["trained_for"] < 1 else ""
+        out.setdefault(f"{r['method']} {settings}{share}".strip(), []).append(r)
+    return out | {f"soft, best λ{', complete' * c}": best_soft(rows, c) for c in (False, True)}
+
+
+def table() -> None:
+    "The tables of README.md: markdown."
+    rows = read()
+    for start in STARTS:
+        print(f"\nStart: {start}\n\n| method | final value | P(D > d) | P(D > 1.01 d) | reward within | best feasible, d = " + " / ".join(map(str, BUDGETS)) + " | worst tree | never feasible |\n|---|---|---|---|---|---|---|---|")
+        for name, group in lines([r for r in rows if r["start"] == start]).items():
+            s = summary(group)
+            each = " / ".join(f"{summary([r for r in group if r['budget'] == d])['best feasible']:.3f}" for d in BUDGETS)
+            print(f"| {name} | {s['final']:.3f} | {s['violation']:.3f} | {s['beyond 1%']:.3f} | {s['within']:.3f} | {each} | {s['worst tree']:.3f} | {s['never feasible']} of {len(group)} |")
 
 
 def main(command: str = "", number: str = "") -> None:
