@@ -13,10 +13,10 @@ import torch
 from datasets import Dataset
 from scipy.stats import norm
 
-from .budget import Budget, satisfaction_interval
-from .divergence import token_divergence
+from .budget import Budget, row_budget, satisfaction_interval
+from .divergence import token_cost, token_divergence
 from .mdp import trajectory_cost
-from .reward import call_reward, task_rewards
+from .reward import call_cost, call_reward, task_rewards
 from .rollout import completion_logits, generate
 
 # %% auto #0
@@ -38,7 +38,8 @@ def evaluate_records(
     max_completion_length: int = 32,
     temperature: float = 1.0,  # sampling only; divergences are always measured at temperature 1
     top_p: float = 1.0,
-    divergence: str = "reverse_kl", beta: float = 0.5, floor: float = 0.0,  # the cost, see divergence.token_divergence
+    divergence: str = "reverse_kl", beta: float = 0.5, floor: float = 0.0, student_temperature: float = 1.0, teacher_temperature: float = 1.0,  # the cost, see divergence.token_cost
+    constraints: dict[str, tuple[Callable, Budget]] | None = None,  # further budgets, see reward.call_cost
     batch_size: int = 256,  # completions at a time
     vocab_size: int | None = None,  # sample only ids below this (the ids common to student and teacher)
     seed: int = 0,
@@ -55,21 +56,26 @@ def evaluate_records(
         extra = {name: call_reward(f, r) for name, f in (metrics or {}).items()}
         student, target = completion_logits(model, r), completion_logits(teacher, r)
         kl = token_divergence(student, target, mask=r.completion_mask)
-        cost = kl if (divergence, floor) == ("reverse_kl", 0.0) else token_divergence(student, target, divergence, beta, r.completion_mask, floor)
+        exact = (divergence, floor, student_temperature, teacher_temperature) == ("reverse_kl", 0.0, 1.0, 1.0)
+        cost = kl if exact else token_cost(student, target, r.completion_ids, divergence, r.completion_mask, beta=beta, floor=floor, student_temperature=student_temperature, teacher_temperature=teacher_temperature)
         spent, kl, lengths = budget.spent(cost, r.completion_mask), trajectory_cost(kl, r.completion_mask), r.lengths
+        within = ~row_budget(budget, r.columns, cost.device).violated(cost, r.completion_mask)
+        for name, (f, b) in (constraints or {}).items():
+            c, b = call_cost(f, r), row_budget(b, r.columns, cost.device, column=f"budget_{name}")
+            extra |= {f"spent_{name}": b.spent(c, r.completion_mask), f"within_budget_{name}": (~b.violated(c, r.completion_mask)).float()}
         for i in range(len(r)):
             n = int(lengths[i])
             records.append({
                 "prompt": r.prompts[i], "completion": r.completions[i], "completion_ids": r.completion_ids[i, :n].tolist(),
                 **{k: v[i] for k, v in r.columns.items()},
                 "reward": None if reward[i].isnan() else reward[i].item(), "correct": bool(reward[i] >= correct_at and r.terminated[i]),
-                "cost_per_token": cost[i, :n].tolist(), "spent": spent[i].item(), "within_budget": bool(spent[i] <= budget.limit),
+                "cost_per_token": cost[i, :n].tolist(), "spent": spent[i].item(), "within_budget": bool(within[i]),
                 "kl": kl[i].item(), "terminated": bool(r.terminated[i]), **{k: None if v[i].isnan() else v[i].item() for k, v in extra.items()}})
     return records
 
 # %% ../nbs/10_evaluate.ipynb #summarize
-def summarize(records: list[dict], budget: Budget | None = None, metrics: Iterable[str] = (), level: float = 0.95) -> dict[str, float]:
-    "The glossary's metrics of `records`, with `_low`/`_high` ends of `level` intervals; `budget` = judge `spent` anew against its limit."
+def summarize(records: list[dict], budget: Budget | None = None, metrics: Iterable[str] = (), level: float = 0.95, constraints: Iterable[str] = ()) -> dict[str, float]:
+    "The glossary's metrics of `records`, with `_low`/`_high` ends of `level` intervals; `budget` = judge `spent` anew against its limit; `constraints` = names of further budgets."
     if not records: raise ValueError("no records to summarize: the evaluation dataset is empty")
     col = lambda k: np.array([np.nan if r[k] is None else r[k] for r in records], dtype=float)
     n, spent, kl, correct = len(records), col("spent"), col("kl"), col("correct") > 0
@@ -82,6 +88,12 @@ def summarize(records: list[dict], budget: Budget | None = None, metrics: Iterab
     out |= {"kl_mean": float(kl.mean()), "kl_mean_low": float(kl.mean() - half), "kl_mean_high": float(kl.mean() + half), "kl_p95": float(np.quantile(kl, 0.95)),
             "spent_mean": float(spent.mean()), "spent_p95": float(np.quantile(spent, 0.95)), "reward_mean": float(np.nanmean(col("reward"))),
             "length_mean": float(np.mean([len(r["completion_ids"]) for r in records])), "truncated_rate": float(1 - col("terminated").mean())}
+    for name in constraints:
+        hit = col(f"within_budget_{name}") > 0
+        out |= {f"spent_mean_{name}": float(col(f"spent_{name}").mean()), f"satisfaction_rate_{name}": float(hit.mean())}
+        out[f"satisfaction_rate_{name}_low"], out[f"satisfaction_rate_{name}_high"] = satisfaction_interval(hit, level=level)
+        within = within & hit
+    if constraints: out["satisfaction_rate_all"] = float(within.mean())
     for name in metrics: out[name] = float(np.nanmean(col(name)))
     return out | {"n_eval": n}
 
@@ -90,7 +102,7 @@ def evaluate(model, teacher, dataset: Dataset, tokenizer, reward_funcs, budget: 
              return_records: bool = False, **kwargs) -> dict[str, float] | tuple[dict[str, float], list[dict]]:
     "Metrics of the glossary for `model` on `dataset`, with intervals; keywords as in `evaluate_records`. With `return_records`, also the records."
     records = evaluate_records(model, teacher, dataset, tokenizer, reward_funcs, budget, metrics=metrics, **kwargs)
-    result = summarize(records, metrics=metrics or ())
+    result = summarize(records, metrics=metrics or (), constraints=kwargs.get("constraints") or ())
     return (result, records) if return_records else result
 
 # %% ../nbs/10_evaluate.ipynb #frontier
