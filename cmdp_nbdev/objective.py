@@ -85,16 +85,17 @@ def group_advantage(x: Tensor, group_ids: Tensor, scale_rewards: str = "group", 
 METHODS: dict = {}
 
 
-def register_method(name: str, *, pathwise: bool = False, rewardless: bool = False, augmented: bool = False):
+def register_method(name: str, *, pathwise: bool = False, rewardless: bool = False, augmented: bool = False, costs: tuple[str, ...] = ()):
     """Decorator: make a function `(batch, budget, state, **settings) -> Signal` available as `CMDPConfig(method=name)`.
 
     pathwise: it constrains through the gradient of the cost alone; rewardless: it does not use the task reward;
-    augmented: its student is told the remaining budget (rollout.BudgetAware). Raises ValueError for a name that is taken.
+    augmented: its student is told the remaining budget (rollout.BudgetAware); costs: further divergences (divergence.KINDS) it
+    puts multipliers on, found in `batch.costs` under their names. Raises ValueError for a name that is taken.
     """
     def add(fn):
         if name in METHODS and (METHODS[name].__module__, METHODS[name].__qualname__) != (fn.__module__, fn.__qualname__):
             raise ValueError(f"a method named {name!r} is registered already; choose another name")
-        fn.pathwise, fn.rewardless, fn.augmented = pathwise, rewardless, augmented
+        fn.pathwise, fn.rewardless, fn.augmented, fn.costs = pathwise, rewardless, augmented, costs
         METHODS[name] = fn
         return fn
     return add

@@ -6,13 +6,14 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
 import torch
 from datasets import Dataset
 from scipy.optimize import linprog, minimize
+from scipy.special import rel_entr
 from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache, GenerationMixin, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
@@ -24,8 +25,10 @@ from .divergence import token_divergence, token_logps
 # %% auto #0
 __all__ = ['IMPOSSIBLE', 'COSTS', 'TreeCMDP', 'random_tree', 'Law', 'law', 'one_state', 'three_answers', 'tilt', 'Optimum',
            'policy_rows', 'policy_of', 'expected_optimum', 'soft_optimum', 'max_divergence_optimum',
-           'surprisal_optimum', 'hard_curve', 'hard_optimum', 'TabularConfig', 'TabularLM', 'tabular_lm',
-           'tabular_tokenizer', 'tabular_pair', 'tabular_dataset', 'trajectory_index', 'tabular_reward']
+           'surprisal_optimum', 'hard_curve', 'hard_optimum', 'occupancy_optimum', 'RegularisedDual',
+           'regularised_dual', 'bisection', 'cutting_planes', 'dual_ascent', 'within_budget', 'hinge_policy',
+           'random_policy', 'refine', 'TabularConfig', 'TabularLM', 'tabular_lm', 'tabular_tokenizer', 'tabular_pair',
+           'tabular_dataset', 'trajectory_index', 'tabular_reward']
 
 # %% ../nbs/03_tabular.ipynb #tree
 IMPOSSIBLE = -1e4  # a logit: its probability is exactly 0 in float64, and unlike -inf it leaves every product finite
@@ -75,6 +78,7 @@ class TreeCMDP:
 # %% ../nbs/03_tabular.ipynb #random-tree
 def random_tree(seed: int, vocab: int = 3, depth: int = 3, spread: float = 1.0, binary: bool = True, success: float = 0.3) -> TreeCMDP:
     "A random instance: teacher logits normal with standard deviation `spread`; rewards 1 with probability `success` (at least one 1 and one 0), or uniform in [0, 1) if not `binary`."
+    if vocab < 2 or depth < 1: raise ValueError(f"vocab must be >= 2 and depth >= 1, got vocab={vocab}, depth={depth}")
     g = torch.Generator().manual_seed(seed)
     n = (vocab ** depth - 1) // (vocab - 1)
     teacher = (spread * torch.randn(n, vocab, generator=g, dtype=torch.float64)).log_softmax(-1)
@@ -120,7 +124,7 @@ def law(tree: TreeCMDP, logits: Tensor, cost: str = "reverse_kl") -> Law:
     "Enumerate the tabular policy `logits` (N, V); `cost` is one of COSTS. Raises ValueError for an unknown cost."
     rows = logits[tree.nodes]
     logp, teacher_logp = token_logps(rows, tree.paths), token_logps(tree.teacher[tree.nodes], tree.paths)
-    if cost == "reverse_kl": return Law(tree, logp, teacher_logp, token_divergence(rows, tree.teacher[tree.nodes]))
+    if cost == "reverse_kl": return Law(tree, logp, teacher_logp, token_divergence(logits[None], tree.teacher[None])[0, tree.nodes])
     if cost == "log_ratio": return Law(tree, logp, teacher_logp, logp - teacher_logp)
     if cost == "surprisal": return Law(tree, logp, teacher_logp, -teacher_logp)
     raise ValueError(f"cost {cost!r} is unknown; choose one of {', '.join(COSTS)}")
@@ -153,7 +157,8 @@ def tilt(reference: Tensor, worth: Tensor, kl: Tensor, steps: int = 50) -> tuple
         middle = (low + high) / 2
         fits = spend(tilted(middle)) <= kl
         low, high = torch.where(fits, middle, low), torch.where(fits, high, middle)
-    best = torch.where(x > -1e-12, reference, IMPOSSIBLE).log_softmax(-1)
+    ties = top - worth <= 1e-12 * torch.maximum(scale, top.abs())
+    best = torch.where(ties, reference, IMPOSSIBLE).log_softmax(-1)
     free, none = spend(best) <= kl, kl <= 0
     logp = torch.where(free.unsqueeze(-1), best, torch.where(none.unsqueeze(-1), reference, tilted(low)))
     return logp, torch.where(free, 0.0, scale.squeeze(-1) * (-low).exp())
@@ -214,13 +219,18 @@ def max_divergence_optimum(tree: TreeCMDP, d: float) -> Optimum:
     return _exact(tree, teacher * (filled / mass.clamp(min=1e-300))[level])
 
 
+def _best_allowed(tree: TreeCMDP, d: float) -> tuple[Tensor, Tensor]:
+    "Which trajectories have the highest reward among those of teacher surprisal at most `d`, (B,) bool, and all log μ(τ), (B,)."
+    logp = law(tree, tree.teacher).logp.sum(-1)
+    allowed = (-logp <= d + 1e-9) & (logp > IMPOSSIBLE / 2)
+    if not allowed.any(): raise ValueError(f"d={d} nats of surprisal allow no trajectory; the most probable one has {-float(logp.max()):.4f}")
+    return allowed & (tree.rewards == tree.rewards[allowed].max()), logp
+
+
 def surprisal_optimum(tree: TreeCMDP, d: float) -> Optimum:
     "Best policy for which every trajectory has teacher surprisal −log μ(τ) <= `d` nats. Raises ValueError where no trajectory has. Derived in nbs/03_tabular."
     _check_limit(d)
-    logp = law(tree, tree.teacher).logp.sum(-1)
-    allowed = -logp <= d + 1e-9
-    if not allowed.any(): raise ValueError(f"d={d} nats of surprisal allow no trajectory; the most probable one has {-float(logp.max()):.4f}")
-    best = allowed & (tree.rewards == tree.rewards[allowed].max())
+    best, logp = _best_allowed(tree, d)
     return _exact(tree, torch.where(best, logp, IMPOSSIBLE).softmax(-1))
 
 # %% ../nbs/03_tabular.ipynb #hard-grid
@@ -232,30 +242,28 @@ def _levels(tree: TreeCMDP) -> list[slice]:
 
 def _sweep(tree: TreeCMDP, d: float, grid: int) -> tuple[Tensor, Tensor, list[Tensor]]:
     "Lower and upper bounds (grid+1,) for budgets 0..d, and for every step but the last the best spend (nodes, grid+1) in grid steps."
+    if not grid >= 1: raise ValueError(f"grid must be a whole number >= 1, got {grid!r}")
     z, all_pairs = torch.linspace(0, d, grid + 1, dtype=torch.float64), torch.tril_indices(grid + 1, grid + 1)
     lower = upper = tree.rewards.unsqueeze(-1).expand(-1, grid + 1)
     spends = []
     for level in reversed(_levels(tree)):
         reference = tree.teacher[level].unsqueeze(1)  # (nodes, 1, V)
-        j, i = all_pairs if spends or level.stop < len(tree.teacher) else torch.arange(grid + 1).expand(2, -1)  # the last step spends all
-        def best(child, left):
+        j, i = all_pairs if level.stop < len(tree.teacher) else torch.arange(grid + 1).expand(2, -1)  # the last step spends all
+        def best(child, left, slack):
             worth = child.reshape(len(reference), tree.vocab, -1)[..., left].transpose(1, 2)  # (nodes, pairs, V)
             logp, price = tilt(reference, worth, z[i].expand(len(reference), -1), steps=25)
-            slack = price * (z[i] - (logp.exp() * (logp - reference)).sum(-1))  # of the bisection; 0 but for rounding
-            table = torch.full((2, len(reference), grid + 1, grid + 1), -torch.inf, dtype=torch.float64)
-            table[0, :, j, i] = (logp.exp() * worth).sum(-1)
-            table[1, :, j, i] = table[0, :, j, i] + slack
+            unspent = z[i] - (logp.exp() * (logp - reference)).sum(-1)  # by the bisection: rounding
+            table = torch.full((len(reference), grid + 1, grid + 1), -torch.inf, dtype=torch.float64)
+            table[:, j, i] = (logp.exp() * worth).sum(-1) + slack * price * unspent
             return table.max(-1)
-        down, up = best(lower, j - i), best(upper, j - (i - 1).clamp(min=0))
-        lower, upper = down.values[0], up.values[1]
-        spends.insert(0, down.indices[0])
+        (lower, spend), (upper, _) = best(lower, j - i, 0.0), best(upper, j - (i - 1).clamp(min=0), 1.0)
+        spends.insert(0, spend)
     return lower[0], upper[0], spends[:-1]
 
 
 def hard_curve(tree: TreeCMDP, d: float, grid: int = 64) -> tuple[Tensor, Tensor, Tensor]:
     "Budgets 0..d and, for each, a lower and an upper bound of the hard optimum, all (grid+1,). The gap falls like 1/grid. Derived in nbs/03_tabular."
     if not 0 < d < math.inf: raise ValueError(f"d must be a finite number of nats > 0, got {d!r}")
-    if not grid >= 1: raise ValueError(f"grid must be a whole number >= 1, got {grid!r}")
     lower, upper, _ = _sweep(tree, d, grid)
     return torch.linspace(0, d, grid + 1, dtype=torch.float64), lower, upper
 
@@ -287,7 +295,8 @@ def hard_optimum(tree: TreeCMDP, d: float, grid: int = 64) -> Optimum:
     `prices` (N,): what one more nat at each history would buy there. Raises ValueError for d < 0. Derived in nbs/03_tabular.
     """
     _check_limit(d)
-    surprisal = torch.where(tree.rewards == tree.rewards.max(), -law(tree, tree.teacher).logp.sum(-1), torch.inf)
+    best, logp = _best_allowed(tree, math.inf)
+    surprisal = torch.where(best, -logp, torch.inf)
     if d >= surprisal.min(): return _exact(tree, torch.nn.functional.one_hot(surprisal.argmin(), len(surprisal)).double(), torch.zeros(len(tree.teacher), dtype=torch.float64))
     _, upper, spends = _sweep(tree, d, grid)
     left, share = torch.tensor([grid]), []
@@ -305,6 +314,158 @@ def hard_optimum(tree: TreeCMDP, d: float, grid: int = 64) -> Optimum:
     if len(share) and d > 0: share = torch.tensor(minimize(loss, share.numpy(), jac=True, method="L-BFGS-B", bounds=[(1e-4, 1)] * len(share), options={"ftol": 1e-13, "gtol": 1e-9}).x)
     _, logits, prices = _induction(tree, _shared(tree, d, share))
     return Optimum(float(law(tree, logits).value()), logits, float(upper[-1]), prices)
+
+# %% ../nbs/03_tabular.ipynb #lp
+def _check_costs(tree: TreeCMDP, costs: Tensor, limits) -> tuple[Tensor, np.ndarray]:
+    "Costs as (m, N, V) and limits as (m,); ValueError where they do not fit."
+    costs, limits = costs.reshape(-1, *costs.shape[-2:]).double(), np.asarray(limits, dtype=float).reshape(-1)
+    if costs.shape[1:] != tree.teacher.shape or not costs.isfinite().all(): raise ValueError(f"costs must be finite, (m, {', '.join(map(str, tree.teacher.shape))}) for this tree, got {tuple(costs.shape)}")
+    if len(limits) != len(costs) or np.isnan(limits).any(): raise ValueError(f"limits must be one number for each of the {len(costs)} costs, got {limits.tolist()}")
+    return costs, limits
+
+
+def occupancy_optimum(tree: TreeCMDP, costs: Tensor, limits) -> Optimum:
+    """Best policy with expected costs within `limits`: the occupancy-measure linear program, solved by HiGHS.
+
+    `costs`: (m, N, V) or (N, V), the cost of every action at every history, whatever the policy; `limits`: m numbers, in the costs' units.
+    `prices` (m,) are the limits' dual values and `bound` is the dual objective. Raises ValueError where no policy is within the limits.
+    Source: Altman, Constrained Markov Decision Processes (1999).
+    """
+    costs, limits = _check_costs(tree, costs, limits)
+    n, v = tree.teacher.shape
+    flow = np.kron(np.eye(n), np.ones((1, v)))  # out of each history ...
+    flow[np.arange(1, n), np.arange(n - 1)] -= 1  # ... minus into it: edge e leads to node e + 1
+    worth = np.concatenate([np.zeros(n - 1), tree.rewards.numpy()])
+    exact = {"primal_feasibility_tolerance": 1e-10, "dual_feasibility_tolerance": 1e-10}
+    found = linprog(-worth, costs.reshape(len(costs), -1).numpy(), limits, flow, np.eye(n)[0], method="highs", options=exact)
+    if found.x is None: raise ValueError(f"limits={limits.tolist()}: no policy keeps all expected costs within them ({found.message})")
+    logits = policy_rows(tree, torch.tensor(found.x).clamp(min=0).reshape(n, v))
+    return Optimum(float(law(tree, logits).value()), logits, float(-found.ineqlin.marginals @ limits - found.eqlin.marginals[0]), torch.tensor(-found.ineqlin.marginals))
+
+# %% ../nbs/03_tabular.ipynb #dual
+@dataclass(frozen=True)
+class RegularisedDual:
+    "g(λ) = max over policies of E[R] − temperature·KL(π‖teacher) − λ·(E[C] − limits). Made by `regularised_dual`; derived in nbs/03_tabular."
+    tree: TreeCMDP
+    costs: np.ndarray  # (m, B) of every trajectory
+    limits: np.ndarray  # (m,)
+    temperature: float
+    radius: float  # the minimum is at prices λ >= 0 with sum at most this
+
+    @cached_property
+    def teacher(self) -> np.ndarray:
+        "Log-probability of every trajectory under the teacher, (B,)."
+        return law(self.tree, self.tree.teacher).logp.sum(-1).numpy()
+
+    def solve(self, lam: np.ndarray) -> tuple[float, np.ndarray, np.ndarray]:
+        "Value g, gradient (m,), and the trajectory law (B,) that is best, at prices `lam` (m,)."
+        score = self.teacher + (self.tree.rewards.numpy() - lam @ self.costs) / self.temperature
+        weight = np.exp(score - score.max())
+        law = weight / weight.sum()
+        return float(self.temperature * (score.max() + np.log(weight.sum())) + lam @ self.limits), self.limits - self.costs @ law, law
+
+
+def regularised_dual(tree: TreeCMDP, costs: Tensor, limits, temperature: float) -> RegularisedDual:
+    "The dual of the best policy with expected `costs` (m, N, V) within `limits`, regularised by `temperature` > 0 times the KL. Raises ValueError unless some policy is strictly within all limits."
+    costs, limits = _check_costs(tree, costs, limits)
+    if not temperature > 0: raise ValueError(f"temperature must be > 0, got {temperature!r}; without regularisation use occupancy_optimum")
+    totals = costs[:, tree.nodes, tree.paths].sum(-1).numpy()
+    dual = RegularisedDual(tree, totals, limits, temperature, math.inf)
+    B, zero = totals.shape[1], np.zeros(len(limits))
+    inside = linprog([*np.zeros(B), -1], np.c_[totals, zero + 1], limits, [[*np.ones(B), 0]], [1], [(0, None)] * B + [(None, None)])  # the law with the largest slack
+    w, slack = inside.x[:-1], inside.x[-1]
+    if slack <= 1e-9: raise ValueError(f"limits={limits.tolist()}: no policy is strictly within all of them (the best misses by {-slack:.3g})")
+    primal = w @ tree.rewards.numpy() - temperature * rel_entr(w, np.exp(dual.teacher)).sum()
+    return replace(dual, radius=(dual.solve(zero)[0] - primal) / slack)  # g(0) >= g(λ*) >= primal + slack·Σλ*
+
+
+def bisection(dual: RegularisedDual, tol: float = 1e-9) -> tuple[np.ndarray, list[float]]:
+    "Minimise a dual with one price: prices (1,) with g within `tol` of the minimum, and g at every step."
+    if len(dual.limits) != 1: raise ValueError(f"bisection needs one limit, got {len(dual.limits)}; use cutting_planes")
+    low, high, values = 0.0, dual.radius, []
+    while True:
+        lam = np.array([(low + high) / 2])
+        value, (slope,), _ = dual.solve(lam)
+        values.append(value)
+        if abs(slope) * (high - low) / 2 <= tol: return lam, values
+        low, high = (low, lam[0]) if slope > 0 else (lam[0], high)
+
+
+def cutting_planes(dual: RegularisedDual, tol: float = 1e-6, max_cuts: int = 500) -> tuple[np.ndarray, list[float]]:
+    "Minimise a dual with any number of prices (m,) by Kelley's method: best prices, within `tol` of the minimum, and g at every step. Raises RuntimeError after `max_cuts`."
+    m, lam, cuts, values, prices = len(dual.limits), np.zeros(len(dual.limits)), [], [], []
+    while len(values) < max_cuts:
+        value, slope, _ = dual.solve(lam)
+        values.append(value); prices.append(lam)
+        cuts.append([*slope, -1, slope @ lam - value])  # g >= value + slope·(λ − lam)
+        A = np.array(cuts)
+        model = linprog([*np.zeros(m), 1], A[:, :-1], A[:, -1], bounds=[(0, dual.radius)] * m + [(None, None)])
+        if min(values) - model.fun <= tol: return prices[int(np.argmin(values))], values
+        lam = model.x[:-1]
+    raise RuntimeError(f"cutting_planes: the gap is still {min(values) - model.fun:.2g} after max_cuts={max_cuts}; raise tol ({tol:g})")
+
+
+def dual_ascent(dual: RegularisedDual, steps: int) -> tuple[np.ndarray, list[float]]:
+    "Projected gradient steps of length 1/L, L = Σ range(C_m)²/(4·temperature) a bound of the curvature: prices (m,) after `steps`, and g at every step."
+    rate = 4 * dual.temperature / (np.ptp(dual.costs, axis=1) ** 2).sum()
+    lam, values = np.zeros(len(dual.limits)), []
+    for _ in range(steps):
+        value, slope, _ = dual.solve(lam)
+        values.append(value)
+        lam = np.maximum(0, lam - rate * slope)
+    return lam, values
+
+# %% ../nbs/03_tabular.ipynb #witness
+def within_budget(tree: TreeCMDP, logits: Tensor, d: float) -> Tensor:
+    "Policies `logits` (..., N, V) mixed with the teacher, history by history, until no trajectory spends more than `d` nats; log-probabilities. One that fits is not changed."
+    _check_limit(d)
+    p, mu, left, rows = logits.softmax(-1), tree.teacher.exp(), torch.full_like(logits[..., :1, 0], d), []
+    spend = lambda p, level: (p * (p.clamp(min=1e-300).log() - tree.teacher[level])).sum(-1)
+    for level in _levels(tree):
+        share = (left / spend(p[..., level, :], level).clamp(min=1e-300)).clamp(max=1).unsqueeze(-1)
+        rows.append(share * p[..., level, :] + (1 - share) * mu[level])
+        left = (left - spend(rows[-1], level)).clamp(min=0).repeat_interleave(tree.vocab, -1)
+    return torch.cat(rows, -2).log().clamp(min=IMPOSSIBLE)
+
+
+def hinge_policy(tree: TreeCMDP, d: float, coef: float = 10.0, widths: tuple[float, ...] = (1e-2, 1e-3, 1e-4)) -> Tensor:
+    "Policy (N, V) that maximises E[R − `coef`·(D − d)_+] by exact gradients, the kink smoothed over `widths` nats in turn; it may spend a little more than `d`. Derived in nbs/03_tabular."
+    _check_limit(d)
+    if not coef > 0: raise ValueError(f"coef must be > 0, got {coef!r}")
+    x = tree.teacher
+    for width in widths:
+        def loss(flat):
+            logits = torch.tensor(flat).reshape(x.shape).requires_grad_()
+            p = law(tree, logits)
+            over = (p.cost.sum(-1) - d) / width
+            value = p.expect(tree.rewards - coef * width * torch.logaddexp(over, torch.zeros_like(over)))
+            return -value.item(), torch.autograd.grad(-value, logits)[0].numpy().ravel()
+        x = torch.tensor(minimize(loss, x.numpy().ravel(), jac=True, method="L-BFGS-B", options={"maxiter": 500, "maxcor": 40, "ftol": 1e-12, "gtol": 1e-9}).x).reshape(x.shape).log_softmax(-1)
+    return x
+
+
+def random_policy(tree: TreeCMDP, d: float, samples: int = 1000, seed: int = 0) -> Tensor:
+    "The best of `samples` random policies that spend at most `d` on every trajectory, (N, V)."
+    if samples < 1: raise ValueError(f"samples must be >= 1, got {samples}")
+    g = torch.Generator().manual_seed(seed)
+    logits = within_budget(tree, tree.teacher + 2 * torch.randn(samples, *tree.teacher.shape, generator=g, dtype=torch.float64), d)
+    value = tree.rewards
+    for level in reversed(_levels(tree)): value = (logits[..., level, :].exp() * value.reshape(*value.shape[:-1], -1, tree.vocab)).sum(-1)
+    return logits[value[:, 0].argmax()]
+
+
+def refine(tree: TreeCMDP, logits: Tensor, d: float) -> Tensor:
+    "A policy (N, V) improved by sequential quadratic programming (SLSQP) under D(τ) <= `d` for every trajectory; small trees only."
+    shape, to = logits.shape, lambda flat: torch.tensor(flat).reshape(logits.shape)
+    spent = lambda x: law(tree, x).cost[::tree.vocab].sum(-1)  # trajectories that differ in the last token spend the same
+
+    def loss(flat):
+        x = to(flat).requires_grad_()
+        value = law(tree, x).value()
+        return -value.item(), torch.autograd.grad(-value, x)[0].numpy().ravel()
+
+    fits = {"type": "ineq", "fun": lambda flat: (d - spent(to(flat))).numpy(), "jac": lambda flat: -torch.autograd.functional.jacobian(spent, to(flat), vectorize=True).flatten(1).numpy()}
+    return within_budget(tree, to(minimize(loss, logits.numpy().ravel(), jac=True, method="SLSQP", constraints=[fits], options={"maxiter": 200, "ftol": 1e-8}).x), d)
 
 # %% ../nbs/03_tabular.ipynb #lm
 class TabularConfig(PretrainedConfig):
