@@ -13,7 +13,7 @@ from cmdp_nbdev.budget import Budget
 from cmdp_nbdev.evaluate import evaluate_records
 from cmdp_nbdev.model import check_pair, check_vocab, load_model, load_tokenizer
 from cmdp_nbdev.rollout import generate
-from cmdp_nbdev.tabular import (IMPOSSIBLE, TreeCMDP, bisection, cutting_planes, dual_ascent, expected_optimum, hard_curve, hard_optimum, hinge_policy, law, max_divergence_optimum,
+from cmdp_nbdev.tabular import (IMPOSSIBLE, TabularConfig, TreeCMDP, bisection, cutting_planes, dual_ascent, expected_optimum, hard_curve, hard_optimum, hinge_policy, law, max_divergence_optimum,
                                 occupancy_optimum, one_state, policy_of, random_policy, random_tree, refine, regularised_dual, soft_optimum, surprisal_optimum, tabular_dataset,
                                 tabular_lm, tabular_pair, tabular_reward, tilt, trajectory_index, within_budget)
 from cmdp_nbdev.trainer import CMDPConfig, CMDPTrainer
@@ -294,12 +294,13 @@ def test_hinge_is_exact_above_the_price_only():
 @pytest.mark.parametrize("call,says", [
     (lambda t: hard_optimum(t, -1.0), "nats >= 0"), (lambda t: hard_optimum(t, math.nan), "nats >= 0"), (lambda t: expected_optimum(t, -1e-9), "nats >= 0"),
     (lambda t: hard_optimum(t, 0.5, grid=0), "grid"), (lambda t: hard_curve(t, math.inf), "finite"), (lambda t: hard_curve(t, 0.0), "> 0"), (lambda t: soft_optimum(t, 0), "lam"),
-    (lambda t: surprisal_optimum(t, 0.01), "allow no trajectory"), (lambda t: occupancy_optimum(t, t.teacher[:2], [1.0]), "costs"), (lambda t: occupancy_optimum(t, -t.teacher, [1.0, 2.0]), "one number for each"),
+    (lambda t: surprisal_optimum(t, 0.01), "allow no trajectory"), (lambda t: occupancy_optimum(t, t.teacher[:2], [1.0]), "costs"), (lambda t: occupancy_optimum(t, -t.teacher, [1.0, 2.0]), "one finite number for each"),
     (lambda t: occupancy_optimum(t, -t.teacher, [0.01]), "no policy"), (lambda t: occupancy_optimum(t, -t.teacher, [math.nan]), "limits"), (lambda t: regularised_dual(t, -t.teacher, [0.01], 1.0), "strictly"),
     (lambda t: regularised_dual(t, -t.teacher, [9.0], -1.0), "temperature"), (lambda t: bisection(regularised_dual(t, noise(2, 13, 3), [9.0, 9.0], 1.0)), "one limit"),
     (lambda t: within_budget(t, t.teacher, -1.0), "nats >= 0"), (lambda t: hinge_policy(t, -1.0), "nats >= 0"), (lambda t: hinge_policy(t, 1.0, 0.0), "coef"), (lambda t: one_state(0.0), "strictly between"),
     (lambda t: tabular_lm([]), "at least one"), (lambda t: tabular_lm([t, random_tree(0, 2, 3)]), "one vocabulary"), (lambda t: tabular_lm(t, torch.zeros(2, 13, 3)), "logits must be"),
-    (lambda t: random_tree(0, vocab=1), "vocab"), (lambda t: random_tree(0, depth=0), "depth"), (lambda t: random_policy(t, 1.0, 0), "samples")])
+    (lambda t: random_tree(0, vocab=1), "vocab"), (lambda t: random_tree(0, depth=0), "depth"), (lambda t: random_policy(t, 1.0, 0), "samples"), (lambda t: hard_optimum(t, 0.5, grid=2.5), "grid"),
+    (lambda t: bisection(regularised_dual(t, -t.teacher, [3.0], 1.0), 0.0), "tol"), (lambda t: TabularConfig(actions=1), "actions")])
 def test_bad_arguments_are_named(call, says):
     "One clear error, before anything is computed."
     with pytest.raises(ValueError, match=says): call(random_tree(0))
