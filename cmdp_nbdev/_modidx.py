@@ -132,6 +132,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                     'cmdp_nbdev.tabular.random_tree': ('tabular.html#random_tree', 'cmdp_nbdev/tabular.py')},
             'cmdp_nbdev.task': { 'cmdp_nbdev.task.ChainTask': ('task.html#chaintask', 'cmdp_nbdev/task.py'),
                                  'cmdp_nbdev.task.ChainTask.__post_init__': ('task.html#chaintask.__post_init__', 'cmdp_nbdev/task.py'),
+                                 'cmdp_nbdev.task.ChainTask.completion_length': ( 'task.html#chaintask.completion_length',
+                                                                                  'cmdp_nbdev/task.py'),
                                  'cmdp_nbdev.task.Flaw': ('task.html#flaw', 'cmdp_nbdev/task.py'),
                                  'cmdp_nbdev.task.Flaw.hits': ('task.html#flaw.hits', 'cmdp_nbdev/task.py'),
                                  'cmdp_nbdev.task._text': ('task.html#_text', 'cmdp_nbdev/task.py'),
