@@ -162,7 +162,8 @@ def _statistic(x: np.ndarray, name: str) -> np.ndarray:
     "The metric over prompts and completions, (..., P, G) -> (...): 95th percentile or mean, of the values there are."
     x, missing = x.reshape(*x.shape[:-2], -1), np.isnan(x).any()
     if name.endswith("_p95"): return (np.nanquantile if missing else np.quantile)(x, 0.95, axis=-1)
-    return (np.nanmean if missing else np.mean)(x, axis=-1)
+    if not missing: return x.mean(-1)
+    with np.errstate(invalid="ignore"): return np.nansum(x, -1) / (~np.isnan(x)).sum(-1)
 
 
 def _spread(tables: list[np.ndarray], name: str, level: float, resamples: int, seed: int) -> tuple[np.ndarray, float, float, float]:
@@ -171,6 +172,7 @@ def _spread(tables: list[np.ndarray], name: str, level: float, resamples: int, s
     S, P = tables[0].shape[:2]
     rng, runs = np.random.default_rng(seed), measure(np.arange(P))
     draws = np.array([measure(rng.integers(P, size=P)) for _ in range(resamples)])  # (resamples, S)
+    draws = draws[~np.isnan(draws).any(1)]  # few prompts and missing values: a resample may hold none
     if S == 1: return runs, *(float(q) for q in np.quantile(draws, [(1 - level) / 2, (1 + level) / 2])), math.nan
     cov, seeds = np.cov(draws, rowvar=False), runs.var(ddof=1) / S
     shared, prompts = max(0.0, (cov.sum() - cov.trace()) / (S * (S - 1))), cov.sum() / S**2
@@ -187,14 +189,15 @@ def summarize_seeds(runs: list[list[dict]], metrics: Iterable[str] = ("accuracy"
 
     Returns the mean over runs of every metric (keys of `VALUES` or of the records) and its `_low` and `_high`; a row for
     `frontier` and the figures. A single list of records gets an interval over prompts alone. Several completions of a
-    prompt stay together. `seed` fixes the bootstrap. Derived in nbs/10_evaluate. Raises ValueError if the prompts differ.
+    prompt stay together. A metric that a run has no value of is NaN. `seed` fixes the bootstrap. Derived in
+    nbs/10_evaluate. Raises ValueError if the prompts differ.
     """
     runs, out = _runs(runs), {}
     prompts = list(dict.fromkeys(str(r["prompt"]) for r in runs[0]))
     for name in metrics:
         x = _table(runs, name, prompts)
         values = x[~np.isnan(x)]
-        if not values.size: out |= {name: math.nan, f"{name}_low": math.nan, f"{name}_high": math.nan}; continue
+        if np.isnan(x).all((1, 2)).any(): out |= {name: math.nan, f"{name}_low": math.nan, f"{name}_high": math.nan}; continue
         rate = _is_rate(values) and not name.endswith("_p95")
         each, low, high, _ = _spread([x], name, level, resamples, seed)
         if rate:
