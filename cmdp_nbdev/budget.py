@@ -16,7 +16,8 @@ from torch import Tensor
 from .mdp import masked
 
 # %% auto #0
-__all__ = ['AGGREGATES', 'running_spend', 'Budget', 'first_violation', 'spend_weights', 'satisfaction_interval', 'suggest_budget']
+__all__ = ['AGGREGATES', 'running_spend', 'Budget', 'row_budget', 'first_violation', 'spend_weights', 'satisfaction_interval',
+           'suggest_budget']
 
 # %% ../nbs/02_budget.ipynb #running
 AGGREGATES = ("sum", "mean", "prefix_mean")
@@ -37,18 +38,19 @@ def running_spend(cost: Tensor, mask: Tensor, aggregate: str = "sum", burn_in: i
 class Budget:
     """A limit d on the divergence that one trajectory may spend.
 
-    `limit`: nats per sequence for "sum", nats per token for "mean" and "prefix_mean"; at least 0.
+    `limit`: nats per sequence for "sum", nats per token for "mean" and "prefix_mean"; at least 0. A number, or a tensor (B,) with one per trajectory.
     `burn_in`: prefixes of at most this many tokens are not judged; "prefix_mean" only.
     Raises ValueError for a negative or NaN limit, an unknown aggregate, or a burn-in that cannot apply.
     Source: arXiv 2509.22921 (sum), arXiv 2610.00332 (prefix mean).
     """
-    limit: float = 1.0
+    limit: float | Tensor = 1.0
     aggregate: str = "sum"
     burn_in: int = 0
 
     def __post_init__(self):
-        if not (isinstance(self.limit, Real) and self.limit >= 0):
-            raise ValueError(f"budget limit must be a number of nats >= 0, got {self.limit!r}")
+        per_row = isinstance(self.limit, Tensor) and self.limit.dim() == 1
+        if not (bool((self.limit >= 0).all()) if per_row else isinstance(self.limit, Real) and self.limit >= 0):
+            raise ValueError(f"budget limit must be a number of nats >= 0, or a tensor (B,) of such numbers, got {self.limit!r}")
         if self.aggregate not in AGGREGATES:
             raise ValueError(f"aggregate {self.aggregate!r} is unknown; choose one of {', '.join(AGGREGATES)}")
         if self.burn_in < 0 or (self.burn_in and self.aggregate != "prefix_mean"):
@@ -64,8 +66,8 @@ class Budget:
 
     def remaining(self, cost: Tensor, mask: Tensor) -> Tensor:
         "What is left before each action and after the last one, $z_0..z_T$, (B, T+1); negative = overspent."
-        left = self.limit - self.running(cost, mask)
-        return torch.cat([torch.full_like(left[:, :1], self.limit), left.clamp(max=self.limit)], -1)
+        limit = torch.as_tensor(self.limit, dtype=cost.dtype, device=cost.device).expand(len(cost)).unsqueeze(-1)
+        return torch.cat([limit, (limit - self.running(cost, mask)).minimum(limit)], -1)
 
     def violated(self, cost: Tensor, mask: Tensor) -> Tensor:
         "True where a trajectory spent more than the limit, (B,)."
@@ -75,12 +77,24 @@ class Budget:
         "The same budget with its limit multiplied by `factor` (a training margin, say)."
         return replace(self, limit=self.limit * factor)
 
+# %% ../nbs/02_budget.ipynb #row-budget
+def row_budget(budget: Budget, columns: dict, device: str | torch.device = "cpu", factor: float = 1.0, column: str = "budget") -> Budget:
+    """The budget of a batch: limits from the dataset column `column` (one number >= 0 per row) where there is one, times `factor`.
+
+    Raises ValueError, naming the row, for a limit that is no number >= 0.
+    """
+    rows = columns.get(column)
+    if rows is None: return budget.scaled(factor) if factor != 1 else budget
+    for i, x in enumerate(rows):
+        if not (isinstance(x, Real) and x >= 0): raise ValueError(f"column {column!r}, row {i}: a budget must be a number of nats >= 0, got {x!r}")
+    return replace(budget, limit=factor * torch.tensor([float(x) for x in rows], device=device))
+
 # %% ../nbs/02_budget.ipynb #first-violation
 def first_violation(budget: Budget, cost: Tensor, mask: Tensor) -> Tensor:
     "Index of the first position at which the budget is exceeded, (B,) int64; -1 where it never is. Refuses aggregate='mean'."
     if budget.aggregate == "mean":
         raise ValueError("a 'mean' budget is decided at the end and has no first violating step; use aggregate='sum' or 'prefix_mean'")
-    over = budget.running(cost, mask) > budget.limit
+    over = budget.remaining(cost, mask)[:, 1:] < 0
     return torch.where(over.any(-1), over.long().argmax(-1), -1)
 
 # %% ../nbs/02_budget.ipynb #weights

@@ -50,7 +50,7 @@ class RunArguments:
 # %% ../nbs/20_cli.ipynb #parse
 def build_parser() -> argparse.ArgumentParser:
     "The parser: all fields of `RunArguments` and `CMDPConfig`, and the methods with their settings below."
-    methods = "\n".join(f"  {name:14}{', '.join(f'{k}={v}' for k, v in method_settings(name).items()) or '(no settings)'}" for name in METHODS)
+    methods = "\n".join(f"  {name:17}{', '.join(f'{k}={v}' for k, v in method_settings(name).items()) or '(no settings)'}" for name in METHODS)
     parser = HfArgumentParser((RunArguments, CMDPConfig), prog="cmdp-distill", formatter_class=_HelpFormatter, description=
         "Distil a student from a teacher: maximise a task reward while every completion's divergence from the teacher stays within a budget. "
         "Without options: the embedded default, two minutes on a laptop.", epilog=f"methods and their settings (--method NAME --method_kwargs 'key=value,...'; --method all runs every one):\n{methods}\n\n"

@@ -14,7 +14,8 @@ from torch.utils.checkpoint import checkpoint
 from .mdp import masked
 
 # %% auto #0
-__all__ = ['KINDS', 'align_vocab', 'token_divergence', 'check_divergence', 'token_logps', 'sampled_divergence']
+__all__ = ['KINDS', 'SAMPLED_COSTS', 'align_vocab', 'token_divergence', 'check_divergence', 'token_logps', 'sampled_divergence',
+           'token_cost', 'check_cost']
 
 # %% ../nbs/01_divergence.ipynb #align-vocab
 def align_vocab(student_logits: Tensor, teacher_logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -31,10 +32,10 @@ def align_vocab(student_logits: Tensor, teacher_logits: Tensor) -> tuple[Tensor,
     return student_logits[..., :v], teacher_logits[..., :v], lost
 
 # %% ../nbs/01_divergence.ipynb #kl-rows
-def _floor(logp: Tensor, floor: float) -> Tensor:
-    "Log-probabilities of (1-floor)*p + floor/V, computed in log space."
+def _floor(logp: Tensor, floor: float, v: int | None = None) -> Tensor:
+    "Log-probabilities of (1-floor)*p + floor/V, computed in log space; V = `v`, or the last axis."
     if not floor: return logp
-    v = logp.shape[-1]
+    v = v or logp.shape[-1]
     return torch.logaddexp(logp + torch.log1p(torch.tensor(-floor)), torch.full_like(logp, floor / v).log())
 
 
@@ -110,3 +111,30 @@ def sampled_divergence(student_logps: Tensor, teacher_logps: Tensor, kind: str =
     if kind == "k2": return ratio.square() / 2
     if kind == "k3": return torch.expm1((-ratio).clamp(max=clip)) + ratio
     raise ValueError(f"kind {kind!r} is unknown; choose k1, k2 or k3")
+
+# %% ../nbs/01_divergence.ipynb #token-cost
+SAMPLED_COSTS = ("log_ratio", "surprisal")
+
+
+def token_cost(student_logits: Tensor, teacher_logits: Tensor, ids: Tensor, kind: str = "reverse_kl", mask: Tensor | None = None, *, beta: float = 0.5, floor: float = 0.0,
+               chunk_size: int | None = None, student_temperature: float = 1.0, teacher_temperature: float = 1.0) -> Tensor:
+    """Cost of every token of `ids` (B, T), nats: a divergence of KINDS, or "log_ratio" or "surprisal" of the token itself. Returns (B, T), 0 outside `mask`.
+
+    Logits (B, T, V) are divided by the temperatures (> 0) first; the other arguments are those of `token_divergence`.
+    Raises ValueError for an unknown `kind`. Sources: arXiv 2509.22921 (reverse KL), arXiv 2610.00332 (surprisal), nbs/16_guarantees (log-ratio).
+    """
+    if student_temperature != 1: student_logits = student_logits / student_temperature
+    if teacher_temperature != 1: teacher_logits = teacher_logits / teacher_temperature
+    if kind in KINDS: return token_divergence(student_logits, teacher_logits, kind, beta, mask, floor, chunk_size)
+    check_cost(kind, beta, floor)
+    student_logits, teacher_logits, _ = align_vocab(student_logits, teacher_logits)
+    teacher_logps = _floor(token_logps(teacher_logits, ids), floor, teacher_logits.shape[-1])
+    value = -teacher_logps if kind == "surprisal" else token_logps(student_logits, ids) - teacher_logps
+    return value if mask is None else masked(value, mask)
+
+
+def check_cost(kind: str, beta: float, floor: float) -> None:
+    "Raise ValueError, naming the argument, unless the settings of `token_cost` make sense."
+    if kind in SAMPLED_COSTS: check_divergence("reverse_kl", beta, floor)
+    elif kind not in KINDS: raise ValueError(f"divergence kind {kind!r} is unknown; choose one of {', '.join(KINDS + SAMPLED_COSTS)}")
+    else: check_divergence(kind, beta, floor)

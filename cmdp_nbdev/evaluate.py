@@ -14,10 +14,10 @@ from datasets import Dataset
 from scipy.stats import binomtest, norm
 from scipy.stats import t as student_t
 
-from .budget import Budget, satisfaction_interval
-from .divergence import token_divergence
+from .budget import Budget, row_budget, satisfaction_interval
+from .divergence import token_cost, token_divergence
 from .mdp import trajectory_cost
-from .reward import call_reward, task_rewards
+from .reward import call_cost, call_reward, task_rewards
 from .rollout import completion_logits, generate
 
 # %% auto #0
@@ -40,7 +40,8 @@ def evaluate_records(
     max_completion_length: int = 32,
     temperature: float = 1.0,  # sampling only; divergences are always measured at temperature 1
     top_p: float = 1.0,
-    divergence: str = "reverse_kl", beta: float = 0.5, floor: float = 0.0,  # the cost, see divergence.token_divergence
+    divergence: str = "reverse_kl", beta: float = 0.5, floor: float = 0.0, student_temperature: float = 1.0, teacher_temperature: float = 1.0,  # the cost, see divergence.token_cost
+    constraints: dict[str, tuple[Callable, Budget]] | None = None,  # further budgets, see reward.call_cost
     batch_size: int = 256,  # completions at a time
     vocab_size: int | None = None,  # sample only ids below this (the ids common to student and teacher)
     seed: int = 0,
@@ -57,15 +58,20 @@ def evaluate_records(
         extra = {name: call_reward(f, r) for name, f in (metrics or {}).items()}
         student, target = completion_logits(model, r), completion_logits(teacher, r)
         kl = token_divergence(student, target, mask=r.completion_mask)
-        cost = kl if (divergence, floor) == ("reverse_kl", 0.0) else token_divergence(student, target, divergence, beta, r.completion_mask, floor)
+        exact = (divergence, floor, student_temperature, teacher_temperature) == ("reverse_kl", 0.0, 1.0, 1.0)
+        cost = kl if exact else token_cost(student, target, r.completion_ids, divergence, r.completion_mask, beta=beta, floor=floor, student_temperature=student_temperature, teacher_temperature=teacher_temperature)
         spent, kl, lengths = budget.spent(cost, r.completion_mask), trajectory_cost(kl, r.completion_mask), r.lengths
+        within = ~row_budget(budget, r.columns, cost.device).violated(cost, r.completion_mask)
+        for name, (f, b) in (constraints or {}).items():
+            c, b = call_cost(f, r), row_budget(b, r.columns, cost.device, column=f"budget_{name}")
+            extra |= {f"spent_{name}": b.spent(c, r.completion_mask), f"within_budget_{name}": (~b.violated(c, r.completion_mask)).float()}
         for i in range(len(r)):
             n = int(lengths[i])
             records.append({
                 "prompt": r.prompts[i], "completion": r.completions[i], "completion_ids": r.completion_ids[i, :n].tolist(),
                 **{k: v[i] for k, v in r.columns.items()},
                 "reward": None if reward[i].isnan() else reward[i].item(), "correct": bool(reward[i] >= correct_at and r.terminated[i]),
-                "cost_per_token": cost[i, :n].tolist(), "spent": spent[i].item(), "within_budget": bool(spent[i] <= budget.limit),
+                "cost_per_token": cost[i, :n].tolist(), "spent": spent[i].item(), "within_budget": bool(within[i]),
                 "kl": kl[i].item(), "terminated": bool(r.terminated[i]), **{k: None if v[i].isnan() else v[i].item() for k, v in extra.items()}})
     return records
 
@@ -93,16 +99,18 @@ def _is_rate(x: np.ndarray) -> bool:
     return bool(x.size) and bool(np.isin(x, (0.0, 1.0)).all())
 
 
-def summarize(records: list[dict], budget: Budget | None = None, metrics: Iterable[str] = (), level: float = 0.95) -> dict[str, float]:
+def summarize(records: list[dict], budget: Budget | None = None, metrics: Iterable[str] = (), level: float = 0.95, constraints: Iterable[str] = ()) -> dict[str, float]:
     """The glossary's metrics of `records` and those named by `metrics`, with `_low`/`_high` ends of `level` intervals.
 
-    `budget`: judge `spent` anew against its limit. A metric without a single value is NaN. Raises ValueError without records.
+    `budget`: judge `spent` anew against its limit. `constraints`: names of further budgets. A metric without a single
+    value is NaN. Raises ValueError without records.
     """
     if not records: raise ValueError("no records to summarize: the evaluation dataset is empty")
     if budget is not None: records = at_budget(records, budget)
-    out = {}
-    for name in dict.fromkeys([*VALUES, *metrics]):
-        x = metric_values(records, name)
+    out, columns = {}, {name: metric_values(records, name) for name in VALUES}
+    for name in constraints: columns |= {f"spent_mean_{name}": metric_values(records, f"spent_{name}"), f"satisfaction_rate_{name}": metric_values(records, f"within_budget_{name}")}
+    if constraints: columns["satisfaction_rate_all"] = np.min([columns["satisfaction_rate"], *(columns[f"satisfaction_rate_{name}"] for name in constraints)], 0)
+    for name, x in {**columns, **{name: metric_values(records, name) for name in metrics}}.items():
         x = x[~np.isnan(x)]
         if name.endswith("_p95"): out[name] = float(np.quantile(x, 0.95)); continue
         out[name] = mean = float(x.mean()) if x.size else math.nan
@@ -115,7 +123,7 @@ def evaluate(model, teacher, dataset: Dataset, tokenizer, reward_funcs, budget: 
              return_records: bool = False, **kwargs) -> dict[str, float] | tuple[dict[str, float], list[dict]]:
     "Metrics of the glossary for `model` on `dataset`, with intervals; keywords as in `evaluate_records`. With `return_records`, also the records."
     records = evaluate_records(model, teacher, dataset, tokenizer, reward_funcs, budget, metrics=metrics, **kwargs)
-    result = summarize(records, metrics=metrics or ())
+    result = summarize(records, metrics=metrics or (), constraints=kwargs.get("constraints") or ())
     return (result, records) if return_records else result
 
 # %% ../nbs/10_evaluate.ipynb #difference-interval

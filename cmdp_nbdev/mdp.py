@@ -65,6 +65,7 @@ class Rollout:
     prompts: list = field(default_factory=list)  # texts or chat messages, length B
     completions: list = field(default_factory=list)  # texts or chat messages, length B
     columns: dict = field(default_factory=dict)  # other dataset columns, each a list of length B
+    remaining: Tensor | None = None  # (B, T) share of the budget left before each action; only for students that are told it
 
     def __len__(self) -> int:
         return len(self.completion_ids)
@@ -122,7 +123,7 @@ def trim(rollout: Rollout) -> Rollout:
     "Drop prompt columns on the left and completion columns on the right that are padding in every row."
     p = int(rollout.prompt_mask.sum(-1).max())
     t = max(int(rollout.lengths.max()), 1)
-    logps = rollout.sampled_logps
+    cut = lambda x: None if x is None else x[:, :t]
     return replace(rollout, prompt_ids=rollout.prompt_ids[:, -p:], prompt_mask=rollout.prompt_mask[:, -p:],
                    completion_ids=rollout.completion_ids[:, :t], completion_mask=rollout.completion_mask[:, :t],
-                   sampled_logps=None if logps is None else logps[:, :t])
+                   sampled_logps=cut(rollout.sampled_logps), remaining=cut(rollout.remaining))

@@ -6,19 +6,20 @@
 from __future__ import annotations
 
 import inspect
-import math
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from .budget import Budget, spend_weights
-from .mdp import masked
+from .mdp import masked, to_go
 from .reward import modified_reward, smooth_gate, step_gate
 
 # %% auto #0
 __all__ = ['SCALES', 'STD_OFFSET', 'METHODS', 'Batch', 'Signal', 'group_stats', 'group_scale', 'group_advantage',
-           'register_method', 'method_settings', 'grpo', 'gkd', 'soft', 'saute', 'cmdp', 'cmdp_smooth', 'signal_loss']
+           'register_method', 'method_settings', 'grpo', 'gkd', 'spent_advantage', 'soft', 'minillm', 'kdrl', 'saute',
+           'cmdp', 'saute_augmented', 'hinge', 'weakest_link', 'lagrangian', 'mean_error', 'dual', 'pid', 'chance_dual',
+           'sigmoid_gate', 'cmdp_smooth', 'signal_loss']
 
 # %% ../nbs/06_objective.ipynb #batch
 @dataclass
@@ -50,7 +51,7 @@ class Signal:
         return self.multiplier if isinstance(self.multiplier, dict) else {"divergence": self.multiplier}
 
 # %% ../nbs/06_objective.ipynb #group-stats
-SCALES = ("group", "none")
+SCALES = ("group", "batch", "none")
 STD_OFFSET = 0.25  # share of the batch's standard deviation added to each group's
 
 
@@ -70,8 +71,8 @@ def group_scale(x: Tensor, group_ids: Tensor, scale_rewards: str = "group") -> T
     if scale_rewards not in SCALES: raise ValueError(f"scale_rewards {scale_rewards!r} is unknown; choose one of {', '.join(SCALES)}")
     if scale_rewards == "none": return torch.ones_like(x)
     valid = x[~x.isnan()]
-    offset = STD_OFFSET * valid.std() if len(valid) > 1 else torch.zeros((), device=x.device)
-    scale = group_stats(x, group_ids)[1] + offset
+    whole = valid.std() if len(valid) > 1 else torch.zeros((), device=x.device)
+    scale = group_stats(x, group_ids)[1] + STD_OFFSET * whole if scale_rewards == "group" else whole.expand(len(x))
     return torch.where(scale > 0, scale, 1.0)  # no reward differs from any other: every advantage is 0 whatever we divide by
 
 
@@ -84,11 +85,17 @@ def group_advantage(x: Tensor, group_ids: Tensor, scale_rewards: str = "group", 
 METHODS: dict = {}
 
 
-def register_method(name: str):
-    "Decorator: make a function `(batch, budget, state, **settings) -> Signal` available as `CMDPConfig(method=name)`."
+def register_method(name: str, *, pathwise: bool = False, rewardless: bool = False, augmented: bool = False, costs: tuple[str, ...] = ()):
+    """Decorator: make a function `(batch, budget, state, **settings) -> Signal` available as `CMDPConfig(method=name)`.
+
+    pathwise: it constrains through the gradient of the cost alone; rewardless: it does not use the task reward;
+    augmented: its student is told the remaining budget (rollout.BudgetAware); costs: further divergences (divergence.KINDS) it
+    puts multipliers on, found in `batch.costs` under their names. Raises ValueError for a name that is taken.
+    """
     def add(fn):
         if name in METHODS and (METHODS[name].__module__, METHODS[name].__qualname__) != (fn.__module__, fn.__qualname__):
             raise ValueError(f"a method named {name!r} is registered already; choose another name")
+        fn.pathwise, fn.rewardless, fn.augmented, fn.costs = pathwise, rewardless, augmented, costs
         METHODS[name] = fn
         return fn
     return add
@@ -106,16 +113,39 @@ def grpo(batch: Batch, budget: Budget, state: dict, *, scale_rewards: str = "gro
     return Signal(group_advantage(batch.rewards, batch.group_ids, scale_rewards), torch.zeros_like(batch.cost))
 
 
-@register_method("gkd")
+@register_method("gkd", pathwise=True, rewardless=True)
 def gkd(batch: Batch, budget: Budget, state: dict) -> Signal:
     "Divergence only, on the student's own completions; no gradient through the sampling (arXiv 2306.13649, on-policy)."
     return Signal(torch.zeros_like(batch.cost), spend_weights(budget, batch.cost, batch.mask))
 
 
-@register_method("soft")
-def soft(batch: Batch, budget: Budget, state: dict, *, lam: float = 1.0, scale_rewards: str = "group") -> Signal:
-    "Task reward plus a fixed multiple `lam` >= 0 of the divergence (GKD + RL; the paper's soft relaxation)."
-    return Signal(group_advantage(batch.rewards, batch.group_ids, scale_rewards), lam * spend_weights(budget, batch.cost, batch.mask))
+def spent_advantage(batch: Batch, budget: Budget) -> Tensor:
+    "How much more than its group each trajectory spent, (B,): the score-function part of the expected spent budget."
+    return group_advantage(budget.spent(batch.cost, batch.mask), batch.group_ids, "none")
+
+
+@register_method("soft", pathwise=True)
+def soft(batch: Batch, budget: Budget, state: dict, *, lam: float = 1.0, complete: bool = False, scale_rewards: str = "group") -> Signal:
+    "Task reward minus a fixed multiple `lam` >= 0 of the divergence (GKD + RL; the paper's soft relaxation). `complete`: with the score-function part of the divergence."
+    advantage = group_advantage(batch.rewards, batch.group_ids, scale_rewards)
+    if complete: advantage = advantage - lam * spent_advantage(batch, budget)
+    return Signal(advantage, lam * spend_weights(budget, batch.cost, batch.mask))
+
+# %% ../nbs/06_objective.ipynb #ratio-methods
+@register_method("minillm", rewardless=True)
+def minillm(batch: Batch, budget: Budget, state: dict, *, length_normalization: bool = True) -> Signal:
+    "Reverse KL of whole sequences, single-step plus long-term (arXiv 2306.08543, eq. 2-4); `length_normalization` divides the latter by the tokens that remain. No task reward, no teacher-mixed sampling."
+    ratio = masked(batch.logp - batch.teacher_logp, batch.mask)
+    after = to_go(ratio, batch.mask) - ratio
+    if length_normalization: after = after / (to_go(torch.ones_like(ratio), batch.mask) - 1).clamp(min=1)
+    return Signal(-after, batch.mask.to(batch.cost.dtype))
+
+
+@register_method("kdrl")
+def kdrl(batch: Batch, budget: Budget, state: dict, *, lam: float = 1.0, scale_rewards: str = "group") -> Signal:
+    "Task reward minus `lam` times the k2 estimator as a loss (arXiv 2506.02208)."
+    ratio = masked(batch.logp - batch.teacher_logp, batch.mask)
+    return Signal(group_advantage(batch.rewards, batch.group_ids, scale_rewards).unsqueeze(-1) - lam * ratio, torch.zeros_like(batch.cost))
 
 # %% ../nbs/06_objective.ipynb #constrained-methods
 @register_method("saute")
@@ -130,20 +160,97 @@ def saute(batch: Batch, budget: Budget, state: dict, *, penalty: float = 1.0, sc
 def cmdp(batch: Batch, budget: Budget, state: dict, *, penalty: float = 1.0, coef: float = 1.0, scale_rewards: str = "group") -> Signal:
     "The paper's: R inside, −(`penalty` + coef·D) outside, with the pathwise gradient of D on violators (arXiv 2509.22921)."
     spent = budget.spent(batch.cost, batch.mask)
+    over = step_gate(spent, budget.limit)
     reward = modified_reward(batch.rewards, spent, budget.limit, n=penalty, phi=coef * spent)
     scale = group_scale(reward, batch.group_ids, scale_rewards)
-    over = step_gate(spent, budget.limit)
     return Signal(group_advantage(reward, batch.group_ids, scale=scale),
                   (coef * over / scale).unsqueeze(-1) * spend_weights(budget, batch.cost, batch.mask))
 
+
+
+@register_method("saute-augmented", augmented=True)
+def saute_augmented(batch: Batch, budget: Budget, state: dict, *, penalty: float = 1.0, coef: float = 1.0, scale_rewards: str = "group") -> Signal:
+    "The signal of `cmdp` for a student that is told its remaining budget at every token: the control which the paper argues against (arXiv 2202.06558; coef=0 gives its constant penalty)."
+    return cmdp(batch, budget, state, penalty=penalty, coef=coef, scale_rewards=scale_rewards)
+
+
+@register_method("hinge")
+def hinge(batch: Batch, budget: Budget, state: dict, *, coef: float = 3.0, scale_rewards: str = "group") -> Signal:
+    "Exact penalty: R − `coef`·(D − d)₊, reward kept when over; right once `coef` exceeds the marginal value of budget. Derived in nbs/16_guarantees."
+    excess = (budget.spent(batch.cost, batch.mask) - budget.limit).clamp(min=0)
+    reward = batch.rewards - coef * excess
+    scale = group_scale(reward, batch.group_ids, scale_rewards)
+    return Signal(group_advantage(reward, batch.group_ids, scale=scale), (coef * (excess > 0) / scale).unsqueeze(-1) * spend_weights(budget, batch.cost, batch.mask))
+
+# %% ../nbs/06_objective.ipynb #weakest-link
+@register_method("weakest-link")
+def weakest_link(batch: Batch, budget: Budget, state: dict, *, limit: float = 0.8, burn_in: int = 0, penalty: float = 1.0, scale_rewards: str = "group") -> Signal:
+    "Every prefix's mean teacher surprisal <= `limit` (nats per token), −`penalty` per step from the first violation on (arXiv 2610.00332, eq. 4-5, sampled form)."
+    own = Budget(limit, "prefix_mean", burn_in)
+    over = (own.remaining(-batch.teacher_logp, batch.mask)[:, 1:] < 0) & batch.mask.bool()
+    last = torch.arange(over.shape[1], device=over.device) == batch.mask.sum(-1, keepdim=True) - 1
+    kept = torch.where(over.any(-1), 0.0, batch.rewards).unsqueeze(-1)
+    returns = to_go(torch.where(last, kept, 0.0) - penalty * over, batch.mask)
+    mean, scale = group_stats(returns[:, 0], batch.group_ids)[0], group_scale(returns[:, 0], batch.group_ids, scale_rewards)
+    return Signal(((returns - mean.unsqueeze(-1)) / scale.unsqueeze(-1)).nan_to_num(0.0), torch.zeros_like(batch.cost), {"prefix_violations": over.any(-1).float().mean().item()})
+
+# %% ../nbs/06_objective.ipynb #moving-methods
+def lagrangian(batch: Batch, budget: Budget, lam: float, complete: bool, scale_rewards: str) -> Signal:
+    "(A_R − λ·A_D)/(1 + λ) with the multiplier λ/(1 + λ); without `complete` A_D is dropped."
+    advantage = group_advantage(batch.rewards, batch.group_ids, scale_rewards)
+    if complete: advantage = advantage - lam * spent_advantage(batch, budget)
+    return Signal(advantage / (1 + lam), lam / (1 + lam) * spend_weights(budget, batch.cost, batch.mask), {"lam": lam})
+
+
+def mean_error(batch: Batch, budget: Budget) -> float:
+    "Mean spent budget minus the limit, nats; -inf without a limit."
+    return float((budget.spent(batch.cost, batch.mask) - budget.limit).mean())
+
+
+@register_method("dual")
+def dual(batch: Batch, budget: Budget, state: dict, *, lr: float = 0.05, init: float = 1.0, max_lam: float = 20.0, complete: bool = True, scale_rewards: str = "group") -> Signal:
+    "Mean spent budget <= d by dual ascent: λ <- clip(λ + lr·(mean D − d), 0, max_lam) (PPO-Lagrangian as in omnisafe)."
+    state["lam"] = min(max(state.get("lam", init) + lr * mean_error(batch, budget), 0.0), max_lam)
+    return lagrangian(batch, budget, state["lam"], complete, scale_rewards)
+
+
+@register_method("pid")
+def pid(batch: Batch, budget: Budget, state: dict, *, kp: float = 1.0, ki: float = 0.05, kd: float = 1.0, ema: float = 0.9, delay: int = 10, init: float = 1.0,
+        max_lam: float = 20.0, complete: bool = True, scale_rewards: str = "group") -> Signal:
+    "Mean spent budget <= d by a PID controller on λ (arXiv 2007.03964; omnisafe's form: smoothed P, clipped I, delayed D)."
+    error = max(mean_error(batch, budget), -1e6)
+    state["integral"] = min(max(state.get("integral", init) + ki * error, 0.0), max_lam)
+    state["proportional"] = ema * state.get("proportional", error) + (1 - ema) * error
+    past = state.setdefault("past", []); past.append(state["proportional"]); del past[:-delay - 1]
+    lam = kp * state["proportional"] + state["integral"] + kd * max(past[-1] - past[0], 0.0)
+    return lagrangian(batch, budget, min(max(lam, 0.0), max_lam), complete, scale_rewards)
+
+
+@register_method("chance-dual")
+def chance_dual(batch: Batch, budget: Budget, state: dict, *, target: float = 0.95, lr: float = 0.5, init: float = 1.0, max_lam: float = 50.0, scale_rewards: str = "group") -> Signal:
+    "P(D > d) <= 1 − `target` by dual ascent on the violation indicator (2602.05863 for the indicator); its pathwise part is that of λ·(D − d)₊, since an indicator has none."
+    over = step_gate(budget.spent(batch.cost, batch.mask), budget.limit)
+    lam = state["lam"] = min(max(state.get("lam", init) + lr * (float(over.mean()) - (1 - target)), 0.0), max_lam)
+    reward = batch.rewards - lam * over
+    scale = group_scale(reward, batch.group_ids, scale_rewards)
+    return Signal(group_advantage(reward, batch.group_ids, scale=scale), (lam * over / scale).unsqueeze(-1) * spend_weights(budget, batch.cost, batch.mask), {"lam": lam})
+
 # %% ../nbs/06_objective.ipynb #smooth-method
-@register_method("cmdp-smooth")
+def sigmoid_gate(spent: Tensor, limit: float | Tensor, width: float | Tensor) -> Tensor:
+    "`smooth_gate`, and the step gate where its width is no number > 0: for a limit of 0 or infinity, (B,) in [0, 1]."
+    limit, width = (torch.as_tensor(x, dtype=spent.dtype, device=spent.device) for x in (limit, width))
+    usable = (width > 0) & width.isfinite()
+    return torch.where(usable, smooth_gate(spent, torch.where(usable, limit, 0.0), torch.where(usable, width, 1.0)), step_gate(spent, limit))
+
+
+@register_method("cmdp-smooth", pathwise=True)
 def cmdp_smooth(batch: Batch, budget: Budget, state: dict, *, coef: float = 3.0, floor: float = 0.3, width: float = 0.15,
                 margin: float = 0.9, scale_rewards: str = "group") -> Signal:
     "Smooth gate with a floor: advantage from (1−g)·R, multiplier floor + coef·g, g = σ((D − margin·d)/(width·d)). Derived in nbs/06_objective."
+    if not width > 0: raise ValueError(f"gate width must be > 0, a share of the limit, got {width}")
     spent = budget.spent(batch.cost, batch.mask)
     limit = margin * budget.limit
-    gate = smooth_gate(spent, limit, width * budget.limit) if 0 < limit < math.inf else step_gate(spent, limit)
+    gate = sigmoid_gate(spent, limit, width * budget.limit)
     multiplier = (floor + coef * gate).unsqueeze(-1) * spend_weights(budget, batch.cost, batch.mask)
     return Signal(group_advantage((1 - gate) * batch.rewards, batch.group_ids, scale_rewards), multiplier, {"gate_mean": gate.mean().item()})
 

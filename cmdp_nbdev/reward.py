@@ -18,22 +18,29 @@ from .budget import Budget, first_violation
 from .mdp import Rollout
 
 # %% auto #0
-__all__ = ['call_reward', 'task_rewards', 'step_gate', 'smooth_gate', 'modified_reward', 'first_violation_reward']
+__all__ = ['call_function', 'call_reward', 'task_rewards', 'call_cost', 'length_cost', 'constrained_reward', 'step_gate',
+           'smooth_gate', 'modified_reward', 'first_violation_reward']
 
 # %% ../nbs/05_reward.ipynb #call-reward
-def call_reward(f: Callable, rollout: Rollout) -> Tensor:
-    "Rewards of one function for a rollout, (B,) float32 with NaN for None. Raises RuntimeError/ValueError naming the function."
+def call_function(f: Callable, rollout: Rollout, what: str = "reward function"):
+    "What `f` returns for a rollout, one entry per completion. Raises RuntimeError/ValueError naming the function."
     name = getattr(f, "__name__", type(f).__name__)
     ids = [row[m].tolist() for row, m in zip(rollout.completion_ids, rollout.completion_mask.bool())]
     known = {**rollout.columns, "prompts": rollout.prompts, "completions": rollout.completions, "completion_ids": ids, "terminated": rollout.terminated.tolist(), "rollout": rollout}
     params = inspect.signature(f).parameters
     if not any(p.kind is p.VAR_KEYWORD for p in params.values()): known = {k: v for k, v in known.items() if k in params}
     missing = [k for k, p in params.items() if p.default is p.empty and p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY) and k not in known]
-    if missing: raise ValueError(f"reward function {name!r} asks for {', '.join(missing)}, but the dataset has only the columns prompt, {', '.join(rollout.columns)}")
+    if missing: raise ValueError(f"{what} {name!r} asks for {', '.join(missing)}, but the dataset has only the columns prompt, {', '.join(rollout.columns)}")
     try: values = f(**known)
-    except Exception as e: raise RuntimeError(f"reward function {name!r} raised {type(e).__name__}: {e}") from e
+    except Exception as e: raise RuntimeError(f"{what} {name!r} raised {type(e).__name__}: {e}") from e
     if not hasattr(values, "__len__") or len(values) != len(rollout):
-        raise ValueError(f"reward function {name!r} must return one number (or None) per completion: {len(rollout)} completions, got {len(values) if hasattr(values, '__len__') else type(values).__name__}")
+        raise ValueError(f"{what} {name!r} must return one number (or None) per completion: {len(rollout)} completions, got {len(values) if hasattr(values, '__len__') else type(values).__name__}")
+    return values
+
+
+def call_reward(f: Callable, rollout: Rollout) -> Tensor:
+    "Rewards of one function for a rollout, (B,) float32 with NaN for None. Raises RuntimeError/ValueError naming the function."
+    name, values = getattr(f, "__name__", type(f).__name__), call_function(f, rollout)
     if bad := [v for v in values if v is not None and not isinstance(v, (Real, Tensor, np.bool_))]:
         raise ValueError(f"reward function {name!r} returned {bad[0]!r}: a reward must be a number, or None where it does not apply")
     if bad := [v for v in values if v is not None and not math.isfinite(v)]:
@@ -53,22 +60,51 @@ def task_rewards(funcs: list[Callable], rollout: Rollout, weights: list[float] |
     total = (each * weights).nansum(-1)
     return torch.where(each.isnan().all(-1), torch.nan, total), each
 
+# %% ../nbs/05_reward.ipynb #call-cost
+def call_cost(f: Callable, rollout: Rollout) -> Tensor:
+    "Costs of one function for a rollout, (B, T) float32; a single number per completion is charged at its last token. Raises RuntimeError/ValueError naming the function."
+    cost, name = torch.zeros(rollout.completion_mask.shape, device=rollout.completion_ids.device), getattr(f, "__name__", type(f).__name__)
+    for i, (value, n) in enumerate(zip(call_function(f, rollout, "cost function"), rollout.lengths.tolist())):
+        single = isinstance(value, (Real, np.bool_)) or isinstance(value, Tensor) and value.dim() == 0
+        try: row = torch.as_tensor(value, dtype=torch.float32)
+        except (TypeError, ValueError, RuntimeError) as e: raise ValueError(f"cost function {name!r} returned {value!r}: a cost is a number, or a list with one number per token") from e
+        if not single and row.shape != (n,): raise ValueError(f"cost function {name!r} returned {len(row)} numbers for a completion of {n} tokens (EOS included)")
+        if not row.isfinite().all(): raise ValueError(f"cost function {name!r} returned {value!r}: a cost must be finite")
+        if single: cost[i, n - 1] = row
+        else: cost[i, :n] = row
+    return cost
+
+
+def length_cost(completion_ids) -> list[int]:
+    "The number of tokens of a completion, EOS included: a cost function for a budget on length."
+    return [len(ids) for ids in completion_ids]
+
+
+def constrained_reward(reward: Tensor, spent: dict[str, Tensor], limits: dict[str, Tensor | float], n: float = 1.0) -> Tensor:
+    "`reward` (B,) where every named budget is kept, else −(`n` + the sum of the excesses, each as a share of its limit). Source: arXiv 2509.22921 for one budget, derived in nbs/16_guarantees for several."
+    if n < 0: raise ValueError(f"penalty n must be >= 0, got {n}")
+    excess = torch.zeros_like(reward)
+    for name, s in spent.items():
+        limit = torch.as_tensor(limits[name], dtype=s.dtype, device=s.device)
+        excess = excess + (s - limit).clamp(min=0) / torch.where(limit > 0, limit, 1.0)
+    return torch.where(excess > 0, -(n + excess), reward)
+
 # %% ../nbs/05_reward.ipynb #gates
-def step_gate(spent: Tensor, limit: float) -> Tensor:
+def step_gate(spent: Tensor, limit: float | Tensor) -> Tensor:
     "1 where `spent` (B,) exceeds `limit`, else 0; same dtype as `spent` (arXiv 2509.22921, modified reward)."
     return (spent > limit).to(spent.dtype)
 
 
-def smooth_gate(spent: Tensor, limit: float, width: float) -> Tensor:
+def smooth_gate(spent: Tensor, limit: float | Tensor, width: float | Tensor) -> Tensor:
     "Sigmoid gate in (0, 1): σ((spent − limit)/width), with `width` > 0 in the unit of the budget. Derived in nbs/05_reward."
-    if not width > 0: raise ValueError(f"gate width must be > 0, got {width}; for a step use step_gate")
+    if not (torch.as_tensor(width) > 0).all(): raise ValueError(f"gate width must be > 0, got {width}; for a step use step_gate")
     return torch.sigmoid((spent - limit) / width)
 
 # %% ../nbs/05_reward.ipynb #modified-reward
 def modified_reward(
     reward: Tensor,  # (B,) task reward of each trajectory
     spent: Tensor,  # (B,) spent budget
-    limit: float,  # the budget d, same unit as `spent`
+    limit: float | Tensor,  # the budget d, same unit as `spent`; a number or (B,)
     n: float = 1.0,  # constant penalty for being over, >= 0
     phi: Tensor | float | None = None,  # (B,) graded penalty; None = `spent`, 0 = the constant penalty of plain Sauté
     gate: Tensor | None = None,  # (B,) in [0, 1]; None = the step gate

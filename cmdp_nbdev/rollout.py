@@ -10,14 +10,17 @@ import inspect
 from collections.abc import Callable
 
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from .divergence import token_logps
+from .budget import Budget, row_budget
+from .divergence import align_vocab, token_divergence, token_logps
 from .mdp import Rollout, completion_mask, masked, position_ids
 
 # %% auto #0
-__all__ = ['is_chat', 'encode_prompts', 'sample_token', 'sample', 'eos_token_ids', 'generate', 'completion_logits']
+__all__ = ['is_chat', 'encode_prompts', 'sample_token', 'Reader', 'BudgetAware', 'budget_share', 'sample', 'eos_token_ids',
+           'generate', 'given_rollout', 'completion_logits']
 
 # %% ../nbs/09_rollout.ipynb #encode
 def is_chat(prompt) -> bool:
@@ -48,7 +51,7 @@ def sample_token(logits: Tensor, temperature: float = 1.0, top_p: float = 1.0, g
         ids = torch.multinomial(probs, 1, generator=generator)
     return ids[:, 0], token_logps(logits[:, None], ids, temperature or 1.0)[:, 0]
 
-# %% ../nbs/09_rollout.ipynb #sample
+# %% ../nbs/09_rollout.ipynb #reader
 @functools.cache
 def _parameters(forward: Callable) -> frozenset[str]:
     "Names of the parameters of a model class's forward."
@@ -61,6 +64,69 @@ def _accepted(model, **kwargs) -> dict:
     return {k: v for k, v in kwargs.items() if k in known}
 
 
+class Reader:
+    "A causal LM with its cache. `logits` (B, V) are those of the next token; `feed` reads one more token per row."
+
+    def __init__(self, model, prompt_ids: Tensor, prompt_mask: Tensor, num_generations: int = 1, **more):
+        self.model, positions = model, position_ids(prompt_mask)
+        out = model(prompt_ids, use_cache=True, **more, **_accepted(model, attention_mask=prompt_mask, position_ids=positions, logits_to_keep=1))
+        self.logits, self.cache = out.logits[:, -1].repeat_interleave(num_generations, 0), out.past_key_values
+        if num_generations > 1: self.cache.batch_repeat_interleave(num_generations)
+        self.mask, self.positions = (x.repeat_interleave(num_generations, 0) for x in (prompt_mask, positions[:, -1:]))
+
+    def feed(self, ids: Tensor, **more) -> None:
+        "Read one token per row, `ids` (B,)."
+        self.mask, self.positions = torch.cat([self.mask, torch.ones_like(self.mask[:, :1])], 1), self.positions + 1
+        out = self.model(ids[:, None], past_key_values=self.cache, use_cache=True, **more,
+                         **_accepted(self.model, attention_mask=self.mask, position_ids=self.positions, logits_to_keep=1))
+        self.logits, self.cache = out.logits[:, -1], out.past_key_values
+
+# %% ../nbs/09_rollout.ipynb #told
+class BudgetAware(torch.nn.Module):
+    """A causal LM that is told the share of its budget that is left, in [-1, 1], before every token (arXiv 2202.06558 for language models).
+
+    base: the student, trained further. teacher: a causal LM, read at generation and not saved. budget: what the share refers to.
+    `save_pretrained` writes the base as a plain folder and the layer beside it; `load` puts them together again.
+    """
+
+    def __init__(self, base: PreTrainedModel, teacher: PreTrainedModel, budget: Budget):
+        super().__init__()
+        self.base, self.embedding = base, torch.nn.Linear(1, base.get_input_embeddings().embedding_dim, bias=False)
+        torch.nn.init.zeros_(self.embedding.weight)
+        self.embedding.to(base.device, base.dtype)
+        self.told = (teacher, budget)  # in a tuple the teacher is no submodule
+        self.config, self.generation_config = base.config, base.generation_config
+
+    def forward(self, input_ids: Tensor, remaining: Tensor, attention_mask=None, position_ids=None, logits_to_keep=0, **kwargs):
+        "As the base's forward; `remaining` (B, L) is the share that was left when the next token was chosen."
+        embeds = self.base.get_input_embeddings()(input_ids)
+        embeds = embeds + self.embedding(remaining.clamp(-1, 1).to(embeds.dtype).unsqueeze(-1))
+        return self.base(inputs_embeds=embeds, **kwargs, **_accepted(self.base, attention_mask=attention_mask, position_ids=position_ids, logits_to_keep=logits_to_keep))
+
+    def gradient_checkpointing_enable(self, **kwargs) -> None:
+        "Passed on to the base."
+        self.base.gradient_checkpointing_enable(**kwargs)
+
+    def save_pretrained(self, path, state_dict: dict | None = None) -> None:
+        "The base as a Hugging Face folder (it loads alone, without the budget), and `budget_embedding.safetensors`."
+        state = self.state_dict() if state_dict is None else state_dict
+        self.base.save_pretrained(path, state_dict={k[5:]: v for k, v in state.items() if k.startswith("base.")})
+        save_file({"weight": state["embedding.weight"].detach().cpu().contiguous()}, f"{path}/budget_embedding.safetensors")
+
+    @classmethod
+    def load(cls, path, base: PreTrainedModel, teacher: PreTrainedModel, budget: Budget) -> BudgetAware:
+        "The student saved in `path`; `base` is the model loaded from there."
+        model = cls(base, teacher, budget)
+        model.embedding.load_state_dict(load_file(f"{path}/budget_embedding.safetensors"))
+        return model
+
+
+def budget_share(budget: Budget, cost: Tensor, mask: Tensor) -> Tensor:
+    "Share of the budget left before each action and after the last, z/d in [-1, 1], (B, T) -> (B, T+1); 1 without a limit."
+    z = budget.remaining(cost, mask)
+    return torch.where(z[:, :1].isinf(), 1.0, z / z[:, :1].clamp(min=1e-6)).clamp(-1, 1)
+
+# %% ../nbs/09_rollout.ipynb #sample
 @torch.no_grad()
 def sample(
     model: PreTrainedModel,
@@ -74,27 +140,31 @@ def sample(
     top_p: float = 1.0,
     generator: torch.Generator | None = None,
     vocab_size: int | None = None,  # sample only ids below this; None = all
-) -> tuple[Tensor, Tensor, Tensor]:
-    "Sampled ids (B, T), padded after EOS; their log-probabilities (B, T), 0 after EOS; and whether EOS came (B,)."
-    training, eos = model.training, torch.as_tensor(eos_ids, device=prompt_ids.device)
+    budget: Budget | None = None,  # of a BudgetAware student; None = its own
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    "Sampled ids (B, T), padded after EOS; their log-probabilities (B, T), 0 after EOS; whether EOS came (B,); and, for a BudgetAware student, what it was told (B, T)."
+    training, eos, told = model.training, torch.as_tensor(eos_ids, device=prompt_ids.device), isinstance(model, BudgetAware)
     model.eval()
-    mask, positions = prompt_mask, position_ids(prompt_mask)
-    out = model(prompt_ids, use_cache=True, **_accepted(model, attention_mask=mask, position_ids=positions, logits_to_keep=1))
-    logits, cache = out.logits[:, -1].repeat_interleave(num_generations, 0), out.past_key_values
-    if num_generations > 1: cache.batch_repeat_interleave(num_generations)
-    mask, positions = (x.repeat_interleave(num_generations, 0) for x in (mask, positions[:, -1:]))
-    done, ids, logps = torch.zeros(len(mask), dtype=torch.bool, device=mask.device), [], []
+    student = Reader(model, prompt_ids, prompt_mask, num_generations, **({"remaining": torch.ones_like(prompt_ids, dtype=torch.float32)} if told else {}))
+    teacher = Reader(model.told[0], prompt_ids, prompt_mask, num_generations) if told else None
+    done, ids, logps, costs = torch.zeros(len(student.mask), dtype=torch.bool, device=prompt_ids.device), [], [], []
     for t in range(max_completion_length):
-        token, logp = sample_token(logits[:, :vocab_size], temperature, top_p, generator)
+        token, logp = sample_token(student.logits[:, :vocab_size], temperature, top_p, generator)
         ids.append(token.masked_fill(done, pad_id))
         logps.append(logp.masked_fill(done, 0.0))
+        if told: costs.append(token_divergence(student.logits[:, None], teacher.logits[:, None], mask=~done[:, None])[:, 0])
         done = done | torch.isin(token, eos)
         if t + 1 == max_completion_length or done.all(): break
-        mask, positions = torch.cat([mask, torch.ones_like(mask[:, :1])], 1), positions + 1
-        out = model(ids[-1][:, None], past_key_values=cache, use_cache=True, **_accepted(model, attention_mask=mask, position_ids=positions, logits_to_keep=1))
-        logits, cache = out.logits[:, -1], out.past_key_values
+        if told: teacher.feed(ids[-1])
+        student.feed(ids[-1], **({"remaining": _shares(model, budget, costs)[:, -1:]} if told else {}))
     model.train(training)
-    return torch.stack(ids, 1), torch.stack(logps, 1), done
+    return torch.stack(ids, 1), torch.stack(logps, 1), done, _shares(model, budget, costs)[:, :-1] if told else None
+
+
+def _shares(model: BudgetAware, budget: Budget | None, costs: list[Tensor]) -> Tensor:
+    "`budget_share` of the costs (B,) charged so far."
+    cost = torch.stack(costs, 1)
+    return budget_share(budget or model.told[1], cost, torch.ones_like(cost))
 
 # %% ../nbs/09_rollout.ipynb #generate
 def eos_token_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
@@ -111,13 +181,27 @@ def generate(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts
     device = next(model.parameters()).device
     prompt_ids, prompt_mask = (x.to(device) for x in encode_prompts(prompts, tokenizer))
     eos = eos_token_ids(model, tokenizer)
-    ids, logps, done = sample(model, prompt_ids, prompt_mask, eos, tokenizer.pad_token_id, max_completion_length, num_generations, temperature, top_p, generator, vocab_size)
     each = lambda rows: [x for x in rows for _ in range(num_generations)]
+    columns = {k: each(v) for k, v in (columns or {}).items()}
+    budget = row_budget(model.told[1], columns, device) if isinstance(model, BudgetAware) else None
+    ids, logps, done, remaining = sample(model, prompt_ids, prompt_mask, eos, tokenizer.pad_token_id, max_completion_length, num_generations, temperature, top_p, generator, vocab_size, budget)
     texts = tokenizer.batch_decode(ids.masked_fill(completion_mask(ids, eos) == 0, tokenizer.pad_token_id), skip_special_tokens=True)
     prompts, chat = each(prompts), is_chat(prompts[0])
     return Rollout(prompt_ids.repeat_interleave(num_generations, 0), prompt_mask.repeat_interleave(num_generations, 0), ids, completion_mask(ids, eos),
                    done, logps, torch.arange(len(prompt_ids), device=device).repeat_interleave(num_generations), prompts,
-                   [[{"role": "assistant", "content": t}] if chat else t for t in texts], {k: each(v) for k, v in (columns or {}).items()})
+                   [[{"role": "assistant", "content": t}] if chat else t for t in texts], columns, remaining)
+
+
+def given_rollout(tokenizer: PreTrainedTokenizerBase, prompts: list, completions: list[str], columns: dict | None = None, max_completion_length: int = 32, device="cpu") -> Rollout:
+    "The trajectories that end in these `completions` (texts, without EOS), as if they had been sampled: a dataset's answers, say. Longer ones are cut off."
+    prompt_ids, prompt_mask = encode_prompts(prompts, tokenizer)
+    rows = [ids + [tokenizer.eos_token_id] for ids in tokenizer(completions, add_special_tokens=False)["input_ids"]]
+    cut = [ids[:max_completion_length] for ids in rows]
+    T = max(map(len, cut))
+    pad = lambda values, fill: torch.tensor([v + [fill] * (T - len(v)) for v in values], device=device)
+    return Rollout(prompt_ids.to(device), prompt_mask.to(device), pad(cut, tokenizer.pad_token_id), pad([[1] * len(c) for c in cut], 0),
+                   torch.tensor([len(r) <= max_completion_length for r in rows], device=device), group_ids=torch.arange(len(rows), device=device),
+                   prompts=list(prompts), completions=[[{"role": "assistant", "content": c}] if is_chat(p) else c for p, c in zip(prompts, completions)], columns=columns or {})
 
 # %% ../nbs/09_rollout.ipynb #score
 def completion_logits(model, rollout: Rollout) -> Tensor:
@@ -128,5 +212,10 @@ def completion_logits(model, rollout: Rollout) -> Tensor:
     T, mask = rollout.completion_ids.shape[1], rollout.attention_mask
     if not isinstance(model, torch.nn.Module): return model(rollout.input_ids, mask)[:, -T - 1:-1]
     inner = getattr(model, "module", model)  # a DistributedDataParallel wrapper hides the signature
-    out = model(rollout.input_ids, use_cache=False, **_accepted(inner, attention_mask=mask, position_ids=position_ids(mask), logits_to_keep=T + 1))
+    told = {}
+    if isinstance(inner, BudgetAware):
+        if rollout.remaining is None: raise ValueError("this student is told its budget, but the rollout does not say what was left (rollout.remaining); sample it with generate()")
+        one = torch.ones_like(rollout.prompt_ids, dtype=rollout.remaining.dtype)
+        told = {"remaining": torch.cat([one[:, 1:], rollout.remaining, one[:, :1]], 1)}  # z_t goes in with the token before action t
+    out = model(rollout.input_ids, use_cache=False, **told, **_accepted(inner, attention_mask=mask, position_ids=position_ids(mask), logits_to_keep=T + 1))
     return out.logits[:, -T - 1:-1]

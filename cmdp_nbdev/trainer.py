@@ -27,14 +27,14 @@ from torch import Tensor
 from tqdm.auto import tqdm
 from transformers import get_scheduler
 
-from .budget import Budget
-from .divergence import align_vocab, check_divergence, token_divergence, token_logps
+from .budget import Budget, row_budget, suggest_budget
+from .divergence import align_vocab, check_cost, token_cost, token_divergence, token_logps
 from .evaluate import evaluate_records, summarize
 from .mdp import Rollout, masked, select, trajectory_cost, trim
 from .model import check_pair, check_vocab, load_model, load_tokenizer
 from .objective import METHODS, SCALES, Batch, Signal, method_settings, signal_loss
-from .reward import task_rewards
-from .rollout import completion_logits, encode_prompts, generate, is_chat
+from .reward import call_cost, constrained_reward, task_rewards
+from .rollout import BudgetAware, completion_logits, encode_prompts, generate, given_rollout, is_chat
 
 # %% auto #0
 __all__ = ['RANGES', 'RESUMABLE', 'Settings', 'CMDPConfig', 'prompt_order', 'fold_seed', 'check_dataset', 'check_trackers',
@@ -51,9 +51,11 @@ class Settings(dict):
 
 
 def _number(value):
-    "The JSON value of a text such as '0.3' or 'true'; anything else as it is."
-    try: return json.loads(value) if isinstance(value, str) else value
-    except ValueError: return value
+    "The value of a text such as '0.3', '.3' or 'true'; anything else as it is."
+    for read in (json.loads, float):
+        try: return read(value) if isinstance(value, str) else value
+        except ValueError: pass
+    return value
 
 
 def _f(default, help: str):
@@ -73,8 +75,16 @@ class CMDPConfig:
     burn_in: int = _f(0, "prefixes of at most this many tokens are not judged, >= 0; prefix_mean only")
     scale_rewards: str = _f("group", "divide advantages by the group's standard deviation ('group') or only centre them ('none')")
     distill_steps: int = _f(0, "the first updates (of max_steps) minimise the divergence alone, 0..max_steps; not the learning-rate warm-up")
+    budget_quantile: float | None = _f(None, "choose the budget after the distill_steps: this quantile, in (0, 1), of what the student then spends on eval_dataset; replaces `budget`")
+    budget_start: float = _f(1.0, "limit at the first update as a multiple of the budget, > 0; training only")
+    budget_anneal_steps: int = _f(0, "updates over which the limit moves in a straight line from budget_start to the budget, >= 0")
+    constraint_penalty: float = _f(1.0, "penalty n >= 0 for breaking one of the further budgets (the trainer's `constraints`)")
+    lmbda: float = _f(1.0, "share of updates on the student's own completions, in [0, 1]; the others use the dataset's column 'completion' (or the teacher's, seq_kd); gkd only")
+    seq_kd: bool = _f(False, "off-policy updates (lmbda < 1) use completions sampled from the teacher instead of the dataset's")
     # the cost
-    divergence: str = _f("reverse_kl", "per-token cost: reverse_kl, forward_kl or jsd")
+    divergence: str = _f("reverse_kl", "per-token cost: reverse_kl, forward_kl, jsd, log_ratio or surprisal")
+    student_temperature: float = _f(1.0, "the student's logits are divided by this in the cost, > 0; the budget is in the units of the cost")
+    teacher_temperature: float = _f(1.0, "the teacher's logits are divided by this in the cost, > 0")
     beta: float = _f(0.5, "teacher's weight in the jsd mixture, in [0, 1]")
     floor: float = _f(0.0, "uniform share mixed into the denominator of the KL, in [0, 1)")
     kl_chunk_size: int | None = _f(None, "token positions converted to float32 at a time, >= 1; None = all (large vocabularies need e.g. 1024)")
@@ -128,7 +138,7 @@ class CMDPConfig:
             try: setattr(self, name, Settings(getattr(self, name)))
             except (ValueError, TypeError) as e: raise ValueError(f"{name}={getattr(self, name)!r} is neither a dict nor JSON nor 'key=value,key=value'") from e
         self.budget_object()  # checks budget, aggregate, burn_in
-        check_divergence(self.divergence, self.beta, self.floor)
+        check_cost(self.divergence, self.beta, self.floor)
         _check_ranges(self)
         _check_method(self)
 
@@ -137,9 +147,9 @@ class CMDPConfig:
         return Budget(self.budget, self.aggregate, self.burn_in)
 
 # %% ../nbs/11_trainer.ipynb #config-checks
-RANGES = {"> 0": (lambda v: v > 0, "temperature epsilon epsilon_high learning_rate adam_epsilon max_grad_norm"),
-          ">= 0": (lambda v: v >= 0, "weight_decay eval_temperature"),
-          "a whole number >= 0": (lambda v: v >= 0 and v == int(v), "burn_in distill_steps warmup_steps seed eval_steps save_steps"),
+RANGES = {"> 0": (lambda v: v > 0, "temperature epsilon epsilon_high learning_rate adam_epsilon max_grad_norm student_temperature teacher_temperature budget_start"),
+          ">= 0": (lambda v: v >= 0, "weight_decay eval_temperature constraint_penalty"), "in [0, 1]": (lambda v: 0 <= v <= 1, "lmbda"), "in (0, 1)": (lambda v: 0 < v < 1, "budget_quantile"),
+          "a whole number >= 0": (lambda v: v >= 0 and v == int(v), "burn_in distill_steps budget_anneal_steps warmup_steps seed eval_steps save_steps"),
           "a whole number >= 1": (lambda v: v >= 1 and v == int(v), "kl_chunk_size num_generations max_completion_length max_steps per_device_train_batch_size gradient_accumulation_steps num_iterations eval_num_generations per_device_eval_batch_size logging_steps save_total_limit"),
           "in (0, 1]": (lambda v: 0 < v <= 1, "top_p"), "in [0, 1)": (lambda v: 0 <= v < 1, "adam_beta1 adam_beta2"),
           "auto or cpu": (lambda v: v in ("auto", "cpu"), "device"), f"one of {', '.join(SCALES)}": (lambda v: v in SCALES, "scale_rewards")}
@@ -155,6 +165,9 @@ def _check_ranges(c: CMDPConfig) -> None:
             except (TypeError, ValueError, OverflowError): fits = False
             if not fits: raise ValueError(f"{name} must be {text}, got {value!r}")
     if c.distill_steps > c.max_steps: raise ValueError(f"distill_steps ({c.distill_steps}) is a part of max_steps ({c.max_steps}) and cannot exceed it")
+    if c.budget_quantile is not None and not 0 < c.distill_steps < c.max_steps: raise ValueError(f"budget_quantile={c.budget_quantile} reads the budget off a distilled student: set distill_steps between 1 and max_steps - 1, got {c.distill_steps}")
+    if c.budget_start != 1 and not c.budget_anneal_steps: raise ValueError(f"budget_start={c.budget_start} has no effect with budget_anneal_steps=0; say over how many updates the limit moves")
+    if c.seq_kd and c.lmbda == 1: raise ValueError("seq_kd=True has no effect with lmbda=1, where every completion is the student's; lower lmbda")
     if c.bf16 and c.fp16: raise ValueError("bf16 and fp16 exclude each other; choose one")
     if c.per_device_train_batch_size * c.gradient_accumulation_steps % c.num_generations:
         raise ValueError(f"per_device_train_batch_size x gradient_accumulation_steps = {c.per_device_train_batch_size * c.gradient_accumulation_steps} "
@@ -162,7 +175,7 @@ def _check_ranges(c: CMDPConfig) -> None:
 
 
 def _check_method(c: CMDPConfig) -> None:
-    "Raise ValueError unless the method exists, knows its settings, and has groups to compare."
+    "Raise ValueError unless the method exists, knows its settings, has groups to compare, and works with the cost, the budget and the data; ends with a trial on two made-up trajectories."
     settings = method_settings(c.method)
     if unknown := set(c.method_kwargs) - set(settings):
         raise ValueError(f"method {c.method!r} has no setting {', '.join(sorted(unknown))}; it has {', '.join(settings) or 'none'}")
@@ -170,6 +183,14 @@ def _check_method(c: CMDPConfig) -> None:
         if isinstance(settings[k], (int, float)) and not (isinstance(v, (int, float)) and abs(v) < float("inf")): raise ValueError(f"method_kwargs: {k} of method {c.method!r} must be a finite number such as {settings[k]!r}, got {v!r}")
     if "scale_rewards" in settings and c.num_generations == 1:
         raise ValueError(f"num_generations=1 leaves method {c.method!r} nothing to compare: every advantage would be 0 (scale_rewards={c.scale_rewards!r}); use at least 2")
+    method = METHODS[c.method]
+    if method.pathwise and c.divergence == "surprisal":
+        raise ValueError(f"divergence='surprisal' does not depend on the student, and method {c.method!r} reaches the cost through its gradient only: there would be no constraint; use one that puts the cost into the reward (cmdp, hinge, dual, chance-dual, weakest-link)")
+    if c.lmbda < 1 and not method.rewardless or c.lmbda < 1 and c.method != "gkd":
+        raise ValueError(f"lmbda={c.lmbda} trains on completions the student did not sample, but method {c.method!r} has a score-function term, which needs its own; use method='gkd' or lmbda=1")
+    two, kwargs = torch.ones(2, 2), {"scale_rewards": c.scale_rewards} if "scale_rewards" in settings else {}
+    try: method(Batch(torch.tensor([0.0, 1.0]), torch.zeros(2), two, -two, -two, {"divergence": two}), c.budget_object(), {}, **{**kwargs, **c.method_kwargs})
+    except ValueError as e: raise ValueError(f"method {c.method!r} with method_kwargs={dict(c.method_kwargs)} and aggregate={c.aggregate!r}: {e}") from e
 
 # %% ../nbs/11_trainer.ipynb #order
 def prompt_order(size: int, start: int, count: int, seed: int) -> list[int]:
@@ -286,14 +307,16 @@ class CMDPTrainer:
     train_dataset, eval_dataset: `datasets.Dataset` with a `prompt` column (text or chat messages); other columns reach the reward functions.
     processing_class: the tokenizer (object, folder or name); None = the one saved with the model.
     eval_metrics: further scores for evaluations, name -> function as for rewards. callbacks: functions `(trainer, metrics)`, called after every update.
+    constraints: further budgets, name -> (cost function, Budget), see reward.call_cost; kept by the modified reward, whatever the method.
+    A dataset column `budget` gives every prompt a limit of its own (and `budget_<name>` one on a further cost).
     """
 
     def __init__(self, model, teacher, reward_funcs, args: CMDPConfig | None = None, train_dataset: Dataset | None = None, eval_dataset: Dataset | None = None,
-                 processing_class=None, eval_metrics: dict[str, Callable] | None = None, callbacks: list[Callable] = ()):
+                 processing_class=None, eval_metrics: dict[str, Callable] | None = None, callbacks: list[Callable] = (), constraints: dict[str, tuple[Callable, Budget]] | None = None):
         self.args = args = args or CMDPConfig()
         self.reward_funcs = list(reward_funcs) if isinstance(reward_funcs, (list, tuple)) else [reward_funcs]
         self.eval_metrics, self.callbacks, self.budget = eval_metrics or {}, list(callbacks), args.budget_object()
-        self.train_dataset, self.eval_dataset = train_dataset, eval_dataset
+        self.train_dataset, self.eval_dataset, self.constraints = train_dataset, eval_dataset, constraints or {}
         tokenizer = processing_class or (model if isinstance(model, (str, os.PathLike)) else getattr(model, "name_or_path", None))
         if not tokenizer: raise ValueError("processing_class is missing and the model does not say where it was loaded from; pass the tokenizer")
         if teacher is model and isinstance(model, torch.nn.Module): raise ValueError("teacher is the same object as model: training the one would move the other; pass a copy (copy.deepcopy)")
@@ -305,6 +328,9 @@ class CMDPTrainer:
         self.rank, self.world = self.accelerator.process_index, self.accelerator.num_processes
         student.to(self.accelerator.device).eval()  # no dropout: the policy that is scored must be the policy that was sampled
         if not _is_function(teacher): self.teacher.to(self.accelerator.device).eval().requires_grad_(False)
+        if METHODS[args.method].augmented:
+            if _is_function(teacher): raise ValueError(f"method {args.method!r} reads the teacher at every generated token, with a cache; a teacher given as a function has none: pass a model")
+            if not isinstance(student, BudgetAware): student = BudgetAware(student, self.teacher, self.budget)
         self._check(student)
         if args.gradient_checkpointing: student.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False}); student.train(); _no_dropout(student)
         optimizer = torch.optim.AdamW([p for p in student.parameters() if p.requires_grad], args.learning_rate, (args.adam_beta1, args.adam_beta2), args.adam_epsilon, args.weight_decay)
@@ -324,11 +350,19 @@ class CMDPTrainer:
         if args.reward_weights is not None and len(args.reward_weights) != len(self.reward_funcs):
             raise ValueError(f"reward_weights has {len(args.reward_weights)} numbers for {len(self.reward_funcs)} reward functions")
         if bad := [w for w in args.reward_weights or [] if not np.isfinite(w)]: raise ValueError(f"reward_weights must be finite numbers, got {bad[0]!r}")
+        for name, pair in self.constraints.items():
+            if not (isinstance(pair, tuple) and len(pair) == 2 and callable(pair[0]) and isinstance(pair[1], Budget)): raise ValueError(f"constraints[{name!r}] must be a pair (cost function, Budget), got {pair!r}")
+        if "divergence" in self.constraints: raise ValueError("constraints: 'divergence' is the name of the teacher's; its budget is CMDPConfig(budget=...)")
+        if args.lmbda < 1 and not args.seq_kd and "completion" not in self.train_dataset.column_names: raise ValueError(f"lmbda={args.lmbda} needs a text column 'completion' in train_dataset (it has {', '.join(self.train_dataset.column_names)}), or seq_kd=True")
+        if args.lmbda < 1 and args.seq_kd and _is_function(self.teacher): raise ValueError("seq_kd=True samples from the teacher, which a function cannot do; pass a model")
+        if args.budget_quantile is not None and self.eval_dataset is None: raise ValueError("budget_quantile needs an eval_dataset to measure what the distilled student spends")
         if not self.reward_funcs: raise ValueError("reward_funcs is empty; give at least one function f(prompts, completions, **columns) -> list of numbers")
         if bad := [f for f in self.reward_funcs if not callable(f)]: raise ValueError(f"reward_funcs must be functions, got {bad[0]!r}")
         rows = self.train_dataset[:2]
         probe = generate(student, tokenizer, rows.pop("prompt"), rows, max_completion_length=min(8, args.max_completion_length), generator=self._generator(1))
         task_rewards(self.reward_funcs, probe, args.reward_weights)
+        row_budget(self.budget, probe.columns)
+        for name, (f, b) in self.constraints.items(): b.spent(call_cost(f, probe), probe.completion_mask); row_budget(b, probe.columns, column=f"budget_{name}")
         with torch.no_grad(): student_logits, teacher_logits = completion_logits(student, probe), completion_logits(self.teacher, probe)
         if teacher_logits.shape[:2] != student_logits.shape[:2]: raise ValueError(f"teacher must answer (B, L, V) for ids of shape (B, L), got {tuple(teacher_logits.shape)} where {tuple(student_logits.shape[:2])} completion positions were asked for")
         token_divergence(student_logits, teacher_logits, mask=probe.completion_mask)  # warns if the vocabularies do not fit
@@ -344,56 +378,88 @@ class CMDPTrainer:
         "One update: prompts -> rollout -> score -> reward -> signal -> loss -> step. Returns its metrics and appends them to metrics.jsonl."
         self._start()
         args, started = self.args, time.perf_counter()
+        if args.budget_quantile is not None and self.global_step == args.distill_steps: self.budget = dataclasses.replace(self.budget, limit=self.suggest_budget(args.budget_quantile))
         rollout = self.rollout = self._sample()
         rewards, each = task_rewards(self.reward_funcs, rollout, args.reward_weights, args.truncated_reward)
+        costs = {name: call_cost(f, rollout) for name, (f, _) in self.constraints.items()}
+        spent, limits = self._constraints(rollout, costs)
+        rewards = constrained_reward(rewards, spent, limits, args.constraint_penalty)
         size = args.per_device_train_batch_size
         parts = [slice(i, i + size) for i in range(0, len(rollout), size)]
         with torch.set_grad_enabled(len(parts) == 1): measured = [self._measure(select(rollout, p)) for p in parts]
-        batch, kl, terminated = self._global_batch(rollout, rewards, measured)
+        batch, kl, terminated = self._global_batch(rollout, rewards, measured, costs)
+        budget = self._budget(rollout)
         method, kwargs = ("gkd", {}) if self.global_step < args.distill_steps else (args.method, args.method_kwargs)
         if "scale_rewards" in method_settings(method): kwargs = {"scale_rewards": args.scale_rewards, **kwargs}
-        signal = METHODS[method](batch, self.budget, self.method_state, **kwargs)
+        signal = METHODS[method](batch, budget, self.method_state, **kwargs)
+        if other := set(signal.multipliers) - set(measured[0][2]): raise ValueError(f"method {method!r} returns a multiplier for {', '.join(sorted(other))}, but only {', '.join(measured[0][2])} have a gradient: name a divergence in register_method(costs=...), put anything else into the advantage")
         mask = batch.mask * terminated[:, None] if args.mask_truncated_completions else batch.mask
         for iteration in range(args.num_iterations):
             loss, grad_norm = self._update(rollout, parts, measured if iteration == 0 and len(parts) == 1 else None, batch, signal, mask)
         self.scheduler.step()
         self.global_step += 1
-        metrics = {"step": self.global_step, "loss": loss, "grad_norm": grad_norm, "learning_rate": self.scheduler.get_last_lr()[0], **step_metrics(batch, kl, signal, self.budget, terminated, args.correct_at)}
+        metrics = {"step": self.global_step, "loss": loss, "grad_norm": grad_norm, "learning_rate": self.scheduler.get_last_lr()[0], **step_metrics(batch, kl, signal, budget, terminated, args.correct_at)}
+        for name, s in spent.items(): metrics |= {f"spent_mean_{name}": float(self.accelerator.gather(s).mean()), f"satisfaction_rate_{name}": float(self.accelerator.gather(s <= limits[name]).float().mean())}
         if len(self.reward_funcs) > 1:
             each = self.accelerator.gather(each.contiguous())
             metrics |= {f"rewards/{getattr(f, '__name__', i)}": float(each[:, i].nanmean()) for i, f in enumerate(self.reward_funcs)}
         return self._finish(metrics | {"seconds": time.perf_counter() - started})
 
     def _sample(self) -> Rollout:
-        "Completions of this process's share of the next prompts."
-        args = self.args
-        n = args.per_device_train_batch_size * args.gradient_accumulation_steps // args.num_generations
+        "Completions of this process's share of the next prompts: the student's own, or, for a share 1 - lmbda of the updates, given ones."
+        args, tokenizer, model = self.args, self.processing_class, self.accelerator.unwrap_model(self.model)
+        off = args.lmbda < 1 and np.random.default_rng([args.seed, self.global_step, 3]).random() >= args.lmbda
+        G = 1 if off else args.num_generations
+        n = args.per_device_train_batch_size * args.gradient_accumulation_steps // G
         rows = prompt_order(len(self.train_dataset), (self.global_step * self.world + self.rank) * n, n, args.seed)
         columns = self.train_dataset[rows]
+        prompts = columns.pop("prompt")
+        if off and not args.seq_kd: return given_rollout(tokenizer, prompts, columns["completion"], columns, args.max_completion_length, self.accelerator.device)
+        if isinstance(model, BudgetAware): model.told = (self.teacher, self.budget.scaled(self._anneal()))
         with self.accelerator.autocast():
-            return generate(self.accelerator.unwrap_model(self.model), self.processing_class, columns.pop("prompt"), columns, args.num_generations,
-                            args.max_completion_length, args.temperature, args.top_p, self._generator(0, self.global_step), self.vocab_size)
+            return generate(self.teacher if off else model, tokenizer, prompts, columns, G, args.max_completion_length, args.temperature, args.top_p, self._generator(0, self.global_step), self.vocab_size)
 
-    def _measure(self, rollout: Rollout) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        "Log-probabilities under student and teacher, cost and reverse KL of every token, each (B, T)."
+    def _anneal(self) -> float:
+        "What the limit is multiplied with at this update."
+        share = min(1.0, self.global_step / self.args.budget_anneal_steps) if self.args.budget_anneal_steps else 1.0
+        return self.args.budget_start + share * (1 - self.args.budget_start)
+
+    def _budget(self, rollout: Rollout) -> Budget:
+        "The budget of the global batch at this update; one limit per row if the dataset has a column `budget`."
+        budget = row_budget(self.budget, rollout.columns, self.accelerator.device, self._anneal())
+        return dataclasses.replace(budget, limit=self.accelerator.gather(budget.limit)) if isinstance(budget.limit, Tensor) else budget
+
+    def _constraints(self, rollout: Rollout, costs: dict[str, Tensor]) -> tuple[dict, dict]:
+        "Spent (B,) and limit of every further budget, this process's rows."
+        budgets = {name: row_budget(b, rollout.columns, self.accelerator.device, column=f"budget_{name}") for name, (_, b) in self.constraints.items()}
+        return {n: b.spent(costs[n], rollout.completion_mask) for n, b in budgets.items()}, {n: b.limit for n, b in budgets.items()}
+
+    def suggest_budget(self, quantile: float = 0.8) -> float:
+        "Limit that this share of the student's completions of eval_dataset would keep (budget.suggest_budget); meant for a student that only imitates."
+        return suggest_budget([r["spent"] for r in self.evaluate(return_records=True)[1]], quantile)
+
+    def _measure(self, rollout: Rollout) -> tuple[Tensor, Tensor, dict[str, Tensor], Tensor]:
+        "Log-probabilities under student and teacher, the costs by name, and the reverse KL of every token, each (B, T)."
         args, mask, ids = self.args, rollout.completion_mask, rollout.completion_ids
         student = completion_logits(self.model, rollout)
         with torch.no_grad(), self.accelerator.autocast(): teacher = completion_logits(self.teacher, rollout)
         student, teacher, _ = align_vocab(student, teacher)
-        cost = token_divergence(student, teacher, args.divergence, args.beta, mask, args.floor, args.kl_chunk_size)
+        of = lambda kind: token_cost(student, teacher, ids, kind, mask, beta=args.beta, floor=args.floor, chunk_size=args.kl_chunk_size, student_temperature=args.student_temperature, teacher_temperature=args.teacher_temperature)
+        costs = {"divergence": of(args.divergence), **{kind: of(kind) for kind in METHODS[args.method].costs}}
         with torch.no_grad():
-            exact = (args.divergence, args.floor) == ("reverse_kl", 0.0)
-            kl = cost.detach() if exact else token_divergence(student, teacher, mask=mask, chunk_size=args.kl_chunk_size)
-        return token_logps(student, ids, args.temperature), token_logps(teacher, ids), cost, kl
+            exact = (args.divergence, args.floor, args.student_temperature, args.teacher_temperature) == ("reverse_kl", 0.0, 1.0, 1.0)
+            kl = costs["divergence"].detach() if exact else token_divergence(student, teacher, mask=mask, chunk_size=args.kl_chunk_size)
+        return token_logps(student, ids, args.temperature), token_logps(teacher, ids), costs, kl
 
-    def _global_batch(self, rollout: Rollout, rewards: Tensor, measured: list) -> tuple[Batch, Tensor, Tensor]:
+    def _global_batch(self, rollout: Rollout, rewards: Tensor, measured: list, costs: dict[str, Tensor]) -> tuple[Batch, Tensor, Tensor]:
         "What the method sees: the measurements of all micro-batches and all processes, detached."
         def gather(x):
             if self.world == 1: return x
             return self.accelerator.gather(self.accelerator.pad_across_processes(x.contiguous(), dim=1) if x.dim() == 2 else x.contiguous())
-        logp, teacher_logp, cost, kl = (gather(torch.cat(x).detach()) for x in zip(*measured))
+        logp, teacher_logp, kl = (gather(torch.cat([m[i] for m in measured]).detach()) for i in (0, 1, 3))
+        costs |= {name: torch.cat([m[2][name] for m in measured]).detach() for name in measured[0][2]}
         groups = rollout.group_ids + self.rank * len(rollout)
-        return Batch(gather(rewards), gather(groups), gather(rollout.completion_mask), logp, teacher_logp, {"divergence": cost}), kl, gather(rollout.terminated)
+        return Batch(gather(rewards), gather(groups), gather(rollout.completion_mask), logp, teacher_logp, {name: gather(c) for name, c in costs.items()}), kl, gather(rollout.terminated)
 
     def _update(self, rollout: Rollout, parts: list[slice], measured: list | None, batch: Batch, signal: Signal, mask: Tensor) -> tuple[float, float]:
         "One optimiser step on the whole rollout, micro-batch by micro-batch; returns the loss (of the global batch) and the gradient norm."
@@ -402,9 +468,9 @@ class CMDPTrainer:
             rows = slice(first + part.start, first + min(part.stop, len(rollout)))
             local = lambda x: x[rows, :T] if x.dim() == 2 else x[rows]
             with self.accelerator.no_sync(self.model) if k + 1 < len(parts) else contextlib.nullcontext():
-                logp, _, cost, _ = measured[k] if measured else self._measure(select(rollout, part))
+                logp, _, costs, _ = measured[k] if measured else self._measure(select(rollout, part))
                 mine = Signal(local(signal.advantage), {n: local(m) for n, m in signal.multipliers.items()})
-                loss = signal_loss(mine, logp, {"divergence": cost}, local(mask), mask.sum().clamp(min=1), local(batch.logp) if args.num_iterations > 1 else None, args.epsilon, args.epsilon_high)
+                loss = signal_loss(mine, logp, costs, local(mask), mask.sum().clamp(min=1), local(batch.logp) if args.num_iterations > 1 else None, args.epsilon, args.epsilon_high)
                 if not loss.isfinite(): raise FloatingPointError(f"the loss is {loss.item()} at step {self.global_step + 1}; nothing was updated. If the cost is infinite the teacher gives some token probability 0: set floor (1e-6, say)")
                 self.accelerator.backward(loss * self.world)  # DistributedDataParallel averages over processes; ours is a sum
             total += loss.detach()
@@ -476,13 +542,15 @@ class CMDPTrainer:
         "Metrics of the glossary on `dataset` (default: eval_dataset), the same completions for the same policy every time; the budget is d itself."
         dataset, args = self.eval_dataset if dataset is None else dataset, self.args
         if dataset is None: raise ValueError("eval_dataset is missing: give one to the trainer or to evaluate()")
-        share = dataset.select(range(self.rank, len(dataset), self.world))
-        records = evaluate_records(self.accelerator.unwrap_model(self.model), self.teacher, share, self.processing_class, self.reward_funcs, self.budget, metrics=self.eval_metrics,
+        share, model = dataset.select(range(self.rank, len(dataset), self.world)), self.accelerator.unwrap_model(self.model)
+        if isinstance(model, BudgetAware): model.told = (self.teacher, self.budget)
+        records = evaluate_records(model, self.teacher, share, self.processing_class, self.reward_funcs, self.budget, metrics=self.eval_metrics,
                                    reward_weights=args.reward_weights, correct_at=args.correct_at, num_generations=args.eval_num_generations, max_completion_length=args.max_completion_length,
-                                   temperature=args.eval_temperature, divergence=args.divergence, beta=args.beta, floor=args.floor, batch_size=args.per_device_eval_batch_size,
+                                   temperature=args.eval_temperature, divergence=args.divergence, beta=args.beta, floor=args.floor, constraints=self.constraints,
+                                   student_temperature=args.student_temperature, teacher_temperature=args.teacher_temperature, batch_size=args.per_device_eval_batch_size,
                                    vocab_size=self.vocab_size, seed=fold_seed(args.seed, self.rank, 2))
         records = gather_object(records) if self.world > 1 else records
-        result = summarize(records, metrics=self.eval_metrics)
+        result = summarize(records, metrics=self.eval_metrics, constraints=self.constraints)
         return (result, records) if return_records else result
 
     def save_model(self, path: str | os.PathLike) -> None:
@@ -498,7 +566,7 @@ class CMDPTrainer:
         self.accelerator.wait_for_everyone()
         if self.accelerator.is_main_process:
             torch.save(self.method_state, part / "method_state.pt")
-            (part / "trainer_state.json").write_text(json.dumps({"global_step": self.global_step, "args": dataclasses.asdict(self.args)}, indent=1))
+            (part / "trainer_state.json").write_text(json.dumps({"global_step": self.global_step, "budget": self.budget.limit, "args": dataclasses.asdict(self.args)}, indent=1))
             shutil.rmtree(final, ignore_errors=True)
             part.rename(final)
             kept = sorted((p for p in self.output_dir.glob("checkpoint-*") if p.name[11:].isdigit()), key=lambda p: int(p.name[11:]))
@@ -513,4 +581,5 @@ class CMDPTrainer:
         saved = json.loads((checkpoint / "trainer_state.json").read_text())
         check_resumable(saved["args"], json.loads(json.dumps(dataclasses.asdict(self.args))), checkpoint)
         self.accelerator.load_state(str(checkpoint))
+        self.budget = dataclasses.replace(self.budget, limit=saved["budget"])
         self.method_state, self.global_step = torch.load(checkpoint / "method_state.pt", weights_only=True), saved["global_step"]

@@ -31,7 +31,7 @@ SETTINGS = {
     "unknown divergence": (dict(divergence="kl"), r"divergence kind 'kl'.*reverse_kl, forward_kl, jsd"),
     "beta too large": (dict(beta=1.2), r"beta must lie in \[0, 1\], got 1.2"),
     "floor of one": (dict(floor=1.0), r"floor must lie in \[0, 1\), got 1.0"),
-    "unknown scaling": (dict(scale_rewards="std"), r"scale_rewards must be one of group, none, got 'std'"),
+    "unknown scaling": (dict(scale_rewards="std"), r"scale_rewards must be one of group, batch, none, got 'std'"),
     "bf16 and fp16": (dict(bf16=True, fp16=True), r"bf16 and fp16 exclude each other"),
     "batch that splits a group": (dict(per_device_train_batch_size=10), r"per_device_train_batch_size.*10.*multiple of num_generations=4"),
     "temperature zero": (dict(temperature=0.0), r"temperature must be > 0, got 0.0"),

@@ -46,6 +46,15 @@ def test_summary_at_another_budget():
     assert [r["within_budget"] for r in at_budget(rows, Budget(0.0))] == [True] + [False] * 9 and rows[9]["within_budget"]
 
 
+def test_summary_of_several_budgets():
+    "Each further budget has its own rate, and 'all' means every one of them, the divergence included."
+    rows = [record(str(i), spent=2.0 * (i == 0), spent_length=float(i), within_budget_length=float(i < 3)) for i in range(4)]
+    s = summarize(rows, constraints=["length"])
+    assert (s["satisfaction_rate"], s["satisfaction_rate_length"], s["spent_mean_length"], s["satisfaction_rate_all"]) == (0.75, 0.75, 1.5, 0.5)
+    assert (s["satisfaction_rate_all_low"], s["satisfaction_rate_all_high"]) == satisfaction_interval(2, 4) and "satisfaction_rate_all" not in summarize(rows)
+    assert compare(rows, rows, "within_budget_length")["method"] == "exact"
+
+
 def test_summary_without_values():
     "No records is an error; a metric that never applies is NaN, not a crash and not a zero."
     with pytest.raises(ValueError, match="no records to summarize"): summarize([])

@@ -151,7 +151,7 @@ def test_methods_survive_rewards_that_do_not_apply(method):
     b.rewards[:6] = NAN
     advantage, multiplier = answer(method, b)
     assert advantage.isfinite().all() and multiplier.isfinite().all()
-    assert (advantage[:4] == 0).all()
+    if method not in ("minillm", "kdrl", "dual", "pid"): assert (advantage[:4] == 0).all()  # these four carry the divergence in the advantage, too
 
 
 @given(st.integers(0, 1000), st.floats(0.1, 10))
