@@ -37,7 +37,7 @@ __all__ = ['MEASURES', 'JUDGE_TEMPLATE', 'text_of', 'score_judge', 'pairwise', '
 # %% ../nbs/14_judge.ipynb #score-judge
 def text_of(x: str | list[dict]) -> str:
     "A prompt or completion as text: itself, or the contents of its chat messages, one after another."
-    return x if isinstance(x, str) else "\n".join(m["content"] for m in x)
+    return x if isinstance(x, str) else "\n".join(m["content"] or "" for m in x)
 
 
 def score_judge(score: Callable, margin: float = 1e-4) -> Callable:
