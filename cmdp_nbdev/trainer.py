@@ -146,6 +146,10 @@ class CMDPConfig:
         "The `Budget` that these settings describe."
         return Budget(self.budget, self.aggregate, self.burn_in)
 
+    def cost_settings(self) -> dict:
+        "The cost that these settings describe, as keywords of `divergence.token_cost`."
+        return dict(kind=self.divergence, beta=self.beta, floor=self.floor, student_temperature=self.student_temperature, teacher_temperature=self.teacher_temperature)
+
 # %% ../nbs/11_trainer.ipynb #config-checks
 RANGES = {"> 0": (lambda v: v > 0, "temperature epsilon epsilon_high learning_rate adam_epsilon max_grad_norm student_temperature teacher_temperature budget_start"),
           ">= 0": (lambda v: v >= 0, "weight_decay eval_temperature constraint_penalty"), "in [0, 1]": (lambda v: 0 <= v <= 1, "lmbda"), "in (0, 1)": (lambda v: 0 < v < 1, "budget_quantile"),
@@ -415,7 +419,7 @@ class CMDPTrainer:
         columns = self.train_dataset[rows]
         prompts = columns.pop("prompt")
         if off and not args.seq_kd: return given_rollout(tokenizer, prompts, columns["completion"], columns, args.max_completion_length, self.accelerator.device)
-        if isinstance(model, BudgetAware): model.told = (self.teacher, self.budget.scaled(self._anneal()))
+        if isinstance(model, BudgetAware): model.tell(self.teacher, self.budget, self._anneal(), **args.cost_settings())
         with self.accelerator.autocast():
             return generate(self.teacher if off else model, tokenizer, prompts, columns, G, args.max_completion_length, args.temperature, args.top_p, self._generator(0, self.global_step), self.vocab_size)
 
@@ -444,7 +448,7 @@ class CMDPTrainer:
         student = completion_logits(self.model, rollout)
         with torch.no_grad(), self.accelerator.autocast(): teacher = completion_logits(self.teacher, rollout)
         student, teacher, _ = align_vocab(student, teacher)
-        cost = token_cost(student, teacher, ids, args.divergence, mask, beta=args.beta, floor=args.floor, chunk_size=args.kl_chunk_size, student_temperature=args.student_temperature, teacher_temperature=args.teacher_temperature)
+        cost = token_cost(student, teacher, ids, mask=mask, chunk_size=args.kl_chunk_size, **args.cost_settings())
         with torch.no_grad():
             exact = (args.divergence, args.floor, args.student_temperature, args.teacher_temperature) == ("reverse_kl", 0.0, 1.0, 1.0)
             kl = cost.detach() if exact else token_divergence(student, teacher, mask=mask, chunk_size=args.kl_chunk_size)
@@ -541,7 +545,7 @@ class CMDPTrainer:
         dataset, args = self.eval_dataset if dataset is None else dataset, self.args
         if dataset is None: raise ValueError("eval_dataset is missing: give one to the trainer or to evaluate()")
         share, model = dataset.select(range(self.rank, len(dataset), self.world)), self.accelerator.unwrap_model(self.model)
-        if isinstance(model, BudgetAware): model.told = (self.teacher, self.budget)
+        if isinstance(model, BudgetAware): model.tell(self.teacher, self.budget, **args.cost_settings())
         records = evaluate_records(model, self.teacher, share, self.processing_class, self.reward_funcs, self.budget, metrics=self.eval_metrics,
                                    reward_weights=args.reward_weights, correct_at=args.correct_at, num_generations=args.eval_num_generations, max_completion_length=args.max_completion_length,
                                    temperature=args.eval_temperature, divergence=args.divergence, beta=args.beta, floor=args.floor, constraints=self.constraints,

@@ -155,3 +155,106 @@ def test_kdrl_is_the_k2_estimator_as_a_loss():
     objective = group_advantage(b.rewards, b.group_ids)[:, None] * logp - 0.7 * (logp - b.teacher_logp.nan_to_num()).square() / 2
     theirs, = torch.autograd.grad(-masked(objective, b.mask).sum() / b.mask.sum(), logp)
     torch.testing.assert_close(ours, theirs)
+
+
+# ---- a student that is told its budget ------------------------------------------------------------------------------
+
+PROMPTS = ["3+8*7-2=", "1*2=", "9-9*9*9+1="]
+
+
+def aware(pair, budget, std=0.05, **cost):
+    "A student with a layer that matters, in float64."
+    model = BudgetAware(pair[0].double(), pair[1].double(), budget, **cost)
+    torch.nn.init.normal_(model.embedding.weight, std=std, generator=torch.Generator().manual_seed(0))
+    return model
+
+
+@torch.no_grad()
+def test_the_wrapped_student_begins_as_the_plain_one(pair):
+    "Otherwise the control would start from another student than the method it is compared with."
+    student, teacher, tok = pair
+    plain, wrapped = (generate(m, tok, PROMPTS, num_generations=4, generator=torch.Generator().manual_seed(1)) for m in (student, BudgetAware(student, teacher, Budget(0.8))))
+    assert torch.equal(plain.completion_ids, wrapped.completion_ids) and torch.equal(plain.sampled_logps, wrapped.sampled_logps)
+    assert torch.equal(completion_logits(BudgetAware(student, teacher, Budget(0.8)), wrapped), completion_logits(student, plain))
+    assert plain.remaining is None and wrapped.remaining.min() < 1
+
+
+TOLD = {"sum": (Budget(0.8), {}), "mean": (Budget(0.3, "mean"), {}), "prefix mean": (Budget(0.3, "prefix_mean"), {}), "burn-in": (Budget(0.3, "prefix_mean", 6), {}), "long burn-in": (Budget(0.05, "prefix_mean", 40), {}),
+        "limit 0": (Budget(0.0), {}), "no limit": (Budget(INF), {}), "forward KL": (Budget(0.8), dict(kind="forward_kl")), "log-ratio": (Budget(4.0), dict(kind="log_ratio")), "surprisal": (Budget(3.0), dict(kind="surprisal")),
+        "temperatures": (Budget(20.0), dict(student_temperature=2.0, teacher_temperature=0.5)), "floor": (Budget(0.8), dict(floor=0.1)), "jsd": (Budget(0.1), dict(kind="jsd", beta=0.3))}
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", TOLD)
+def test_what_is_told_while_sampling_is_what_is_scored(pair, name):
+    "If the student is told another budget in the update than while writing, the gradient belongs to another policy."
+    budget, cost = TOLD[name]
+    model = aware(pair, budget, **cost)
+    r = generate(model, pair[2], PROMPTS, num_generations=4, generator=torch.Generator().manual_seed(0))
+    logits = completion_logits(model, r)
+    torch.testing.assert_close(masked(token_logps(logits, r.completion_ids), r.completion_mask), r.sampled_logps, rtol=0, atol=1e-6)
+    spent = token_cost(logits, completion_logits(pair[1], r), r.completion_ids, cost.get("kind", "reverse_kl"), r.completion_mask, **{k: v for k, v in cost.items() if k != "kind"})
+    torch.testing.assert_close(masked(r.remaining.double(), r.completion_mask), masked(budget_share(budget, spent, r.completion_mask)[:, :-1], r.completion_mask), rtol=0, atol=1e-5)
+    assert r.remaining.abs().max() <= 1 and (r.remaining[:, 0] == 1).all()
+    if name not in ("no limit", "long burn-in"): assert r.remaining.unique().numel() > 3 or name == "limit 0"
+
+
+@pytest.mark.parametrize("cost", [{}, dict(divergence="forward_kl", teacher_temperature=2.0)], ids=["default", "another cost"])
+@pytest.mark.parametrize("column", [False, True], ids=["one budget", "per-prompt"])
+def test_the_trainer_tells_the_budget_it_judges_by(make_trainer, prompts, column, cost):
+    "Cost, annealed limit and per-prompt limits of the update must be those the student was told about."
+    data = prompts.add_column("budget", [0.2 + 0.1 * (i % 5) for i in range(len(prompts))]) if column else prompts
+    trainer = make_trainer(method="saute-augmented", train_dataset=data, budget_start=3.0, budget_anneal_steps=4, max_steps=4, temperature=0.9, **cost)
+    torch.nn.init.normal_(trainer.model.embedding.weight, std=0.02)
+    for _ in range(2):
+        r = trainer._sample()
+        logp, _, spent, _ = trainer._measure(r)
+        torch.testing.assert_close(masked(logp, r.completion_mask), r.sampled_logps, rtol=0, atol=1e-4)
+        torch.testing.assert_close(masked(r.remaining, r.completion_mask), masked(budget_share(trainer._budget(r), spent, r.completion_mask)[:, :-1], r.completion_mask), rtol=0, atol=1e-4)
+        trainer.step()
+
+
+def test_the_layer_learns(make_trainer):
+    "A student that ignores what it is told would be the plain method under another name."
+    trainer = make_trainer(method="saute-augmented")
+    assert trainer.model.embedding.weight.abs().max() == 0
+    _, g = gradients_of_step(trainer)
+    assert trainer.model.embedding.weight.abs().min() > 0 and torch.isfinite(g).all()
+
+
+@pytest.mark.parametrize("config", [dict(per_device_train_batch_size=4, gradient_accumulation_steps=4), dict(gradient_checkpointing=True)], ids=["split", "checkpointing"])
+def test_memory_options_of_a_told_student(make_trainer, tmp_path, config):
+    "What is told must be split with the rows it belongs to."
+    runs = [make_trainer(method="saute-augmented", budget=0.3, output_dir=str(tmp_path / str(i)), **c) for i, c in enumerate(({}, config))]
+    for t in runs: torch.nn.init.normal_(t.model.embedding.weight, std=0.3, generator=torch.Generator().manual_seed(0))
+    (a, ga), (b, gb) = map(gradients_of_step, runs)
+    assert relative(gb, ga) < 1e-4 and b["loss"] == pytest.approx(a["loss"], rel=1e-4)
+
+
+def test_saving_and_loading_a_told_student(make_trainer, tmp_path):
+    "The folder must load with Auto classes, and together with its layer give the policy that was trained."
+    trainer = make_trainer(method="saute-augmented", learning_rate=1e-2)
+    trainer.train(); trainer.save_model(tmp_path / "s")
+    r = trainer.rollout
+    base, tok = AutoModelForCausalLM.from_pretrained(tmp_path / "s"), AutoTokenizer.from_pretrained(tmp_path / "s")
+    assert tok("3+8=")["input_ids"] == trainer.processing_class("3+8=")["input_ids"]
+    again = BudgetAware.load(tmp_path / "s", base, trainer.teacher, trainer.budget).eval()
+    with torch.no_grad():
+        torch.testing.assert_close(completion_logits(again, r), completion_logits(trainer.model, r))
+        torch.testing.assert_close(completion_logits(base, r), completion_logits(trainer.model.base, r))
+        assert not torch.allclose(completion_logits(base, r), completion_logits(again, r))
+    assert not any("teacher" in k or "told" in k for k in trainer.model.state_dict())  # the teacher is not saved with it
+
+
+def test_a_told_student_from_the_command_line(tmp_path, held_out, pair):
+    "What `cmdp-distill --method saute-augmented` leaves behind must load, and give the summary's numbers again."
+    out = tmp_path / "run"
+    assert main(["--method", "saute-augmented", "--output_dir", str(out), "--max_steps", "2", "--n_eval", "24", "--per_device_train_batch_size", "16", "--learning_rate", "0.01", "--device", "cpu", "--disable_tqdm"]) == 0
+    base, tok = AutoModelForCausalLM.from_pretrained(out / "student"), AutoTokenizer.from_pretrained(out / "student")
+    assert {p.name for p in (out / "student").iterdir()} >= {"model.safetensors", "config.json", "tokenizer.json", "budget_embedding.safetensors"}
+    summary, ids = json.loads((out / "summary.json").read_text()), tok("3+8=", return_tensors="pt")["input_ids"]
+    assert base.generate(ids, max_new_tokens=4, do_sample=False).shape[1] > ids.shape[1]
+    from cmdp_nbdev.trainer import fold_seed
+    student = BudgetAware.load(out / "student", base, pair[1], Budget(0.8)).eval()
+    result = evaluate(student, pair[1], chain_dataset(24, "test"), tok, chain_reward, Budget(0.8), seed=fold_seed(0, 0, 2), vocab_size=19)
+    for k in ("accuracy", "satisfaction_rate", "kl_mean", "spent_mean", "length_mean"): assert summary[k] == pytest.approx(result[k], rel=1e-5), k
