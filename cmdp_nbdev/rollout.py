@@ -199,8 +199,9 @@ def generate(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts
                    [[{"role": "assistant", "content": t}] if chat else t for t in texts], columns, remaining)
 
 
-def given_rollout(tokenizer: PreTrainedTokenizerBase, prompts: list, completions: list[str], columns: dict | None = None, max_completion_length: int = 32, device="cpu") -> Rollout:
-    "The trajectories that end in these `completions` (texts, without EOS), as if they had been sampled: a dataset's answers, say. Longer ones are cut off."
+def given_rollout(tokenizer: PreTrainedTokenizerBase, prompts: list, completions: list, columns: dict | None = None, max_completion_length: int = 32, device="cpu") -> Rollout:
+    "The trajectories that end in these `completions` (texts without EOS, or chat messages, of which the last counts), as if they had been sampled: a dataset's answers, say. Longer ones are cut off."
+    completions = [c[-1]["content"] if is_chat(c) else c for c in completions]
     prompt_ids, prompt_mask = encode_prompts(prompts, tokenizer)
     rows = [ids + [tokenizer.eos_token_id] for ids in tokenizer(completions, add_special_tokens=False)["input_ids"]]
     cut = [ids[:max_completion_length] for ids in rows]
