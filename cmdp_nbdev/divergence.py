@@ -11,8 +11,6 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from .mdp import masked
-
 # %% auto #0
 __all__ = ['KINDS', 'SAMPLED_COSTS', 'align_vocab', 'token_divergence', 'check_divergence', 'token_logps', 'sampled_divergence',
            'token_cost', 'check_cost']

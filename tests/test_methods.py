@@ -619,10 +619,3 @@ def test_the_command_line_knows_the_new_settings():
     want = dict(method="gkd", lmbda=0.5, seq_kd=True, budget_quantile=0.8, distill_steps=2, budget_start=3.0, budget_anneal_steps=5, constraint_penalty=2.0, divergence="jsd", student_temperature=2.0, teacher_temperature=0.5, scale_rewards="batch")
     assert {k: getattr(config, k) for k in want} == want
     assert parse_args([])[1]["seq_kd"] is False and parse_args([])[1]["budget_quantile"] is None
-
-
-def test_every_method_from_the_command_line(tmp_path, capsys):
-    "`--method all` must run whatever is registered, told students included, and compare it."
-    out = tmp_path / "all"
-    assert main(["--method", "all", "--output_dir", str(out), "--max_steps", "1", "--n_eval", "8", "--per_device_train_batch_size", "8", "--device", "cpu", "--disable_tqdm"]) == 0
-    assert {p.name for p in out.iterdir()} == {*METHODS, "summary.csv", "report.html"}
