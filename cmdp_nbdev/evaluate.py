@@ -68,8 +68,8 @@ def evaluate_records(
         for i in range(len(r)):
             n = int(lengths[i])
             records.append({
-                "prompt": r.prompts[i], "completion": r.completions[i], "completion_ids": r.completion_ids[i, :n].tolist(),
                 **{k: v[i] for k, v in r.columns.items()},
+                "prompt": r.prompts[i], "completion": r.completions[i], "completion_ids": r.completion_ids[i, :n].tolist(),
                 "reward": None if reward[i].isnan() else reward[i].item(), "correct": bool(reward[i] >= correct_at and r.terminated[i]),
                 "cost_per_token": cost[i, :n].tolist(), "spent": spent[i].item(), "within_budget": bool(within[i]),
                 "kl": kl[i].item(), "terminated": bool(r.terminated[i]), **{k: None if v[i].isnan() else v[i].item() for k, v in extra.items()}})
