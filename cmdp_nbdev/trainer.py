@@ -73,7 +73,7 @@ class CMDPConfig:
     budget: float = _f(0.8, "limit d on the divergence of one trajectory, >= 0; nats per sequence for 'sum', nats per token for 'mean' and 'prefix_mean'")
     aggregate: str = _f("sum", "how the budget adds up per-token costs: sum, mean or prefix_mean")
     burn_in: int = _f(0, "prefixes of at most this many tokens are not judged, >= 0; prefix_mean only")
-    scale_rewards: str = _f("group", "divide advantages by the group's standard deviation ('group') or only centre them ('none')")
+    scale_rewards: str | None = _f(None, "divide advantages by the standard deviation of the 'group' or of the whole 'batch', or only centre them ('none'); None = the method's own choice")
     distill_steps: int = _f(0, "the first updates (of max_steps) minimise the divergence alone, 0..max_steps; not the learning-rate warm-up")
     budget_quantile: float | None = _f(None, "choose the budget after the distill_steps: this quantile, in (0, 1), of what the student then spends on eval_dataset; replaces `budget`")
     budget_start: float = _f(1.0, "limit at the first update as a multiple of the budget, > 0; training only")
@@ -182,13 +182,13 @@ def _check_method(c: CMDPConfig) -> None:
     for k, v in c.method_kwargs.items():
         if isinstance(settings[k], (int, float)) and not (isinstance(v, (int, float)) and abs(v) < float("inf")): raise ValueError(f"method_kwargs: {k} of method {c.method!r} must be a finite number such as {settings[k]!r}, got {v!r}")
     if "scale_rewards" in settings and c.num_generations == 1:
-        raise ValueError(f"num_generations=1 leaves method {c.method!r} nothing to compare: every advantage would be 0 (scale_rewards={c.scale_rewards!r}); use at least 2")
+        raise ValueError(f"num_generations=1 leaves method {c.method!r} nothing to compare: every advantage would be 0 ; use at least 2")
     method = METHODS[c.method]
     if method.pathwise and c.divergence == "surprisal":
         raise ValueError(f"divergence='surprisal' does not depend on the student, and method {c.method!r} reaches the cost through its gradient only: there would be no constraint; use one that puts the cost into the reward (cmdp, hinge, dual, chance-dual, weakest-link)")
     if c.lmbda < 1 and not method.rewardless or c.lmbda < 1 and c.method != "gkd":
         raise ValueError(f"lmbda={c.lmbda} trains on completions the student did not sample, but method {c.method!r} has a score-function term, which needs its own; use method='gkd' or lmbda=1")
-    two, kwargs = torch.ones(2, 2), {"scale_rewards": c.scale_rewards} if "scale_rewards" in settings else {}
+    two, kwargs = torch.ones(2, 2), {"scale_rewards": c.scale_rewards} if c.scale_rewards and "scale_rewards" in settings else {}
     try: method(Batch(torch.tensor([0.0, 1.0]), torch.zeros(2), two, -two, -two, {"divergence": two}), c.budget_object(), {}, **{**kwargs, **c.method_kwargs})
     except ValueError as e: raise ValueError(f"method {c.method!r} with method_kwargs={dict(c.method_kwargs)} and aggregate={c.aggregate!r}: {e}") from e
 
@@ -390,7 +390,7 @@ class CMDPTrainer:
         batch, kl, terminated = self._global_batch(rollout, rewards, measured, costs)
         budget = self._budget(rollout)
         method, kwargs = ("gkd", {}) if self.global_step < args.distill_steps else (args.method, args.method_kwargs)
-        if "scale_rewards" in method_settings(method): kwargs = {"scale_rewards": args.scale_rewards, **kwargs}
+        if args.scale_rewards and "scale_rewards" in method_settings(method): kwargs = {"scale_rewards": args.scale_rewards, **kwargs}
         signal = METHODS[method](batch, budget, self.method_state, **kwargs)
         if other := set(signal.multipliers) - set(measured[0][2]): raise ValueError(f"method {method!r} returns a multiplier for {', '.join(sorted(other))}, but only {', '.join(measured[0][2])} have a gradient: name a divergence in register_method(costs=...), put anything else into the advantage")
         mask = batch.mask * terminated[:, None] if args.mask_truncated_completions else batch.mask
