@@ -23,7 +23,7 @@ import torch
 from cmdp_nbdev import __version__
 from cmdp_nbdev.budget import Budget
 from cmdp_nbdev.divergence import token_divergence, token_logps
-from cmdp_nbdev.objective import METHODS, Batch, Signal, group_advantage, register_method, signal_loss
+from cmdp_nbdev.objective import METHODS, Batch, Signal, group_advantage, method_settings, rate_controller, register_method, signal_loss
 from cmdp_nbdev.reward import smooth_gate
 from cmdp_nbdev.tabular import hard_optimum, law, random_tree
 
@@ -35,8 +35,8 @@ TEXT = {"start", "method", "settings", "cmdp_nbdev", "torch", "machine"}
 
 
 @register_method("smooth-complete")
-def smooth_complete(batch: Batch, budget: Budget, state: dict, *, keep: float = 0.0, coef: float = 3.0, floor: float = 0.3, width: float = 0.15, margin: float = 0.9, scale_rewards: str = "none") -> Signal:
-    """All terms of the objective of `cmdp-smooth`, (1 − g)R − coef·τ·softplus((D − d')/τ) − floor·D, for the sum budget: what its dropped terms do.
+def smooth_complete(batch: Batch, budget: Budget, state: dict, *, keep: float = 0.0, coef: float, floor: float, width: float, margin: float, scale_rewards: str = "none") -> Signal:
+    """All terms of the objective of `cmdp-smooth` with a fixed gate, (1 − g)R − coef·τ·softplus((D − d')/τ) − floor·D, for the sum budget: what its dropped terms do.
 
     `keep`: the share of the reward that a trajectory far over budget keeps; 0 as in cmdp-smooth, 1 makes it a rounded hinge.
     """
@@ -47,7 +47,8 @@ def smooth_complete(batch: Batch, budget: Budget, state: dict, *, keep: float = 
     return Signal(group_advantage(objective, batch.group_ids, scale_rewards), multiplier.unsqueeze(-1) * batch.mask)
 
 
-SHARP = {"floor": 0.0, "margin": 1.0, "width": 0.05, "coef": 5.0}
+GATE = {"coef": 3.0, "floor": 0.3, "width": 0.15, "margin": 0.9}  # of studies/foundation
+SHARP = {"coef": 5.0, "floor": 0.0, "width": 0.05, "margin": 1.0}
 
 
 def plan() -> list[tuple[str, dict, float | None, float]]:
@@ -56,8 +57,9 @@ def plan() -> list[tuple[str, dict, float | None, float]]:
     for d in BUDGETS:
         jobs += [("hinge", {"coef": 3.0}, d, 1.0), ("hinge", {"coef": 10.0}, d, 1.0), ("hinge", {"coef": 10.0}, d, 0.98)]
         jobs += [("cmdp", {"penalty": n, "coef": c}, d, share) for n, c, share in ((1.0, 1.0, 1.0), (1.0, 1.0, 0.98), (20.0, 1.0, 1.0), (0.0, 1.0, 1.0), (1.0, 5.0, 1.0), (1.0, 20.0, 1.0), (20.0, 20.0, 1.0), (0.0, 20.0, 1.0), (0.0, 20.0, 0.98))]
-        jobs += [("cmdp-smooth", s, d, 1.0) for s in ({}, {"floor": 0.0}, SHARP)]
-        jobs += [("smooth-complete", s, d, 1.0) for s in ({}, SHARP, {"keep": 1.0, **SHARP})]
+        jobs += [("cmdp-smooth", {"target": 0.0, "forward": 0.0, **s}, d, 1.0) for s in (GATE, {**GATE, "floor": 0.0}, SHARP)]
+        jobs += [("cmdp-smooth", {"target": target, "forward": f}, d, 1.0) for target, f in ((0.95, 0.5), (0.95, 0.0), (0.99, 0.0))]
+        jobs += [("smooth-complete", s, d, 1.0) for s in (GATE, SHARP, {"keep": 1.0, **SHARP})]
         jobs += [("saute", {"penalty": 1.0}, d, 1.0)]
     return jobs
 
@@ -84,6 +86,12 @@ class Forest:
     def sum(self, x): return x.reshape(self.n, -1).sum(1)
 
 
+def controlled(states: list[dict], violation: torch.Tensor, target: float) -> torch.Tensor:
+    "The multipliers of `cmdp-smooth` with a target: the production controller on each tree's exact violation probability (on a batch it reads the frequency of all prompts)."
+    s = method_settings("cmdp-smooth")
+    return torch.tensor([rate_controller(state, v, target, rate=s["rate"], init=s["init"], low=s["min_scale"], high=s["max_scale"]) for state, v in zip(states, violation.tolist())], dtype=torch.float64)
+
+
 def train(forest: Forest, method: str, settings: dict, budget: float | None, share: float) -> list[dict]:
     "One job: a row for each problem and budget judged."
     limits = BUDGETS if budget is None else (budget,)
@@ -92,7 +100,7 @@ def train(forest: Forest, method: str, settings: dict, budget: float | None, sha
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda k: 1 - 0.99 * k / STEPS)
     best = {d: torch.full((forest.n,), float("nan"), dtype=torch.float64) for d in limits}
     at = {d: torch.full((forest.n,), -1) for d in limits}
-    state, began = {}, time.process_time()
+    states, moving, began = [{} for _ in range(forest.n)], settings.get("target", 0.0) > 0, time.process_time()
     for step in range(STEPS + 1):
         rows = forest.rows(logits)
         logp, cost = token_logps(rows, forest.paths), token_divergence(rows, forest.teacher_rows)
@@ -102,11 +110,13 @@ def train(forest: Forest, method: str, settings: dict, budget: float | None, sha
             better = (spent.reshape(forest.n, -1).max(1).values <= d) & ~(value <= best[d])
             best[d], at[d] = torch.where(better, value, best[d]), torch.where(better, step, at[d])
         if step == STEPS: break
-        batch = Batch(forest.rewards, forest.group_ids, forest.mask, logp.detach(), forest.teacher_logp, {"divergence": c})
-        signal = METHODS[method](batch, Budget(1.0 if budget is None else share * budget), state, scale_rewards="none", **settings)
+        costs = {"divergence": cost} | ({"forward_kl": token_divergence(rows, forest.teacher_rows, kind="forward_kl")} if settings.get("forward") else {})
+        batch = Batch(forest.rewards, forest.group_ids, forest.mask, logp.detach(), forest.teacher_logp, {k: v.detach() for k, v in costs.items()})
+        signal = METHODS[method](batch, Budget(1.0 if budget is None else share * budget), {}, scale_rewards="none", **settings | ({"target": 0.0} if moving else {}))
+        scale = controlled(states, forest.sum(prob * (spent > budget)), settings["target"]).repeat_interleave(len(forest.nodes)).unsqueeze(-1) if moving else 1.0
         advantage = signal.advantage.unsqueeze(-1) if signal.advantage.dim() == 1 else signal.advantage
-        weight = prob.unsqueeze(-1)
-        loss = signal_loss(Signal(weight * advantage, weight * signal.multiplier), logp, {"divergence": cost}, forest.mask, num_tokens=1)
+        weight = prob.unsqueeze(-1)  # the loss is linear in advantage and multiplier: this is its expectation
+        loss = signal_loss(Signal(weight * advantage, {k: weight * scale * m for k, m in signal.multipliers.items()}), logp, costs, forest.mask, num_tokens=1)
         optimizer.zero_grad(); loss.backward(); optimizer.step(); scheduler.step()
     seconds = time.process_time() - began
     out = []
