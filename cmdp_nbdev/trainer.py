@@ -152,7 +152,7 @@ class CMDPConfig:
         return dict(kind=self.divergence, beta=self.beta, floor=self.floor, student_temperature=self.student_temperature, teacher_temperature=self.teacher_temperature)
 
 # %% ../nbs/11_trainer.ipynb #config-checks
-RANGES = {"> 0": (lambda v: v > 0, "temperature epsilon epsilon_high learning_rate adam_epsilon max_grad_norm student_temperature teacher_temperature budget_start"),
+RANGES = {"> 0": (lambda v: v > 0, "temperature epsilon epsilon_high learning_rate adam_epsilon max_grad_norm"), "a finite number > 0": (lambda v: 0 < v < float("inf"), "student_temperature teacher_temperature budget_start"),
           ">= 0": (lambda v: v >= 0, "weight_decay eval_temperature constraint_penalty"), "in [0, 1]": (lambda v: 0 <= v <= 1, "lmbda"), "in (0, 1)": (lambda v: 0 < v < 1, "budget_quantile"),
           "a whole number >= 0": (lambda v: v >= 0 and v == int(v), "burn_in distill_steps budget_anneal_steps warmup_steps seed eval_steps save_steps"),
           "a whole number >= 1": (lambda v: v >= 1 and v == int(v), "kl_chunk_size num_generations max_completion_length max_steps per_device_train_batch_size gradient_accumulation_steps num_iterations eval_num_generations per_device_eval_batch_size logging_steps save_total_limit"),
@@ -366,6 +366,7 @@ class CMDPTrainer:
         if self.constraints and METHODS[args.method].rewardless: raise ValueError(f"constraints ({', '.join(self.constraints)}) are kept through the reward, which method {args.method!r} does not read; choose another method")
         for name, pair in self.constraints.items():
             if not (isinstance(pair, tuple) and len(pair) == 2 and callable(pair[0]) and isinstance(pair[1], Budget)): raise ValueError(f"constraints[{name!r}] must be a pair (cost function, Budget), got {pair!r}")
+            if isinstance(pair[1].limit, Tensor): raise ValueError(f"constraints[{name!r}] needs one number as its limit; limits per prompt go into a dataset column 'budget_{name}'")
         if "divergence" in self.constraints: raise ValueError("constraints: 'divergence' is the name of the teacher's; its budget is CMDPConfig(budget=...)")
         if args.lmbda < 1 and not args.seq_kd and "completion" not in self.train_dataset.column_names: raise ValueError(f"lmbda={args.lmbda} needs a text column 'completion' in train_dataset (it has {', '.join(self.train_dataset.column_names)}), or seq_kd=True")
         if args.lmbda < 1 and not args.seq_kd and (bad := [(i, c) for i, c in enumerate(self.train_dataset["completion"]) if not (isinstance(c, str) or is_chat(c))]): raise ValueError(f"train_dataset: completion {bad[0][0]} is {bad[0][1]!r}; a completion must be a text or a list of chat messages")

@@ -52,11 +52,11 @@ assert trainer.evaluate() == evaluation
 trainer.save_model(out + "/student")
 
 # a student that is told its budget, one per prompt and annealed, and two further budgets
-def stars(completions, **kwargs): return [c.count("*") for c in completions]
+def ones(completions, **kwargs): return [c.count("1") for c in completions]
 def limited(data): return data.add_column("budget", [0.1 + 0.2 * (i % 4) for i in range(len(data))])
 student, teacher, tok = default_pair()
 args = CMDPConfig(method="saute-augmented", output_dir=out + "/told", max_steps=2, per_device_train_batch_size=size, num_generations=4, max_completion_length=20, device="cpu", disable_tqdm=True, budget_start=2.0, budget_anneal_steps=4)
-told = CMDPTrainer(student, teacher, chain_reward, args, limited(chain_dataset(64)), limited(chain_dataset(15, "validation")), tok, constraints={"length": (length_cost, Budget(16)), "stars": (stars, Budget(0))})
+told = CMDPTrainer(student, teacher, chain_reward, args, limited(chain_dataset(64)), limited(chain_dataset(15, "validation")), tok, constraints={"length": (length_cost, Budget(16)), "ones": (ones, Budget(1))})
 grads, metrics = recording(told), told.step()
 torch.save(dict(grad=grads[0], metrics=metrics, evaluation=told.evaluate(), rollout={k: getattr(told.rollout, k) for k in told.rollout.__dataclass_fields__}), f"{out}/told{told.rank}.pt")
 
@@ -151,13 +151,13 @@ def test_budgets_per_prompt_and_further_budgets_on_two_processes(ranks, make_tra
     a, b = (torch.load(ranks[0] / f"told{r}.pt", weights_only=False) for r in (0, 1))
     both = one_rollout(a, b)
     assert torch.equal(a["grad"], b["grad"]) and a["evaluation"] == b["evaluation"] and a["evaluation"]["n_eval"] == 15 and len(set(both.columns["budget"])) > 1
-    def stars(completions, **kwargs): return [c.count("*") for c in completions]
+    def ones(completions, **kwargs): return [c.count("1") for c in completions]
     data = prompts.add_column("budget", [0.1 + 0.2 * (i % 4) for i in range(64)])
-    trainer = make_trainer(method="saute-augmented", per_device_train_batch_size=16, train_dataset=data, budget_start=2.0, budget_anneal_steps=4, constraints={"length": (length_cost, Budget(16)), "stars": (stars, Budget(0))})
+    trainer = make_trainer(method="saute-augmented", per_device_train_batch_size=16, train_dataset=data, budget_start=2.0, budget_anneal_steps=4, constraints={"length": (length_cost, Budget(16)), "ones": (ones, Budget(1))})
     trainer._sample = lambda: both
     metrics, grad = gradients_of_step(trainer)
     assert relative(a["grad"], grad) < 1e-4 and metrics["budget"] == pytest.approx(2 * sum(both.columns["budget"]) / 16)
-    assert 0 < metrics["satisfaction_rate"] < 1 and 0 < metrics["satisfaction_rate_stars"] < 1
+    assert 0 < metrics["satisfaction_rate"] < 1 and 0 < metrics["satisfaction_rate_ones"] < 1
     for k in set(metrics) - {"seconds", "learning_rate"}: assert a["metrics"][k] == pytest.approx(metrics[k], rel=1e-4, abs=1e-6), k
 
 
