@@ -18,9 +18,9 @@ from .reward import modified_reward, smooth_gate, step_gate
 
 # %% auto #0
 __all__ = ['SCALES', 'STD_OFFSET', 'METHODS', 'Batch', 'Signal', 'group_stats', 'group_scale', 'group_advantage',
-           'register_method', 'method_settings', 'grpo', 'gkd', 'spent_advantage', 'soft', 'minillm', 'kdrl', 'saute',
-           'cmdp', 'saute_augmented', 'hinge', 'weakest_link', 'lagrangian', 'mean_error', 'dual', 'pid', 'chance_dual',
-           'rate_controller', 'sigmoid_gate', 'cmdp_smooth', 'signal_loss']
+           'register_method', 'method_settings', 'grpo', 'gkd', 'spent_advantage', 'soft', 'minillm', 'kdrl',
+           'sigmoid_gate', 'saute', 'cmdp', 'saute_augmented', 'hinge', 'weakest_link', 'lagrangian', 'mean_error',
+           'dual', 'pid', 'chance_dual', 'rate_controller', 'cmdp_smooth', 'signal_loss']
 
 # %% ../nbs/06_objective.ipynb #batch
 @dataclass
@@ -149,6 +149,13 @@ def kdrl(batch: Batch, budget: Budget, state: dict, *, lam: float = 1.0, scale_r
     return Signal(group_advantage(batch.rewards, batch.group_ids, scale_rewards).unsqueeze(-1) - lam * ratio, torch.zeros_like(batch.cost))
 
 # %% ../nbs/06_objective.ipynb #constrained-methods
+def sigmoid_gate(spent: Tensor, limit: float | Tensor, width: float | Tensor) -> Tensor:
+    "`smooth_gate`, and the step gate where its width is no number > 0: for a limit of 0 or infinity, (B,) in [0, 1]."
+    limit, width = (torch.as_tensor(x, dtype=spent.dtype, device=spent.device) for x in (limit, width))
+    usable = (width > 0) & width.isfinite()
+    return torch.where(usable, smooth_gate(spent, torch.where(usable, limit, 0.0), torch.where(usable, width, 1.0)), step_gate(spent, limit))
+
+
 @register_method("saute")
 def saute(batch: Batch, budget: Budget, state: dict, *, penalty: float = 1.0, scale_rewards: str = "group") -> Signal:
     "R inside the budget, a constant −`penalty` outside, no phi: the ablation that diverges (arXiv 2202.06558 without state augmentation)."
@@ -158,11 +165,11 @@ def saute(batch: Batch, budget: Budget, state: dict, *, penalty: float = 1.0, sc
 
 
 @register_method("cmdp")
-def cmdp(batch: Batch, budget: Budget, state: dict, *, penalty: float = 1.0, coef: float = 1.0, scale_rewards: str = "group") -> Signal:
-    "The paper's: R inside, −(`penalty` + coef·D) outside, with the pathwise gradient of D on violators (arXiv 2509.22921)."
+def cmdp(batch: Batch, budget: Budget, state: dict, *, penalty: float = 1.0, coef: float = 1.0, width: float = 0.0, scale_rewards: str = "group") -> Signal:
+    "The paper's: R inside, −(`penalty` + coef·D) outside, with the pathwise gradient of D on violators (arXiv 2509.22921). `width` > 0, a share of the limit, makes the gate a sigmoid (the gate itself is held fixed)."
     spent = budget.spent(batch.cost, batch.mask)
-    over = step_gate(spent, budget.limit)
-    reward = modified_reward(batch.rewards, spent, budget.limit, n=penalty, phi=coef * spent)
+    over = sigmoid_gate(spent, budget.limit, width * budget.limit)
+    reward = modified_reward(batch.rewards, spent, budget.limit, n=penalty, phi=coef * spent, gate=over)
     scale = group_scale(reward, batch.group_ids, scale_rewards)
     return Signal(group_advantage(reward, batch.group_ids, scale=scale),
                   (coef * over / scale).unsqueeze(-1) * spend_weights(budget, batch.cost, batch.mask))
@@ -256,13 +263,6 @@ def rate_controller(state: dict, violations: float, target: float, *, rate: floa
     return math.exp(state["log_scale"])
 
 # %% ../nbs/06_objective.ipynb #smooth-method
-def sigmoid_gate(spent: Tensor, limit: float | Tensor, width: float | Tensor) -> Tensor:
-    "`smooth_gate`, and the step gate where its width is no number > 0: for a limit of 0 or infinity, (B,) in [0, 1]."
-    limit, width = (torch.as_tensor(x, dtype=spent.dtype, device=spent.device) for x in (limit, width))
-    usable = (width > 0) & width.isfinite()
-    return torch.where(usable, smooth_gate(spent, torch.where(usable, limit, 0.0), torch.where(usable, width, 1.0)), step_gate(spent, limit))
-
-
 @register_method("cmdp-smooth", pathwise=True, costs=("forward_kl",))
 def cmdp_smooth(batch: Batch, budget: Budget, state: dict, *, target: float = 0.95, forward: float = 0.5, coef: float = 0.0, floor: float = 1.0, width: float = 0.15, margin: float = 1.0,
                 rate: float = 0.06, init: float = 3.0, min_scale: float = 0.1, max_scale: float = 4.0, scale_rewards: str = "batch") -> Signal:

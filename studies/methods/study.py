@@ -52,7 +52,10 @@ TRIALS = {
     DEFAULT: [({}, {})],  # was designed on this task with more trials than four: see README.md beside this file
 }
 USES_BUDGET = ("dual", "pid", "chance-dual", "cmdp", "hinge", DEFAULT)
-ABLATIONS = {}  # name -> settings of the default without one of its parts
+ABLATIONS = {  # the default without one of its parts, or with another one in its place
+    "no forward KL": {"forward": 0.0}, "deviation of the group": {"scale_rewards": "group"}, "fixed multiplier": {"target": 0.0, "floor": 0.7},
+    "gated": {"floor": 0.3, "coef": 1.0}, "no strong start": {"init": 0.5, "max_scale": 0.5},
+}
 
 
 def job(name: str, settings: dict, config: dict, seed: int, split: str = "test", pair: str = "embedded", scale: float = 1.0, length: int | None = None) -> dict:
