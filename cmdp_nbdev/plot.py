@@ -25,9 +25,12 @@ __all__ = ['BLACK', 'ORANGE', 'SKY', 'GREEN', 'YELLOW', 'BLUE', 'RED', 'PURPLE',
 
 # %% ../nbs/12_plot.ipynb #style
 BLACK, ORANGE, SKY, GREEN, YELLOW, BLUE, RED, PURPLE = "#000000", "#E69F00", "#56B4E9", "#009E73", "#F0E442", "#0072B2", "#D55E00", "#CC79A7"
-COLORS = {"grpo": RED, "gkd": BLUE, "soft": ORANGE, "saute": PURPLE, "cmdp": SKY, "cmdp-smooth": GREEN}
-DASHES = {"grpo": "dot", "gkd": "dash", "soft": "dashdot", "saute": "longdash", "cmdp": "solid", "cmdp-smooth": "solid"}
-SYMBOLS = {"grpo": "triangle-up", "gkd": "square", "soft": "diamond", "saute": "x", "cmdp": "cross", "cmdp-smooth": "circle"}
+COLORS = {"grpo": RED, "gkd": BLUE, "minillm": BLUE, "soft": ORANGE, "kdrl": ORANGE, "saute": PURPLE, "cmdp": SKY, "saute-augmented": SKY, "hinge": BLACK, "weakest-link": PURPLE,
+          "dual": YELLOW, "pid": YELLOW, "chance-dual": BLACK, "cmdp-smooth": GREEN}
+DASHES = {"grpo": "dot", "gkd": "dash", "minillm": "dot", "soft": "dashdot", "kdrl": "dot", "saute": "longdash", "cmdp": "solid", "saute-augmented": "dot", "hinge": "dash", "weakest-link": "dot",
+          "dual": "dash", "pid": "dashdot", "chance-dual": "dot", "cmdp-smooth": "solid"}
+SYMBOLS = {"grpo": "triangle-up", "gkd": "square", "minillm": "square-open", "soft": "diamond", "kdrl": "diamond-open", "saute": "x", "cmdp": "cross", "saute-augmented": "cross-open", "hinge": "pentagon",
+           "weakest-link": "x-open", "dual": "hexagon", "pid": "hexagon-open", "chance-dual": "pentagon-open", "cmdp-smooth": "circle"}
 SAFE, OVER = BLUE, RED  # inside the budget, over it
 
 

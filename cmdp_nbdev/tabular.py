@@ -5,23 +5,40 @@
 # %% ../nbs/03_tabular.ipynb #imports
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
+from functools import cached_property
 
+import numpy as np
 import torch
+from datasets import Dataset
+from scipy.optimize import linprog, minimize
+from scipy.special import rel_entr
+from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import Tensor
+from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache, GenerationMixin, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
+from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from .budget import Budget
 from .divergence import token_divergence, token_logps
 
 # %% auto #0
-__all__ = ['COSTS', 'TreeCMDP', 'random_tree', 'Law', 'law']
+__all__ = ['IMPOSSIBLE', 'COSTS', 'TreeCMDP', 'random_tree', 'Law', 'law', 'one_state', 'three_answers', 'tilt', 'Optimum',
+           'policy_rows', 'policy_of', 'expected_optimum', 'soft_optimum', 'max_divergence_optimum',
+           'surprisal_optimum', 'hard_curve', 'hard_optimum', 'occupancy_optimum', 'RegularisedDual',
+           'regularised_dual', 'bisection', 'cutting_planes', 'dual_ascent', 'within_budget', 'hinge_policy',
+           'random_policy', 'refine', 'TabularConfig', 'TabularLM', 'tabular_lm', 'tabular_tokenizer', 'tabular_pair',
+           'tabular_dataset', 'trajectory_index', 'tabular_reward']
 
 # %% ../nbs/03_tabular.ipynb #tree
+IMPOSSIBLE = -1e4  # a logit: its probability is exactly 0 in float64, and unlike -inf it leaves every product finite
+
+
 @dataclass(frozen=True)
 class TreeCMDP:
     """A complete token tree of `depth` steps: a teacher row for every history, a reward for every trajectory.
 
-    `teacher`: (N, V) float64 log-probabilities, N = (V**depth - 1)/(V - 1) histories in heap order; rows sum to 1.
+    `teacher`: (N, V) float64 log-probabilities, N = (V**depth - 1)/(V - 1) histories in heap order; rows sum to 1; finite (IMPOSSIBLE for probability 0).
     `rewards`: (V**depth,) float64, trajectories in lexicographic order. Raises ValueError for shapes that do not fit.
     Derived in nbs/03_tabular.
     """
@@ -33,6 +50,7 @@ class TreeCMDP:
         n, v = self.teacher.shape
         if v < 2 or n != (v ** self.depth - 1) // (v - 1): raise ValueError(f"teacher must be ((V**depth - 1)/(V - 1), V) with V >= 2, got {tuple(self.teacher.shape)} for depth {self.depth}")
         if self.rewards.shape != (v ** self.depth,): raise ValueError(f"rewards must have one entry for each of the {v ** self.depth} trajectories, got {tuple(self.rewards.shape)}")
+        if not self.teacher.isfinite().all(): raise ValueError("teacher must be finite: write tabular.IMPOSSIBLE, whose exponential is 0, instead of -inf")
         if not torch.allclose(self.teacher.exp().sum(-1), torch.ones(n, dtype=self.teacher.dtype)): raise ValueError("teacher rows must be log-probabilities: each row's exponentials must sum to 1")
 
     @property
@@ -40,19 +58,19 @@ class TreeCMDP:
         "Number of tokens V."
         return self.teacher.shape[1]
 
-    @property
+    @cached_property
     def paths(self) -> Tensor:
         "All trajectories, (B, T) int64, lexicographic."
         return torch.cartesian_prod(*[torch.arange(self.vocab)] * self.depth).reshape(-1, self.depth)
 
-    @property
+    @cached_property
     def nodes(self) -> Tensor:
         "The history (node number) before each action of each trajectory, (B, T) int64."
         node, columns = torch.zeros(len(self.rewards), dtype=torch.int64), []
         for a in self.paths.T: columns.append(node); node = self.vocab * node + 1 + a
         return torch.stack(columns, 1)
 
-    @property
+    @cached_property
     def mask(self) -> Tensor:
         "All ones, (B, T): every trajectory has `depth` tokens."
         return torch.ones(len(self.rewards), self.depth, dtype=torch.int64)
@@ -60,6 +78,7 @@ class TreeCMDP:
 # %% ../nbs/03_tabular.ipynb #random-tree
 def random_tree(seed: int, vocab: int = 3, depth: int = 3, spread: float = 1.0, binary: bool = True, success: float = 0.3) -> TreeCMDP:
     "A random instance: teacher logits normal with standard deviation `spread`; rewards 1 with probability `success` (at least one 1 and one 0), or uniform in [0, 1) if not `binary`."
+    if vocab < 2 or depth < 1: raise ValueError(f"vocab must be >= 2 and depth >= 1, got vocab={vocab}, depth={depth}")
     g = torch.Generator().manual_seed(seed)
     n = (vocab ** depth - 1) // (vocab - 1)
     teacher = (spread * torch.randn(n, vocab, generator=g, dtype=torch.float64)).log_softmax(-1)
@@ -105,7 +124,449 @@ def law(tree: TreeCMDP, logits: Tensor, cost: str = "reverse_kl") -> Law:
     "Enumerate the tabular policy `logits` (N, V); `cost` is one of COSTS. Raises ValueError for an unknown cost."
     rows = logits[tree.nodes]
     logp, teacher_logp = token_logps(rows, tree.paths), token_logps(tree.teacher[tree.nodes], tree.paths)
-    if cost == "reverse_kl": return Law(tree, logp, teacher_logp, token_divergence(rows, tree.teacher[tree.nodes]))
+    if cost == "reverse_kl": return Law(tree, logp, teacher_logp, token_divergence(logits[None], tree.teacher[None])[0, tree.nodes])
     if cost == "log_ratio": return Law(tree, logp, teacher_logp, logp - teacher_logp)
     if cost == "surprisal": return Law(tree, logp, teacher_logp, -teacher_logp)
     raise ValueError(f"cost {cost!r} is unknown; choose one of {', '.join(COSTS)}")
+
+# %% ../nbs/03_tabular.ipynb #instances
+def one_state(q: float = 0.2) -> TreeCMDP:
+    "One step, two answers: wrong (reward 0) and right (reward 1), the teacher right with probability `q` in (0, 1)."
+    if not 0 < q < 1: raise ValueError(f"q must lie strictly between 0 and 1, got {q!r}")
+    return TreeCMDP(torch.tensor([[1 - q, q]], dtype=torch.float64).log(), torch.tensor([0.0, 1.0], dtype=torch.float64), 1)
+
+
+def three_answers() -> TreeCMDP:
+    "One step, answers a, b, g with teacher probabilities .80, .15, .05 and rewards 0, .5, 1: at d = 2 nats of surprisal b is best, and no multiplier selects it."
+    return TreeCMDP(torch.tensor([[0.80, 0.15, 0.05]], dtype=torch.float64).log(), torch.tensor([0.0, 0.5, 1.0], dtype=torch.float64), 1)
+
+# %% ../nbs/03_tabular.ipynb #tilt
+def tilt(reference: Tensor, worth: Tensor, kl: Tensor, steps: int = 50) -> tuple[Tensor, Tensor]:
+    """Distribution p that maximises the mean of `worth` (..., V) subject to KL(p‖reference) <= `kl` (...) nats.
+
+    `reference`: (..., V) log-probabilities, finite. Returns log p (..., V) and the price of a nat, d max/d kl (...), 0 where more would buy nothing.
+    Bisection on the logarithm of the inverse temperature, from below: `kl` is never exceeded by more than 1e-12. Derived in nbs/03_tabular.
+    """
+    worth = torch.where(reference > IMPOSSIBLE / 2, worth, worth.min(-1, keepdim=True).values)  # what the teacher cannot say is worth nothing
+    top = worth.max(-1, keepdim=True).values
+    scale = (top - worth.min(-1, keepdim=True).values).clamp(min=1e-300)
+    x, spend = (worth - top) / scale, lambda logp: (logp.exp() * (logp - reference)).sum(-1)
+    tilted = lambda logbeta: (reference + logbeta.exp().unsqueeze(-1) * x).log_softmax(-1)
+    low, high = torch.full_like(kl, -14.0), torch.full_like(kl, 20.0)
+    for _ in range(steps):
+        middle = (low + high) / 2
+        fits = spend(tilted(middle)) <= kl
+        low, high = torch.where(fits, middle, low), torch.where(fits, high, middle)
+    ties = top - worth <= 1e-12 * torch.maximum(scale, top.abs())
+    best = torch.where(ties, reference, IMPOSSIBLE).log_softmax(-1)
+    free, none = spend(best) <= kl, kl <= 0
+    logp = torch.where(free.unsqueeze(-1), best, torch.where(none.unsqueeze(-1), reference, tilted(low)))
+    return logp, torch.where(free, 0.0, scale.squeeze(-1) * (-low).exp())
+
+# %% ../nbs/03_tabular.ipynb #closed
+@dataclass
+class Optimum:
+    "A solver's answer."
+    value: float  # expected reward of `logits`, by enumeration
+    logits: Tensor  # (N, V) an optimal policy, as log-probabilities; the teacher's row where it never comes
+    bound: float  # no policy within the limit has a higher value
+    prices: Tensor | None = None  # value of one more unit: (m,) of each limit, or (N,) of a nat at each history
+
+
+def policy_rows(tree: TreeCMDP, mass: Tensor) -> Tensor:
+    "Policy (N, V) from the mass that flows through every history and action (N, V); the teacher's row where nothing flows."
+    total = mass.sum(-1, keepdim=True)
+    return torch.where(total > 0, (mass / total.clamp(min=1e-300)).log().clamp(min=IMPOSSIBLE), tree.teacher)
+
+
+def policy_of(tree: TreeCMDP, prob: Tensor) -> Tensor:
+    "The tabular policy (N, V) whose trajectory law is `prob` (B,)."
+    return policy_rows(tree, torch.cat([prob.reshape(tree.vocab ** t, tree.vocab, -1).sum(-1) for t in range(tree.depth)]))
+
+
+def _exact(tree: TreeCMDP, prob: Tensor, prices: Tensor | None = None) -> Optimum:
+    "The optimum with trajectory law `prob` (B,), known to be one."
+    logits = policy_of(tree, prob)
+    value = float(law(tree, logits).value())
+    return Optimum(value, logits, value, prices)
+
+
+def _check_limit(d: float) -> None:
+    "Raise ValueError unless `d` is a number of nats >= 0."
+    if not d >= 0: raise ValueError(f"d must be a number of nats >= 0, got {d!r}")
+
+
+def expected_optimum(tree: TreeCMDP, d: float) -> Optimum:
+    "Best policy whose *expected* KL from the teacher is at most `d` >= 0 nats per sequence: a tilt of the teacher's trajectory law. Derived in nbs/03_tabular."
+    _check_limit(d)
+    logp, price = tilt(law(tree, tree.teacher).logp.sum(-1), tree.rewards, torch.tensor(d, dtype=torch.float64))
+    return _exact(tree, logp.exp(), price.reshape(1))
+
+
+def soft_optimum(tree: TreeCMDP, lam: float) -> Optimum:
+    "Best policy for E[R] − `lam`·E[KL], lam > 0: the teacher's trajectory law times exp(R/lam). Its `bound` is for the KL that it spends."
+    if not lam > 0: raise ValueError(f"lam must be > 0, got {lam!r}")
+    return _exact(tree, (law(tree, tree.teacher).logp.sum(-1) + tree.rewards / lam).softmax(-1), torch.tensor([lam], dtype=torch.float64))
+
+
+def max_divergence_optimum(tree: TreeCMDP, d: float) -> Optimum:
+    "Best policy with log π(τ)/μ(τ) <= `d` >= 0 for every trajectory: rewards in descending order are filled up to e^d times the teacher's mass. Derived in nbs/03_tabular."
+    _check_limit(d)
+    teacher = law(tree, tree.teacher).prob
+    level = torch.unique(-tree.rewards, return_inverse=True)[1]  # 0 = the highest reward
+    mass = torch.zeros(int(level.max()) + 1, dtype=torch.float64).index_add(0, level, teacher)
+    filled = (math.exp(min(d, 700.0)) * mass).cumsum(0).clamp(max=1.0).diff(prepend=torch.zeros(1, dtype=torch.float64))
+    return _exact(tree, teacher * (filled / mass.clamp(min=1e-300))[level])
+
+
+def _best_allowed(tree: TreeCMDP, d: float) -> tuple[Tensor, Tensor]:
+    "Which trajectories have the highest reward among those of teacher surprisal at most `d`, (B,) bool, and all log μ(τ), (B,)."
+    logp = law(tree, tree.teacher).logp.sum(-1)
+    allowed = (-logp <= d + 1e-9) & (logp > IMPOSSIBLE / 2)
+    if not allowed.any(): raise ValueError(f"d={d} nats of surprisal allow no trajectory; the most probable one has {-float(logp.max()):.4f}")
+    return allowed & (tree.rewards == tree.rewards[allowed].max()), logp
+
+
+def surprisal_optimum(tree: TreeCMDP, d: float) -> Optimum:
+    "Best policy for which every trajectory has teacher surprisal −log μ(τ) <= `d` nats. Raises ValueError where no trajectory has. Derived in nbs/03_tabular."
+    _check_limit(d)
+    best, logp = _best_allowed(tree, d)
+    return _exact(tree, torch.where(best, logp, IMPOSSIBLE).softmax(-1))
+
+# %% ../nbs/03_tabular.ipynb #hard-grid
+def _levels(tree: TreeCMDP) -> list[slice]:
+    "The histories of each step, as slices of the node numbers."
+    first = [(tree.vocab ** t - 1) // (tree.vocab - 1) for t in range(tree.depth + 1)]
+    return [slice(a, b) for a, b in zip(first, first[1:])]
+
+
+def _sweep(tree: TreeCMDP, d: float, grid: int) -> tuple[Tensor, Tensor, list[Tensor]]:
+    "Lower and upper bounds (grid+1,) for budgets 0..d, and for every step but the last the best spend (nodes, grid+1) in grid steps."
+    if not grid >= 1: raise ValueError(f"grid must be a whole number >= 1, got {grid!r}")
+    z, all_pairs = torch.linspace(0, d, grid + 1, dtype=torch.float64), torch.tril_indices(grid + 1, grid + 1)
+    lower = upper = tree.rewards.unsqueeze(-1).expand(-1, grid + 1)
+    spends = []
+    for level in reversed(_levels(tree)):
+        reference = tree.teacher[level].unsqueeze(1)  # (nodes, 1, V)
+        j, i = all_pairs if level.stop < len(tree.teacher) else torch.arange(grid + 1).expand(2, -1)  # the last step spends all
+        def best(child, left, slack):
+            worth = child.reshape(len(reference), tree.vocab, -1)[..., left].transpose(1, 2)  # (nodes, pairs, V)
+            logp, price = tilt(reference, worth, z[i].expand(len(reference), -1), steps=25)
+            unspent = z[i] - (logp.exp() * (logp - reference)).sum(-1)  # by the bisection: rounding
+            table = torch.full((len(reference), grid + 1, grid + 1), -torch.inf, dtype=torch.float64)
+            table[:, j, i] = (logp.exp() * worth).sum(-1) + slack * price * unspent
+            return table.max(-1)
+        (lower, spend), (upper, _) = best(lower, j - i, 0.0), best(upper, j - (i - 1).clamp(min=0), 1.0)
+        spends.insert(0, spend)
+    return lower[0], upper[0], spends[:-1]
+
+
+def hard_curve(tree: TreeCMDP, d: float, grid: int = 64) -> tuple[Tensor, Tensor, Tensor]:
+    "Budgets 0..d and, for each, a lower and an upper bound of the hard optimum, all (grid+1,). The gap falls like 1/grid. Derived in nbs/03_tabular."
+    if not 0 < d < math.inf: raise ValueError(f"d must be a finite number of nats > 0, got {d!r}")
+    lower, upper, _ = _sweep(tree, d, grid)
+    return torch.linspace(0, d, grid + 1, dtype=torch.float64), lower, upper
+
+# %% ../nbs/03_tabular.ipynb #hard
+def _induction(tree: TreeCMDP, kl: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    "Best value, policy (N, V) and prices (N,) if history s may spend kl[s] nats; the value carries the gradient of `kl` (envelope theorem)."
+    value, rows, prices = tree.rewards, [], []
+    for level in reversed(_levels(tree)):
+        worth, k = value.reshape(-1, tree.vocab), kl[level]
+        logp, price = tilt(tree.teacher[level], worth.detach(), k.detach())
+        value = (logp.exp() * worth).sum(-1) + price * (k - k.detach())
+        rows.insert(0, logp); prices.insert(0, price)
+    return value[0], torch.cat(rows), torch.cat(prices)
+
+
+def _shared(tree: TreeCMDP, d: float, share: Tensor) -> Tensor:
+    "Spend of every history (N,) if history s takes share[s]**2 of what is left; the last step takes all."
+    left, kl = torch.tensor([d], dtype=torch.float64), []
+    for level in _levels(tree)[:-1]:
+        kl.append(left * share[level] ** 2)
+        left = (left - kl[-1]).repeat_interleave(tree.vocab)
+    return torch.cat([*kl, left])
+
+
+def hard_optimum(tree: TreeCMDP, d: float, grid: int = 64) -> Optimum:
+    """Best policy for which *every* trajectory spends at most `d` >= 0 nats of state KL, KL(π(·|s)‖μ(·|s)) summed over its histories.
+
+    Dynamic programming on (history, remaining budget), then a polish of the spends; `bound` is the grid's upper bound (its gap falls like 1/grid).
+    `prices` (N,): what one more nat at each history would buy there. Raises ValueError for d < 0. Derived in nbs/03_tabular.
+    """
+    _check_limit(d)
+    best, logp = _best_allowed(tree, math.inf)
+    surprisal = torch.where(best, -logp, torch.inf)
+    if d >= surprisal.min(): return _exact(tree, torch.nn.functional.one_hot(surprisal.argmin(), len(surprisal)).double(), torch.zeros(len(tree.teacher), dtype=torch.float64))
+    _, upper, spends = _sweep(tree, d, grid)
+    left, share = torch.tensor([grid]), []
+    for pick in spends:
+        k = pick[torch.arange(len(left)), left]
+        share.append((k / left.clamp(min=1)).sqrt())
+        left = (left - k).repeat_interleave(tree.vocab)
+    share = torch.cat([*share, torch.ones(0)]).double().clamp(min=1e-3)
+
+    def loss(x):
+        x = torch.tensor(x, requires_grad=True)
+        value = _induction(tree, _shared(tree, d, x))[0]
+        return -value.item(), torch.autograd.grad(-value, x)[0].numpy()
+
+    if len(share) and d > 0: share = torch.tensor(minimize(loss, share.numpy(), jac=True, method="L-BFGS-B", bounds=[(1e-4, 1)] * len(share), options={"ftol": 1e-13, "gtol": 1e-9}).x)
+    _, logits, prices = _induction(tree, _shared(tree, d, share))
+    return Optimum(float(law(tree, logits).value()), logits, float(upper[-1]), prices)
+
+# %% ../nbs/03_tabular.ipynb #lp
+def _check_costs(tree: TreeCMDP, costs: Tensor, limits) -> tuple[Tensor, np.ndarray]:
+    "Costs as (m, N, V) and limits as (m,); ValueError where they do not fit."
+    costs, limits = costs.reshape(-1, *costs.shape[-2:]).double(), np.asarray(limits, dtype=float).reshape(-1)
+    if costs.shape[1:] != tree.teacher.shape or not costs.isfinite().all(): raise ValueError(f"costs must be finite, (m, {', '.join(map(str, tree.teacher.shape))}) for this tree, got {tuple(costs.shape)}")
+    if len(limits) != len(costs) or np.isnan(limits).any(): raise ValueError(f"limits must be one number for each of the {len(costs)} costs, got {limits.tolist()}")
+    return costs, limits
+
+
+def occupancy_optimum(tree: TreeCMDP, costs: Tensor, limits) -> Optimum:
+    """Best policy with expected costs within `limits`: the occupancy-measure linear program, solved by HiGHS.
+
+    `costs`: (m, N, V) or (N, V), the cost of every action at every history, whatever the policy; `limits`: m numbers, in the costs' units.
+    `prices` (m,) are the limits' dual values and `bound` is the dual objective. Raises ValueError where no policy is within the limits.
+    Source: Altman, Constrained Markov Decision Processes (1999).
+    """
+    costs, limits = _check_costs(tree, costs, limits)
+    n, v = tree.teacher.shape
+    flow = np.kron(np.eye(n), np.ones((1, v)))  # out of each history ...
+    flow[np.arange(1, n), np.arange(n - 1)] -= 1  # ... minus into it: edge e leads to node e + 1
+    worth = np.concatenate([np.zeros(n - 1), tree.rewards.numpy()])
+    exact = {"primal_feasibility_tolerance": 1e-10, "dual_feasibility_tolerance": 1e-10}
+    found = linprog(-worth, costs.reshape(len(costs), -1).numpy(), limits, flow, np.eye(n)[0], method="highs", options=exact)
+    if found.x is None: raise ValueError(f"limits={limits.tolist()}: no policy keeps all expected costs within them ({found.message})")
+    logits = policy_rows(tree, torch.tensor(found.x).clamp(min=0).reshape(n, v))
+    return Optimum(float(law(tree, logits).value()), logits, float(-found.ineqlin.marginals @ limits - found.eqlin.marginals[0]), torch.tensor(-found.ineqlin.marginals))
+
+# %% ../nbs/03_tabular.ipynb #dual
+@dataclass(frozen=True)
+class RegularisedDual:
+    "g(λ) = max over policies of E[R] − temperature·KL(π‖teacher) − λ·(E[C] − limits). Made by `regularised_dual`; derived in nbs/03_tabular."
+    tree: TreeCMDP
+    costs: np.ndarray  # (m, B) of every trajectory
+    limits: np.ndarray  # (m,)
+    temperature: float
+    radius: float  # the minimum is at prices λ >= 0 with sum at most this
+
+    @cached_property
+    def teacher(self) -> np.ndarray:
+        "Log-probability of every trajectory under the teacher, (B,)."
+        return law(self.tree, self.tree.teacher).logp.sum(-1).numpy()
+
+    def solve(self, lam: np.ndarray) -> tuple[float, np.ndarray, np.ndarray]:
+        "Value g, gradient (m,), and the trajectory law (B,) that is best, at prices `lam` (m,)."
+        score = self.teacher + (self.tree.rewards.numpy() - lam @ self.costs) / self.temperature
+        weight = np.exp(score - score.max())
+        law = weight / weight.sum()
+        return float(self.temperature * (score.max() + np.log(weight.sum())) + lam @ self.limits), self.limits - self.costs @ law, law
+
+
+def regularised_dual(tree: TreeCMDP, costs: Tensor, limits, temperature: float) -> RegularisedDual:
+    "The dual of the best policy with expected `costs` (m, N, V) within `limits`, regularised by `temperature` > 0 times the KL. Raises ValueError unless some policy is strictly within all limits."
+    costs, limits = _check_costs(tree, costs, limits)
+    if not temperature > 0: raise ValueError(f"temperature must be > 0, got {temperature!r}; without regularisation use occupancy_optimum")
+    totals = costs[:, tree.nodes, tree.paths].sum(-1).numpy()
+    dual = RegularisedDual(tree, totals, limits, temperature, math.inf)
+    B, zero = totals.shape[1], np.zeros(len(limits))
+    inside = linprog([*np.zeros(B), -1], np.c_[totals, zero + 1], limits, [[*np.ones(B), 0]], [1], [(0, None)] * B + [(None, None)])  # the law with the largest slack
+    w, slack = inside.x[:-1], inside.x[-1]
+    if slack <= 1e-9: raise ValueError(f"limits={limits.tolist()}: no policy is strictly within all of them (the best misses by {-slack:.3g})")
+    primal = w @ tree.rewards.numpy() - temperature * rel_entr(w, np.exp(dual.teacher)).sum()
+    return replace(dual, radius=(dual.solve(zero)[0] - primal) / slack)  # g(0) >= g(λ*) >= primal + slack·Σλ*
+
+
+def bisection(dual: RegularisedDual, tol: float = 1e-9) -> tuple[np.ndarray, list[float]]:
+    "Minimise a dual with one price: prices (1,) with g within `tol` of the minimum, and g at every step."
+    if len(dual.limits) != 1: raise ValueError(f"bisection needs one limit, got {len(dual.limits)}; use cutting_planes")
+    low, high, values = 0.0, dual.radius, []
+    while True:
+        lam = np.array([(low + high) / 2])
+        value, (slope,), _ = dual.solve(lam)
+        values.append(value)
+        if abs(slope) * (high - low) / 2 <= tol: return lam, values
+        low, high = (low, lam[0]) if slope > 0 else (lam[0], high)
+
+
+def cutting_planes(dual: RegularisedDual, tol: float = 1e-6, max_cuts: int = 500) -> tuple[np.ndarray, list[float]]:
+    "Minimise a dual with any number of prices (m,) by Kelley's method: best prices, within `tol` of the minimum, and g at every step. Raises RuntimeError after `max_cuts`."
+    m, lam, cuts, values, prices = len(dual.limits), np.zeros(len(dual.limits)), [], [], []
+    while len(values) < max_cuts:
+        value, slope, _ = dual.solve(lam)
+        values.append(value); prices.append(lam)
+        cuts.append([*slope, -1, slope @ lam - value])  # g >= value + slope·(λ − lam)
+        A = np.array(cuts)
+        model = linprog([*np.zeros(m), 1], A[:, :-1], A[:, -1], bounds=[(0, dual.radius)] * m + [(None, None)])
+        if min(values) - model.fun <= tol: return prices[int(np.argmin(values))], values
+        lam = model.x[:-1]
+    raise RuntimeError(f"cutting_planes: the gap is still {min(values) - model.fun:.2g} after max_cuts={max_cuts}; raise tol ({tol:g})")
+
+
+def dual_ascent(dual: RegularisedDual, steps: int) -> tuple[np.ndarray, list[float]]:
+    "Projected gradient steps of length 1/L, L = Σ range(C_m)²/(4·temperature) a bound of the curvature: prices (m,) after `steps`, and g at every step."
+    rate = 4 * dual.temperature / (np.ptp(dual.costs, axis=1) ** 2).sum()
+    lam, values = np.zeros(len(dual.limits)), []
+    for _ in range(steps):
+        value, slope, _ = dual.solve(lam)
+        values.append(value)
+        lam = np.maximum(0, lam - rate * slope)
+    return lam, values
+
+# %% ../nbs/03_tabular.ipynb #witness
+def within_budget(tree: TreeCMDP, logits: Tensor, d: float) -> Tensor:
+    "Policies `logits` (..., N, V) mixed with the teacher, history by history, until no trajectory spends more than `d` nats; log-probabilities. One that fits is not changed."
+    _check_limit(d)
+    p, mu, left, rows = logits.softmax(-1), tree.teacher.exp(), torch.full_like(logits[..., :1, 0], d), []
+    spend = lambda p, level: (p * (p.clamp(min=1e-300).log() - tree.teacher[level])).sum(-1)
+    for level in _levels(tree):
+        share = (left / spend(p[..., level, :], level).clamp(min=1e-300)).clamp(max=1).unsqueeze(-1)
+        rows.append(share * p[..., level, :] + (1 - share) * mu[level])
+        left = (left - spend(rows[-1], level)).clamp(min=0).repeat_interleave(tree.vocab, -1)
+    return torch.cat(rows, -2).log().clamp(min=IMPOSSIBLE)
+
+
+def hinge_policy(tree: TreeCMDP, d: float, coef: float = 10.0, widths: tuple[float, ...] = (1e-2, 1e-3, 1e-4)) -> Tensor:
+    "Policy (N, V) that maximises E[R − `coef`·(D − d)_+] by exact gradients, the kink smoothed over `widths` nats in turn; it may spend a little more than `d`. Derived in nbs/03_tabular."
+    _check_limit(d)
+    if not coef > 0: raise ValueError(f"coef must be > 0, got {coef!r}")
+    x = tree.teacher
+    for width in widths:
+        def loss(flat):
+            logits = torch.tensor(flat).reshape(x.shape).requires_grad_()
+            p = law(tree, logits)
+            over = (p.cost.sum(-1) - d) / width
+            value = p.expect(tree.rewards - coef * width * torch.logaddexp(over, torch.zeros_like(over)))
+            return -value.item(), torch.autograd.grad(-value, logits)[0].numpy().ravel()
+        x = torch.tensor(minimize(loss, x.numpy().ravel(), jac=True, method="L-BFGS-B", options={"maxiter": 500, "maxcor": 40, "ftol": 1e-12, "gtol": 1e-9}).x).reshape(x.shape).log_softmax(-1)
+    return x
+
+
+def random_policy(tree: TreeCMDP, d: float, samples: int = 1000, seed: int = 0) -> Tensor:
+    "The best of `samples` random policies that spend at most `d` on every trajectory, (N, V)."
+    if samples < 1: raise ValueError(f"samples must be >= 1, got {samples}")
+    g = torch.Generator().manual_seed(seed)
+    logits = within_budget(tree, tree.teacher + 2 * torch.randn(samples, *tree.teacher.shape, generator=g, dtype=torch.float64), d)
+    value = tree.rewards
+    for level in reversed(_levels(tree)): value = (logits[..., level, :].exp() * value.reshape(*value.shape[:-1], -1, tree.vocab)).sum(-1)
+    return logits[value[:, 0].argmax()]
+
+
+def refine(tree: TreeCMDP, logits: Tensor, d: float) -> Tensor:
+    "A policy (N, V) improved by sequential quadratic programming (SLSQP) under D(τ) <= `d` for every trajectory; small trees only."
+    shape, to = logits.shape, lambda flat: torch.tensor(flat).reshape(logits.shape)
+    spent = lambda x: law(tree, x).cost[::tree.vocab].sum(-1)  # trajectories that differ in the last token spend the same
+
+    def loss(flat):
+        x = to(flat).requires_grad_()
+        value = law(tree, x).value()
+        return -value.item(), torch.autograd.grad(-value, x)[0].numpy().ravel()
+
+    fits = {"type": "ineq", "fun": lambda flat: (d - spent(to(flat))).numpy(), "jac": lambda flat: -torch.autograd.functional.jacobian(spent, to(flat), vectorize=True).flatten(1).numpy()}
+    return within_budget(tree, to(minimize(loss, logits.numpy().ravel(), jac=True, method="SLSQP", constraints=[fits], options={"maxiter": 200, "ftol": 1e-8}).x), d)
+
+# %% ../nbs/03_tabular.ipynb #lm
+class TabularConfig(PretrainedConfig):
+    "Shape of a `TabularLM`: `trees` tables for `actions` actions and `depth` steps. Ids: pad 0, EOS 1, the actions from 2 on, then one begin token for each tree."
+    model_type = "cmdp-tabular"
+
+    def __init__(self, actions: int = 2, depth: int = 1, trees: int = 1, **kwargs):
+        self.actions, self.depth, self.trees = actions, depth, trees
+        self.vocab_size, self.max_position_embeddings = 2 + actions + trees, depth + 2  # begin, `depth` actions, EOS
+        self.num_hidden_layers = 1  # of the cache
+        super().__init__(**{**kwargs, "pad_token_id": 0, "eos_token_id": 1, "bos_token_id": None})
+
+
+class TabularLM(PreTrainedModel, GenerationMixin):
+    """A causal LM that looks its logits up: `table` (K, N, V) float64, one row for every history of K trees.
+
+    A history starts at the last begin token; pad tokens before it are ignored, so no attention mask is needed. Past `depth` actions, or after
+    a token that is no action, EOS has probability 1. The cache holds the ids themselves. Derived in nbs/03_tabular.
+    """
+    config_class = TabularConfig
+    main_input_name = "input_ids"
+
+    def __init__(self, config: TabularConfig):
+        super().__init__(config)
+        nodes = (config.actions ** config.depth - 1) // (config.actions - 1)
+        self.table = torch.nn.Parameter(torch.zeros(config.trees, nodes, config.actions, dtype=torch.float64))
+        self.post_init()
+
+    def histories(self, ids: Tensor) -> tuple[Tensor, Tensor]:
+        "Tree and node after each token of `ids` (B, L), both (B, L) int64; node N means: nothing but EOS may follow."
+        v, end = self.config.actions, self.table.shape[1]
+        tree, node, columns = torch.zeros_like(ids[:, 0]), torch.full_like(ids[:, 0], end), []
+        for token in ids.T:
+            begins, acts = token >= 2 + v, (token >= 2) & (token < 2 + v)
+            node = torch.where(begins, 0, torch.where(acts, v * node + token - 1, end).clamp(max=end))
+            tree = torch.where(begins, token - 2 - v, tree)
+            columns.append((tree, node))
+        return tuple(torch.stack(x, 1) for x in zip(*columns))
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None, past_key_values: DynamicCache | None = None, use_cache: bool | None = None, logits_to_keep: int = 0, **kwargs) -> CausalLMOutputWithPast:
+        "Logits (B, L, vocab_size) float64 after each of `input_ids` (B, L), the last `logits_to_keep` of them if that is not 0."
+        new, ids = input_ids.shape[1], input_ids
+        if use_cache and past_key_values is None: past_key_values = DynamicCache()
+        if past_key_values is not None: ids = past_key_values.update(ids[:, None, :, None], ids[:, None, :, None], 0)[0][:, 0, :, 0]
+        tree, node = (x[:, -(logits_to_keep or new):] for x in self.histories(ids))
+        inside = (node < self.table.shape[1])[..., None]
+        actions = self.table[tree, node.clamp(max=self.table.shape[1] - 1)].masked_fill(~inside, IMPOSSIBLE)
+        never = actions.new_full((*node.shape, 1), IMPOSSIBLE)
+        return CausalLMOutputWithPast(logits=torch.cat([never, never.masked_fill(~inside, 0.0), actions, never.expand(*node.shape, self.config.trees)], -1), past_key_values=past_key_values)
+
+
+AutoConfig.register(TabularConfig.model_type, TabularConfig, exist_ok=True)
+AutoModelForCausalLM.register(TabularConfig, TabularLM, exist_ok=True)
+
+# %% ../nbs/03_tabular.ipynb #lm-pair
+def _trees(trees: TreeCMDP | list[TreeCMDP]) -> list[TreeCMDP]:
+    "A list of trees; ValueError unless there is at least one and all have one shape."
+    trees = [trees] if isinstance(trees, TreeCMDP) else list(trees)
+    shapes = {(t.vocab, t.depth) for t in trees}
+    if len(shapes) != 1: raise ValueError(f"trees must be at least one TreeCMDP, all of one vocabulary size and depth, got (vocab, depth) = {sorted(shapes)}")
+    return trees
+
+
+def tabular_lm(trees: TreeCMDP | list[TreeCMDP], logits: Tensor | None = None) -> TabularLM:
+    "The policy `logits` as a language model, (N, V) for one tree or (K, N, V); None = the teacher. Raises ValueError for logits that do not fit."
+    trees = _trees(trees)
+    teacher = torch.stack([t.teacher for t in trees])
+    table = teacher if logits is None else logits.reshape(-1, *logits.shape[-2:])
+    if table.shape != teacher.shape: raise ValueError(f"logits must be {tuple(teacher.shape)} (trees, histories, actions), got {tuple(logits.shape)}")
+    model = TabularLM(TabularConfig(trees[0].vocab, trees[0].depth, len(trees)))
+    model.table.data.copy_(table)
+    return model
+
+
+def tabular_tokenizer(trees: TreeCMDP | list[TreeCMDP]) -> PreTrainedTokenizerFast:
+    "Word-level tokenizer for `TabularLM`: actions are `0`, `1`, ..., begin tokens `<0>`, `<1>`, ..., separated by blanks."
+    trees = _trees(trees)
+    words = ["[PAD]", "[EOS]", *map(str, range(trees[0].vocab)), *(f"<{k}>" for k in range(len(trees)))]
+    words = Tokenizer(models.WordLevel({w: i for i, w in enumerate(words)}))
+    words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    return PreTrainedTokenizerFast(tokenizer_object=words, pad_token="[PAD]", eos_token="[EOS]", padding_side="left", clean_up_tokenization_spaces=False)
+
+
+def tabular_pair(trees: TreeCMDP | list[TreeCMDP], logits: Tensor | None = None) -> tuple[TabularLM, TabularLM, PreTrainedTokenizerFast]:
+    "(student, teacher, tokenizer) as `CMDPTrainer` takes them; the student starts at `logits`, or at the teacher."
+    return tabular_lm(trees, logits), tabular_lm(trees), tabular_tokenizer(trees)
+
+
+def tabular_dataset(trees: TreeCMDP | list[TreeCMDP]) -> Dataset:
+    "One prompt for each tree, with the number of the tree in the column `tree`."
+    return Dataset.from_dict({"prompt": [f"<{k}>" for k in range(len(_trees(trees)))], "tree": list(range(len(_trees(trees))))})
+
+
+def trajectory_index(tree: TreeCMDP, completion_ids: Tensor) -> Tensor:
+    "Row of `tree.paths` that each completion (B, at least depth) of a `TabularLM` is, (B,) int64."
+    return ((completion_ids[:, :tree.depth] - 2) * tree.vocab ** torch.arange(tree.depth - 1, -1, -1)).sum(-1)
+
+
+def tabular_reward(trees: TreeCMDP | list[TreeCMDP]):
+    "Reward function with TRL's signature for `tabular_dataset`: the trajectory's entry in `rewards`; None for fewer than `depth` actions."
+    trees = _trees(trees)
+    def tree_reward(completion_ids, tree):
+        return [float(trees[k].rewards[trajectory_index(trees[k], torch.tensor([ids]))]) if len(ids) >= trees[k].depth else None for ids, k in zip(completion_ids, tree)]
+    return tree_reward

@@ -74,7 +74,7 @@ class CMDPConfig:
     budget: float = _f(0.8, "limit d on the divergence of one trajectory, >= 0; nats per sequence for 'sum', nats per token for 'mean' and 'prefix_mean'")
     aggregate: str = _f("sum", "how the budget adds up per-token costs: sum, mean or prefix_mean")
     burn_in: int = _f(0, "prefixes of at most this many tokens are not judged, >= 0; prefix_mean only")
-    scale_rewards: str = _f("group", "divide advantages by the standard deviation of the group ('group') or of the batch ('batch'), or only centre them ('none')")
+    scale_rewards: str | None = _f(None, "divide advantages by the standard deviation of the 'group' or of the whole 'batch', or only centre them ('none'); None = the method's own choice")
     distill_steps: int = _f(0, "the first updates (of max_steps) minimise the divergence alone, 0..max_steps; not the learning-rate warm-up")
     budget_quantile: float | None = _f(None, "choose the budget after the distill_steps: this quantile, in (0, 1), of what the student then spends on eval_dataset; replaces `budget`")
     budget_start: float = _f(1.0, "limit at the first update after the distill_steps as a multiple of the budget, > 0; training only")
@@ -189,11 +189,11 @@ def _check_method(c: CMDPConfig) -> None:
     for k, v in c.method_kwargs.items():
         if isinstance(settings[k], (int, float)) and not (isinstance(v, (int, float)) and abs(v) < float("inf")): raise ValueError(f"method_kwargs: {k} of method {c.method!r} must be a finite number such as {settings[k]!r}, got {v!r}")
     if "scale_rewards" in settings and c.num_generations == 1:
-        raise ValueError(f"num_generations=1 leaves method {c.method!r} nothing to compare: every advantage would be 0 (scale_rewards={c.scale_rewards!r}); use at least 2")
+        raise ValueError(f"num_generations=1 leaves method {c.method!r} nothing to compare: every advantage would be 0; use at least 2")
     if c.lmbda < 1 and c.method != "gkd":
         raise ValueError(f"lmbda={c.lmbda} trains on completions the student did not sample, but method {c.method!r} has a score-function term, which needs its own; use method='gkd' or lmbda=1")
     method, two, over = METHODS[c.method], torch.ones(2, 2), 2 * min(c.budget, 1e6) + 1
-    kwargs = {**settings, **({"scale_rewards": c.scale_rewards} if "scale_rewards" in settings else {}), **c.method_kwargs}
+    kwargs = {**settings, **({"scale_rewards": c.scale_rewards} if c.scale_rewards and "scale_rewards" in settings else {}), **c.method_kwargs}
     costs = defaultdict(lambda: two, divergence=torch.tensor([[0.0, 0.0], [over, over]]))  # the second one breaks the budget
     try: signal = method(Batch(torch.tensor([0.0, 1.0]), torch.zeros(2), two, -two, -two, costs), c.budget_object(), {}, **kwargs)
     except (ValueError, TypeError) as e: raise ValueError(f"method {c.method!r} with method_kwargs={dict(c.method_kwargs)} and aggregate={c.aggregate!r}: {e}") from e
@@ -414,9 +414,9 @@ class CMDPTrainer:
         batch, kl, terminated = self._global_batch(rollout, constrained_reward(rewards, spent, limits, args.constraint_penalty), measured, costs)
         budget = self._budget(rollout)
         method, kwargs = ("gkd", {}) if self.global_step < args.distill_steps else (args.method, args.method_kwargs)
-        if "scale_rewards" in method_settings(method): kwargs = {"scale_rewards": args.scale_rewards, **kwargs}
+        if args.scale_rewards and "scale_rewards" in method_settings(method): kwargs = {"scale_rewards": args.scale_rewards, **kwargs}
         signal = METHODS[method](batch, budget, self.method_state, **kwargs)
-        if other := set(signal.multipliers) - {"divergence"}: raise ValueError(f"method {method!r} returns a multiplier for {', '.join(sorted(other))}, which has no gradient; put it into the advantage")
+        if other := set(signal.multipliers) - set(measured[0][2]): raise ValueError(f"method {method!r} returns a multiplier for {', '.join(sorted(other))}, but only {', '.join(measured[0][2])} have a gradient: name a divergence in register_method(costs=...), put anything else into the advantage")
         mask = batch.mask * terminated[:, None] if args.mask_truncated_completions else batch.mask
         for iteration in range(args.num_iterations):
             loss, grad_norm = self._update(rollout, parts, measured if iteration == 0 and len(parts) == 1 else None, batch, signal, mask)
@@ -463,26 +463,28 @@ class CMDPTrainer:
         "Limit that this share of the student's completions of eval_dataset would keep (budget.suggest_budget); meant for a student that only imitates."
         return suggest_budget([r["spent"] for r in self.evaluate(return_records=True)[1]], quantile)
 
-    def _measure(self, rollout: Rollout) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        "Log-probabilities under student and teacher, cost and reverse KL of every token, each (B, T)."
+    def _measure(self, rollout: Rollout) -> tuple[Tensor, Tensor, dict[str, Tensor], Tensor]:
+        "Log-probabilities under student and teacher, the costs by name, and the reverse KL of every token, each (B, T)."
         args, mask, ids = self.args, rollout.completion_mask, rollout.completion_ids
         student = completion_logits(self.model, rollout)
         with torch.no_grad(), self.accelerator.autocast(): teacher = completion_logits(self.teacher, rollout)
         student, teacher, _ = align_vocab(student, teacher)
-        cost = token_cost(student, teacher, ids, mask=mask, chunk_size=args.kl_chunk_size, **args.cost_settings())
+        of = lambda kind: token_cost(student, teacher, ids, mask=mask, chunk_size=args.kl_chunk_size, **{**args.cost_settings(), "kind": kind})
+        costs = {"divergence": of(args.divergence), **{kind: of(kind) for kind in METHODS[args.method].costs}}
         with torch.no_grad():
             exact = (args.divergence, args.floor, args.student_temperature, args.teacher_temperature) == ("reverse_kl", 0.0, 1.0, 1.0)
-            kl = cost.detach() if exact else token_divergence(student, teacher, mask=mask, chunk_size=args.kl_chunk_size)
-        return token_logps(student, ids, args.temperature), token_logps(teacher, ids), cost, kl
+            kl = costs["divergence"].detach() if exact else token_divergence(student, teacher, mask=mask, chunk_size=args.kl_chunk_size)
+        return token_logps(student, ids, args.temperature), token_logps(teacher, ids), costs, kl
 
     def _global_batch(self, rollout: Rollout, rewards: Tensor, measured: list, costs: dict[str, Tensor]) -> tuple[Batch, Tensor, Tensor]:
         "What the method sees: the measurements of all micro-batches and all processes, detached."
         def gather(x):
             if self.world == 1: return x
             return self.accelerator.gather(self.accelerator.pad_across_processes(x.contiguous(), dim=1) if x.dim() == 2 else x.contiguous())
-        logp, teacher_logp, cost, kl = (gather(torch.cat(x).detach()) for x in zip(*measured))
+        logp, teacher_logp, kl = (gather(torch.cat([m[i] for m in measured]).detach()) for i in (0, 1, 3))
+        costs |= {name: torch.cat([m[2][name] for m in measured]).detach() for name in measured[0][2]}
         groups = rollout.group_ids + self.rank * len(rollout)
-        return Batch(gather(rewards), gather(groups), gather(rollout.completion_mask), logp, teacher_logp, {"divergence": cost, **{k: gather(v) for k, v in costs.items()}}), kl, gather(rollout.terminated)
+        return Batch(gather(rewards), gather(groups), gather(rollout.completion_mask), logp, teacher_logp, {name: gather(c) for name, c in costs.items()}), kl, gather(rollout.terminated)
 
     def _update(self, rollout: Rollout, parts: list[slice], measured: list | None, batch: Batch, signal: Signal, mask: Tensor) -> tuple[float, float]:
         "One optimiser step on the whole rollout, micro-batch by micro-batch; returns the loss (of the global batch) and the gradient norm."
@@ -491,9 +493,9 @@ class CMDPTrainer:
             rows = slice(first + part.start, first + min(part.stop, len(rollout)))
             local = lambda x: x[rows, :T] if x.dim() == 2 else x[rows]
             with self.accelerator.no_sync(self.model) if k + 1 < len(parts) else contextlib.nullcontext():
-                logp, _, cost, _ = measured[k] if measured else self._measure(select(rollout, part))
+                logp, _, costs, _ = measured[k] if measured else self._measure(select(rollout, part))
                 mine = Signal(local(signal.advantage), {n: local(m) for n, m in signal.multipliers.items()})
-                loss = signal_loss(mine, logp, {"divergence": cost}, local(mask), mask.sum().clamp(min=1), local(batch.logp) if args.num_iterations > 1 else None, args.epsilon, args.epsilon_high)
+                loss = signal_loss(mine, logp, costs, local(mask), mask.sum().clamp(min=1), local(batch.logp) if args.num_iterations > 1 else None, args.epsilon, args.epsilon_high)
                 if not loss.isfinite(): raise FloatingPointError(f"the loss is {loss.item()} at step {self.global_step + 1}; nothing was updated. If the cost is infinite the teacher gives some token probability 0: set floor (1e-6, say)")
                 self.accelerator.backward(loss * self.world)  # DistributedDataParallel averages over processes; ours is a sum
             total += loss.detach()

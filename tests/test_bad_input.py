@@ -24,7 +24,7 @@ SETTINGS = {
     "group of one": (dict(num_generations=1, method="grpo"), r"num_generations=1.*at least 2"),
     "group of none": (dict(num_generations=0), r"num_generations must be a whole number >= 1, got 0"),
     "unknown method": (dict(method="ppo"), r"method 'ppo'.*grpo.*cmdp-smooth"),
-    "unknown method setting": (dict(method_kwargs={"lamda": 1}), r"cmdp-smooth.*no setting lamda; it has coef"),
+    "unknown method setting": (dict(method_kwargs={"lamda": 1}), r"cmdp-smooth.*no setting lamda; it has target"),
     "setting of another method": (dict(method="soft", method_kwargs="coef=1"), r"soft.*no setting coef; it has lam"),
     "method settings that are no settings": (dict(method_kwargs="coef"), r"method_kwargs='coef'.*key=value"),
     "method setting that is no number": (dict(method_kwargs={"coef": "big"}), r"coef.*big"),
