@@ -197,6 +197,8 @@ def _check_method(c: CMDPConfig) -> None:
     costs = defaultdict(lambda: two, divergence=torch.tensor([[0.0, 0.0], [over, over]]))  # the second one breaks the budget
     try: signal = method(Batch(torch.tensor([0.0, 1.0]), torch.zeros(2), two, -two, -two, costs), c.budget_object(), {}, **kwargs)
     except (ValueError, TypeError) as e: raise ValueError(f"method {c.method!r} with method_kwargs={dict(c.method_kwargs)} and aggregate={c.aggregate!r}: {e}") from e
+    priced = set(signal.multipliers) if isinstance(signal, Signal) else signal
+    if priced != {"divergence"}: raise ValueError(f"method {c.method!r} must return a Signal with a multiplier for the divergence and no other (a further cost has no gradient: put it into the advantage), got {priced!r}")
     price = signal.multipliers["divergence"]
     if (price < 0).any(): raise ValueError(f"method {c.method!r} with method_kwargs={dict(c.method_kwargs)} rewards divergence: its multiplier is {price.min():g}, and must be >= 0")
     if method.pathwise and not kwargs.get("complete") and (c.divergence == "surprisal" or c.divergence == "log_ratio" and price[0].equal(price[1])):
@@ -342,7 +344,10 @@ class CMDPTrainer:
         if not _is_function(teacher): self.teacher.to(self.accelerator.device).eval().requires_grad_(False)
         if METHODS[args.method].augmented:
             if _is_function(teacher): raise ValueError(f"method {args.method!r} reads the teacher at every generated token, with a cache; a teacher given as a function has none: pass a model")
-            if not isinstance(student, BudgetAware): student = BudgetAware(student, self.teacher, self.budget)
+            folder = getattr(student, "name_or_path", "")
+            if isinstance(student, BudgetAware): pass
+            elif (Path(folder) / "budget_embedding.safetensors").is_file(): student = BudgetAware.load(folder, student, self.teacher, self.budget)
+            else: student = BudgetAware(student, self.teacher, self.budget)
         self._check(student)
         if args.gradient_checkpointing: student.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False}); student.train(); _no_dropout(student)
         optimizer = torch.optim.AdamW([p for p in student.parameters() if p.requires_grad], args.learning_rate, (args.adam_beta1, args.adam_beta2), args.adam_epsilon, args.weight_decay)

@@ -251,6 +251,8 @@ def test_saving_and_loading_a_told_student(make_trainer, tmp_path):
         torch.testing.assert_close(completion_logits(base, r), completion_logits(trainer.model.base, r))
         assert not torch.allclose(completion_logits(base, r), completion_logits(again, r))
     assert not any("teacher" in k or "told" in k for k in trainer.model.state_dict())  # the teacher is not saved with it
+    going_on = make_trainer(str(tmp_path / "s"), method="saute-augmented", output_dir=str(tmp_path / "further"))
+    assert torch.equal(flat(going_on.model), flat(trainer.model))  # trained further, it keeps its layer
 
 
 def test_a_told_student_from_the_command_line(tmp_path, held_out, pair):
@@ -468,6 +470,13 @@ def test_a_users_method_may_read_further_costs(make_trainer, own_methods):
     def ones(completions, **kwargs): return [c.count("1") for c in completions]
     trainer = make_trainer(method="shorter", constraints={"ones": (ones, Budget(16))})
     assert trainer.step()["advantage_abs"] > 0
+
+
+@pytest.mark.parametrize("answer,match", [(None, "got None"), (Signal(torch.zeros(2), {"length": torch.zeros(2, 2)}), "no gradient.*got {'length'}"), (Signal(torch.zeros(2), {"divergence": torch.zeros(2, 2), "length": torch.zeros(2, 2)}), "got {.*'length'"), (Signal(torch.zeros(2), -torch.ones(2, 2)), "multiplier is -1")], ids=["none", "another", "two", "negative"])
+def test_a_users_method_that_answers_nonsense(own_methods, answer, match):
+    "Found on a trial of two made-up trajectories, before any model is loaded."
+    register_method("mine")(lambda batch, budget, state: answer)
+    with pytest.raises(ValueError, match=f"method 'mine'.*{match}"): CMDPConfig(method="mine")
 
 
 # ---- completions that the student did not write -----------------------------------------------------------------------
