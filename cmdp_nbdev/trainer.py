@@ -194,11 +194,11 @@ def _check_method(c: CMDPConfig) -> None:
         raise ValueError(f"lmbda={c.lmbda} trains on completions the student did not sample, but method {c.method!r} has a score-function term, which needs its own; use method='gkd' or lmbda=1")
     method, two, over = METHODS[c.method], torch.ones(2, 2), 2 * min(c.budget, 1e6) + 1
     kwargs = {**settings, **({"scale_rewards": c.scale_rewards} if c.scale_rewards and "scale_rewards" in settings else {}), **c.method_kwargs}
-    costs = defaultdict(lambda: two, divergence=torch.tensor([[0.0, 0.0], [over, over]]))  # the second one breaks the budget
+    costs = defaultdict(lambda: two, divergence=torch.tensor([[0.0, 0.0], [over, over]]), **{kind: two for kind in method.costs})  # the second one breaks the budget
     try: signal = method(Batch(torch.tensor([0.0, 1.0]), torch.zeros(2), two, -two, -two, costs), c.budget_object(), {}, **kwargs)
     except (ValueError, TypeError) as e: raise ValueError(f"method {c.method!r} with method_kwargs={dict(c.method_kwargs)} and aggregate={c.aggregate!r}: {e}") from e
     priced = set(signal.multipliers) if isinstance(signal, Signal) else signal
-    if priced != {"divergence"}: raise ValueError(f"method {c.method!r} must return a Signal with a multiplier for the divergence and no other (a further cost has no gradient: put it into the advantage), got {priced!r}")
+    if not (isinstance(priced, set) and {"divergence"} <= priced <= {"divergence", *method.costs}): raise ValueError(f"method {c.method!r} must return a Signal with a multiplier for the divergence and no other (what is not named in register_method(costs=...) has no gradient: put it into the advantage), got {priced!r}")
     price = signal.multipliers["divergence"]
     if (price < 0).any(): raise ValueError(f"method {c.method!r} with method_kwargs={dict(c.method_kwargs)} rewards divergence: its multiplier is {price.min():g}, and must be >= 0")
     if method.pathwise and not kwargs.get("complete") and (c.divergence == "surprisal" or c.divergence == "log_ratio" and price[0].equal(price[1])):
