@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from numbers import Real
 
 import torch
 from torch import Tensor
@@ -42,8 +43,8 @@ def saute_state(cost: Tensor, mask: Tensor, limit: float, discount: float = 1.0,
 
 
 def _check(limit: float, discount: float) -> None:
-    "ValueError unless limit >= 0 and 0 < discount <= 1."
-    if not limit >= 0: raise ValueError(f"limit must be a number of nats >= 0, got {limit}")
+    "ValueError unless limit is a number >= 0 and 0 < discount <= 1."
+    if not (isinstance(limit, Real) and limit >= 0): raise ValueError(f"limit must be a number of nats >= 0, got {limit!r}")
     if not 0 < discount <= 1: raise ValueError(f"discount must lie in (0, 1], got {discount}")
 
 # %% ../nbs/04_augmentation.ipynb #saute-reward
@@ -131,6 +132,7 @@ def cap_to_teacher(tree: TreeCMDP, logits: Tensor, budget: Budget) -> Tensor:
     D is the log-ratio that the budget allows there. No trajectory of the result violates `budget` under the log-ratio cost; trajectories
     that did not before keep at least their probability. Derived in nbs/16_guarantees (Theorem C, log-ratio).
     """
+    _check(budget.limit, 1.0)
     v, depth = tree.vocab, tree.depth
     level = lambda x, t: x.reshape(v ** t, -1).sum(-1)  # leaves (B,) -> prefixes of length t
     prob, teacher = law(tree, logits).prob, law(tree, tree.teacher).prob
@@ -152,6 +154,7 @@ def cap_to_teacher(tree: TreeCMDP, logits: Tensor, budget: Budget) -> Tensor:
 # %% ../nbs/04_augmentation.ipynb #restrict-to-budget
 def restrict_to_budget(tree: TreeCMDP, logits: Tensor, budget: Budget) -> Tensor:
     "Condition the policy on trajectories whose teacher surprisal fits `budget`, logits (N, V). ValueError if the policy reaches none. Derived in nbs/16_guarantees (Theorem C, surprisal)."
+    _check(budget.limit, 1.0)
     p = law(tree, logits, "surprisal")
     prob = p.prob * (p.spent(budget) <= budget.limit)
     if not prob.sum() > 0: raise ValueError(f"no trajectory that the policy can write fits a surprisal budget of {budget.limit} nats ({budget.aggregate}); the cheapest spends {p.spent(budget).min():.4g}")

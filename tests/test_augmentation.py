@@ -61,6 +61,9 @@ def test_gradient_reaches_costs_through_the_safety_state():
 @pytest.mark.parametrize("call, words", [
     (lambda: saute_state(torch.ones(1, 2), torch.ones(1, 2), -1.), "limit"),
     (lambda: saute_state(torch.ones(1, 2), torch.ones(1, 2), float("nan")), "limit"),
+    (lambda: project_to_teacher(random_tree(0), random_tree(0).teacher, Budget(torch.ones(27))), "limit must be a number"),
+    (lambda: cap_to_teacher(random_tree(0), random_tree(0).teacher, Budget(torch.ones(27))), "limit must be a number"),
+    (lambda: restrict_to_budget(random_tree(0), random_tree(0).teacher, Budget(torch.ones(27))), "limit must be a number"),
     (lambda: saute_state(torch.ones(1, 2), torch.ones(1, 2), 1., discount=0.), "discount"),
     (lambda: saute_state(torch.ones(1, 2), torch.ones(1, 2), 1., discount=1.1), "discount"),
     (lambda: saute_state(torch.ones(1, 2), torch.ones(1, 2), 0., normalised=True), "limit is 0"),

@@ -134,8 +134,9 @@ def work(stage: str, workers: int) -> None:
         for n, future in enumerate(as_completed([pool.submit(run, j) for j in todo]), 1):
             row = future.result()
             new = not path.exists()
+            columns = list(row) if new else path.read_text().split("\n", 1)[0].split(",")  # later versions report more metrics than the file has
             with open(path, "a", newline="") as f:
-                writer = csv.DictWriter(f, list(row), lineterminator="\n")
+                writer = csv.DictWriter(f, columns, lineterminator="\n", extrasaction="ignore")
                 if new: writer.writeheader()
                 writer.writerow(row)
             print(f"{n}/{len(todo)} {row['method']} {row['settings']} {row['config']} seed {row['seed']}: accuracy {row['accuracy']:.3f}, satisfaction {row['satisfaction_rate']:.3f}", flush=True)

@@ -12,7 +12,7 @@
     python studies/methods/study.py show        prints the tables from the CSV files
 
 Each run is one row of <stage>.csv; a run that is in the file is not repeated, so a stopped study goes on where it was. `--only TEXT`
-runs the rows whose name contains it, `--workers N` that many at a time, one thread each. All runs share model, data, steps, batch and
+runs the rows whose name contains it, `--seeds N` those of the first N seeds, `--workers N` that many at a time, one thread each. All runs share model, data, steps, batch and
 schedule (the defaults of CMDPConfig) unless the row's `config` says otherwise.
 """
 import argparse
@@ -52,7 +52,10 @@ TRIALS = {
     DEFAULT: [({}, {})],  # was designed on this task with more trials than four: see README.md beside this file
 }
 USES_BUDGET = ("dual", "pid", "chance-dual", "cmdp", "hinge", DEFAULT)
-ABLATIONS = {}  # name -> settings of the default without one of its parts
+ABLATIONS = {  # the default without one of its parts, or with another one in its place
+    "no forward KL": {"forward": 0.0}, "deviation of the group": {"scale_rewards": "group"}, "fixed multiplier": {"target": 0.0, "floor": 0.7},
+    "gated": {"floor": 0.3, "coef": 1.0}, "no strong start": {"init": 0.5, "max_scale": 0.5},
+}
 
 
 def job(name: str, settings: dict, config: dict, seed: int, split: str = "test", pair: str = "embedded", scale: float = 1.0, length: int | None = None) -> dict:
@@ -159,10 +162,10 @@ def key(row: dict) -> tuple:
     return row["name"], text(row["settings"]), text(row["config"]), int(row["seed"]), row["split"], row["pair"], float(row["reward_scale"]), str(row["length_limit"] or "")
 
 
-def work(stage: str, workers: int, only: str) -> None:
+def work(stage: str, workers: int, only: str, seeds: int) -> None:
     "Run what is missing of a stage, appending rows as they come."
     done, path = {key(r) for r in read(stage)}, HERE / f"{stage}.csv"
-    todo = [j for j in plan(stage) if key(j) not in done and only in j["name"]]
+    todo = [j for j in plan(stage) if key(j) not in done and only in j["name"] and (stage == "tune" or j["seed"] < seeds)]
     print(f"{stage}: {len(done)} runs done, {len(todo)} to do", flush=True)
     with ProcessPoolExecutor(workers, mp_context=get_context("spawn"), max_tasks_per_child=1) as pool:
         for n, future in enumerate(as_completed([pool.submit(run, j) for j in todo]), 1):
@@ -177,12 +180,12 @@ def work(stage: str, workers: int, only: str) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("stage"); parser.add_argument("--workers", type=int, default=2); parser.add_argument("--only", default="")
+    parser.add_argument("stage"); parser.add_argument("--workers", type=int, default=2); parser.add_argument("--only", default=""); parser.add_argument("--seeds", type=int, default=len(SEEDS), help="only the first so many seeds")
     args = parser.parse_args()
     if args.stage == "show":
         import tables
         return tables.show()
-    work(args.stage, args.workers, args.only)
+    work(args.stage, args.workers, args.only, args.seeds)
 
 
 if __name__ == "__main__": main()
