@@ -514,7 +514,7 @@ class TabularLM(PreTrainedModel, GenerationMixin):
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None, past_key_values: DynamicCache | None = None, use_cache: bool | None = None, logits_to_keep: int = 0, **kwargs) -> CausalLMOutputWithPast:
         "Logits (B, L, vocab_size) float64 after each of `input_ids` (B, L), the last `logits_to_keep` of them if that is not 0."
-        new, ids = input_ids.shape[1], input_ids
+        new, ids, past_key_values = input_ids.shape[1], input_ids, kwargs.get("cache", past_key_values)  # the newer name in transformers
         if use_cache and past_key_values is None: past_key_values = DynamicCache()
         if past_key_values is not None: ids = past_key_values.update(ids[:, None, :, None], ids[:, None, :, None], 0)[0][:, 0, :, 0]
         tree, node = (x[:, -(logits_to_keep or new):] for x in self.histories(ids))
