@@ -264,7 +264,7 @@ def rate_controller(state: dict, violations: float, target: float, *, rate: floa
 
 # %% ../nbs/06_objective.ipynb #smooth-method
 @register_method("cmdp-smooth", pathwise=True, costs=("forward_kl",))
-def cmdp_smooth(batch: Batch, budget: Budget, state: dict, *, target: float = 0.95, forward: float = 0.5, coef: float = 0.0, floor: float = 1.0, width: float = 0.15, margin: float = 1.0,
+def cmdp_smooth(batch: Batch, budget: Budget, state: dict, *, target: float = 0.98, forward: float = 0.5, coef: float = 0.0, floor: float = 1.0, width: float = 0.15, margin: float = 1.0,
                 rate: float = 0.06, init: float = 3.0, min_scale: float = 0.1, max_scale: float = 4.0, scale_rewards: str = "batch") -> Signal:
     """P(D <= d) >= `target` with an automatic multiplier s·(floor + coef·g), on the divergence and, times `forward`, on the forward KL. Derived in nbs/06_objective.
 

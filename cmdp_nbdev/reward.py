@@ -69,7 +69,8 @@ def call_cost(f: Callable, rollout: Rollout) -> Tensor:
         except (TypeError, ValueError, RuntimeError) as e: raise ValueError(f"cost function {name!r} returned {value!r}: a cost is a number, or a list with one number per token") from e
         if row.dim() and row.shape != (n,): raise ValueError(f"cost function {name!r} returned {row.numel()} numbers for a completion of {n} tokens (EOS included)")
         if not row.isfinite().all(): raise ValueError(f"cost function {name!r} returned {value!r}: a cost must be finite")
-        cost[i, :n] = row if row.dim() else torch.eye(n)[-1] * row
+        if row.dim(): cost[i, :n] = row
+        else: cost[i, n - 1] = row
     return cost
 
 

@@ -194,9 +194,13 @@ def _check_method(c: CMDPConfig) -> None:
         raise ValueError(f"lmbda={c.lmbda} trains on completions the student did not sample, but method {c.method!r} has a score-function term, which needs its own; use method='gkd' or lmbda=1")
     method, two, over = METHODS[c.method], torch.ones(2, 2), 2 * min(c.budget, 1e6) + 1
     kwargs = {**settings, **({"scale_rewards": c.scale_rewards} if c.scale_rewards and "scale_rewards" in settings else {}), **c.method_kwargs}
-    costs = defaultdict(lambda: two, divergence=torch.tensor([[0.0, 0.0], [over, over]]))  # the second one breaks the budget
+    for kind in method.costs: check_cost(kind, c.beta, c.floor)
+    costs = defaultdict(lambda: two, {**dict.fromkeys(method.costs, two), "divergence": torch.tensor([[0.0, 0.0], [over, over]])})  # the second one breaks the budget
     try: signal = method(Batch(torch.tensor([0.0, 1.0]), torch.zeros(2), two, -two, -two, costs), c.budget_object(), {}, **kwargs)
     except (ValueError, TypeError) as e: raise ValueError(f"method {c.method!r} with method_kwargs={dict(c.method_kwargs)} and aggregate={c.aggregate!r}: {e}") from e
+    priced = set(signal.multipliers) if isinstance(signal, Signal) else signal
+    if not isinstance(priced, set) or "divergence" not in priced or priced - {"divergence", *method.costs}:
+        raise ValueError(f"method {c.method!r} must return a Signal with a multiplier for the divergence and for nothing but that and register_method(costs=...) (a further cost has no gradient: put it into the advantage), got {priced!r}")
     price = signal.multipliers["divergence"]
     if (price < 0).any(): raise ValueError(f"method {c.method!r} with method_kwargs={dict(c.method_kwargs)} rewards divergence: its multiplier is {price.min():g}, and must be >= 0")
     if method.pathwise and not kwargs.get("complete") and (c.divergence == "surprisal" or c.divergence == "log_ratio" and price[0].equal(price[1])):
@@ -342,7 +346,10 @@ class CMDPTrainer:
         if not _is_function(teacher): self.teacher.to(self.accelerator.device).eval().requires_grad_(False)
         if METHODS[args.method].augmented:
             if _is_function(teacher): raise ValueError(f"method {args.method!r} reads the teacher at every generated token, with a cache; a teacher given as a function has none: pass a model")
-            if not isinstance(student, BudgetAware): student = BudgetAware(student, self.teacher, self.budget)
+            folder = getattr(student, "name_or_path", "")
+            if isinstance(student, BudgetAware): pass
+            elif (Path(folder) / "budget_embedding.safetensors").is_file(): student = BudgetAware.load(folder, student, self.teacher, self.budget)
+            else: student = BudgetAware(student, self.teacher, self.budget)
         self._check(student)
         if args.gradient_checkpointing: student.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False}); student.train(); _no_dropout(student)
         optimizer = torch.optim.AdamW([p for p in student.parameters() if p.requires_grad], args.learning_rate, (args.adam_beta1, args.adam_beta2), args.adam_epsilon, args.weight_decay)
@@ -368,6 +375,7 @@ class CMDPTrainer:
             if not (isinstance(pair, tuple) and len(pair) == 2 and callable(pair[0]) and isinstance(pair[1], Budget)): raise ValueError(f"constraints[{name!r}] must be a pair (cost function, Budget), got {pair!r}")
             if isinstance(pair[1].limit, Tensor): raise ValueError(f"constraints[{name!r}] needs one number as its limit; limits per prompt go into a dataset column 'budget_{name}'")
         if "divergence" in self.constraints: raise ValueError("constraints: 'divergence' is the name of the teacher's; its budget is CMDPConfig(budget=...)")
+        if taken := set(METHODS[args.method].costs) & set(self.constraints): raise ValueError(f"constraints: method {args.method!r} has a cost named {', '.join(taken)} already; choose another name")
         if args.lmbda < 1 and not args.seq_kd and "completion" not in self.train_dataset.column_names: raise ValueError(f"lmbda={args.lmbda} needs a text column 'completion' in train_dataset (it has {', '.join(self.train_dataset.column_names)}), or seq_kd=True")
         if args.lmbda < 1 and not args.seq_kd and (bad := [(i, c) for i, c in enumerate(self.train_dataset["completion"]) if not (isinstance(c, str) or is_chat(c))]): raise ValueError(f"train_dataset: completion {bad[0][0]} is {bad[0][1]!r}; a completion must be a text or a list of chat messages")
         if args.lmbda < 1 and args.seq_kd and _is_function(self.teacher): raise ValueError("seq_kd=True samples from the teacher, which a function cannot do; pass a model")

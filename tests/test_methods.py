@@ -251,6 +251,8 @@ def test_saving_and_loading_a_told_student(make_trainer, tmp_path):
         torch.testing.assert_close(completion_logits(base, r), completion_logits(trainer.model.base, r))
         assert not torch.allclose(completion_logits(base, r), completion_logits(again, r))
     assert not any("teacher" in k or "told" in k for k in trainer.model.state_dict())  # the teacher is not saved with it
+    going_on = make_trainer(str(tmp_path / "s"), method="saute-augmented", output_dir=str(tmp_path / "further"))
+    assert torch.equal(flat(going_on.model), flat(trainer.model))  # trained further, it keeps its layer
 
 
 def test_a_told_student_from_the_command_line(tmp_path, held_out, pair):
@@ -271,7 +273,7 @@ def test_a_told_student_from_the_command_line(tmp_path, held_out, pair):
 def without_time(lines): return [{k: v for k, v in m.items() if k != "seconds"} for m in lines]
 
 
-RESUMED = {"dual": dict(method="dual", method_kwargs=dict(lr=0.5)), "pid": dict(method="pid", method_kwargs=dict(delay=1, kd=3.0)), "chance-dual": dict(method="chance-dual", budget=0.3), "told": dict(method="saute-augmented", budget=0.3),
+RESUMED = {"default": dict(budget=0.3), "dual": dict(method="dual", method_kwargs=dict(lr=0.5)), "pid": dict(method="pid", method_kwargs=dict(delay=1, kd=3.0)), "chance-dual": dict(method="chance-dual", budget=0.3), "told": dict(method="saute-augmented", budget=0.3),
            "quantile before the checkpoint": dict(method="cmdp", distill_steps=1, budget_quantile=0.5), "quantile after the checkpoint": dict(method="cmdp", distill_steps=2, budget_quantile=0.5),
            "annealed": dict(method="cmdp", budget_start=3.0, budget_anneal_steps=4, budget=0.3), "off-policy": dict(method="gkd", lmbda=0.5, seq_kd=True)}
 
@@ -468,6 +470,28 @@ def test_a_users_method_may_read_further_costs(make_trainer, own_methods):
     def ones(completions, **kwargs): return [c.count("1") for c in completions]
     trainer = make_trainer(method="shorter", constraints={"ones": (ones, Budget(16))})
     assert trainer.step()["advantage_abs"] > 0
+
+
+def test_a_users_method_prices_a_further_divergence(own_methods, make_trainer, tmp_path):
+    "What register_method(costs=...) promises: that divergence is measured, has a gradient, and takes a multiplier; a mixture of two must be the sum of both gradients."
+    def mixture(name, a, b):
+        @register_method(name, costs=("forward_kl",))
+        def method(batch, budget, state): return Signal(torch.zeros_like(batch.cost), {"divergence": a * batch.mask, "forward_kl": b * batch.mask})
+        return gradients_of_step(make_trainer(method=name, output_dir=str(tmp_path / name), per_device_train_batch_size=4, gradient_accumulation_steps=4))[1]
+    both, one, other = mixture("both", 2.0, 3.0), mixture("one", 2.0, 0.0), mixture("other", 0.0, 3.0)
+    assert relative(both, one + other) < 1e-4 and other.norm() > 0
+    forward = gradients_of_step(make_trainer(method="gkd", divergence="forward_kl", output_dir=str(tmp_path / "f")))[1]
+    assert relative(other, 3.0 * forward) < 1e-4
+    register_method("odd", costs=("length",))(lambda batch, budget, state: None)
+    with pytest.raises(ValueError, match="'length' is unknown; choose one of reverse_kl"): CMDPConfig(method="odd")
+    with pytest.raises(ValueError, match="has a cost named forward_kl already"): make_trainer(method="both", constraints={"forward_kl": (length_cost, Budget(9))}, output_dir=str(tmp_path / "c"))
+
+
+@pytest.mark.parametrize("answer,match", [(None, "got None"), (Signal(torch.zeros(2), {"length": torch.zeros(2, 2)}), "no gradient.*got {'length'}"), (Signal(torch.zeros(2), {"divergence": torch.zeros(2, 2), "length": torch.zeros(2, 2)}), "got {.*'length'"), (Signal(torch.zeros(2), -torch.ones(2, 2)), "multiplier is -1")], ids=["none", "another", "two", "negative"])
+def test_a_users_method_that_answers_nonsense(own_methods, answer, match):
+    "Found on a trial of two made-up trajectories, before any model is loaded."
+    register_method("mine")(lambda batch, budget, state: answer)
+    with pytest.raises(ValueError, match=f"method 'mine'.*{match}"): CMDPConfig(method="mine")
 
 
 # ---- completions that the student did not write -----------------------------------------------------------------------

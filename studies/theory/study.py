@@ -23,7 +23,8 @@ import torch
 from cmdp_nbdev import __version__
 from cmdp_nbdev.budget import Budget
 from cmdp_nbdev.divergence import token_divergence, token_logps
-from cmdp_nbdev.objective import METHODS, Batch, Signal, group_advantage, method_settings, rate_controller, register_method, signal_loss
+from cmdp_nbdev.objective import METHODS as REGISTERED
+from cmdp_nbdev.objective import Batch, Signal, group_advantage, method_settings, rate_controller, signal_loss
 from cmdp_nbdev.reward import smooth_gate
 from cmdp_nbdev.tabular import hard_optimum, law, random_tree
 
@@ -34,7 +35,6 @@ LAMBDAS = (0.05, 0.1, 0.2, 0.35, 0.5, 0.75, 1.0, 1.5)
 TEXT = {"start", "method", "settings", "cmdp_nbdev", "torch", "machine"}
 
 
-@register_method("smooth-complete")
 def smooth_complete(batch: Batch, budget: Budget, state: dict, *, keep: float = 0.0, coef: float, floor: float, width: float, margin: float, scale_rewards: str = "none") -> Signal:
     """All terms of the objective of `cmdp-smooth` with a fixed gate, (1 − g)R − coef·τ·softplus((D − d')/τ) − floor·D, for the sum budget: what its dropped terms do.
 
@@ -45,6 +45,9 @@ def smooth_complete(batch: Batch, budget: Budget, state: dict, *, keep: float = 
     objective = (1 - (1 - keep) * gate) * batch.rewards - coef * tau * torch.nn.functional.softplus((spent - limit) / tau) - floor * spent
     multiplier = floor + coef * gate + (1 - keep) * gate * (1 - gate) / tau * batch.rewards
     return Signal(group_advantage(objective, batch.group_ids, scale_rewards), multiplier.unsqueeze(-1) * batch.mask)
+
+
+METHODS = {**REGISTERED, "smooth-complete": smooth_complete}  # not registered: it belongs to this study alone
 
 
 GATE = {"coef": 3.0, "floor": 0.3, "width": 0.15, "margin": 0.9}  # of studies/foundation
