@@ -144,12 +144,12 @@ def write_run(trainer: CMDPTrainer, result: dict, records: list[dict], start: di
     if isinstance(trainer.teacher, torch.nn.Module) and trainer.run_info["teacher"]["bytes"] <= COPY_LIMIT:
         trainer.teacher.save_pretrained(out / "teacher"); trainer.processing_class.save_pretrained(out / "teacher")
     (out / "eval.jsonl").write_text("".join(json.dumps(r, default=str) + "\n" for r in records))
-    summary = {**result, "budget": args.budget, "aggregate": args.aggregate, "method": args.method, "seed": args.seed, "steps": trainer.global_step, "seconds": round(seconds, 1),
+    summary = {**result, "budget": trainer.budget.limit, "aggregate": args.aggregate, "method": args.method, "seed": args.seed, "steps": trainer.global_step, "seconds": round(seconds, 1),
                **({"optimal_accuracy": optimum} if optimum is not None else {}), **{f"start_{k}": start[k] for k in SUMMARY if k in start}}
     (out / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
     budget = trainer.budget
     figures = [training_curves(out / "metrics.jsonl", budget.limit if budget.aggregate == "sum" else None), spent_histogram(records, budget), remaining_fan(records, budget), token_heatmap(records, trainer.processing_class), multiplier_curves(budget)]
-    (out / "report.html").write_text(report_html(figures, f"{args.method}, budget {args.budget:g} ({args.aggregate})", summary), encoding="utf-8")
+    (out / "report.html").write_text(report_html(figures, f"{args.method}, budget {trainer.budget.limit:g} ({args.aggregate})", summary), encoding="utf-8")
     return summary
 
 
@@ -157,12 +157,12 @@ def distil(run: RunArguments, config: CMDPConfig) -> dict:
     "Evaluate, train, evaluate, write; returns the summary. Ctrl-C ends the training early, the student is evaluated and saved all the same."
     began = time.perf_counter()
     trainer = build_trainer(run, config)
-    embedded = run.student is None and config.aggregate == "sum" and config.divergence == "reverse_kl"
-    optimum = float(chain_frontier(trainer.eval_dataset["prompt"][:], [config.budget])[0]) if embedded else None
     try: trainer.train()
     except KeyboardInterrupt: print(f"stopped after {trainer.global_step} updates; evaluating and saving what was learnt", file=sys.stderr)
     start = {k.removeprefix("eval_"): v for m in read_jsonl(trainer.output_dir / "metrics.jsonl")[:1] if m["step"] == 0 for k, v in m.items()}
     result, records = trainer.evaluate(return_records=True)
+    embedded = run.student is None and config.aggregate == "sum" and (config.divergence, config.student_temperature, config.teacher_temperature) == ("reverse_kl", 1, 1)
+    optimum = float(chain_frontier(trainer.eval_dataset["prompt"][:], [trainer.budget.limit])[0]) if embedded else None
     return write_run(trainer, result, records, start, time.perf_counter() - began, optimum) | {"output_dir": str(trainer.output_dir)} if trainer.accelerator.is_main_process else {}
 
 # %% ../nbs/20_cli.ipynb #table
@@ -181,9 +181,10 @@ def format_summary(s: dict) -> str:
 def run_all(run: RunArguments, values: dict) -> list[dict]:
     "Every method with its default settings, in folders beside each other; writes summary.csv and a comparing report.html."
     out = Path(values["output_dir"] or f"runs/all-{time.strftime('%Y%m%d-%H%M%S')}")
+    configs = [CMDPConfig(**{**values, "method": method, "method_kwargs": {}, "output_dir": str(out / method)}) for method in METHODS]  # refused before the first one trains
     rows = []
-    for method in METHODS:
-        rows.append(distil(run, CMDPConfig(**{**values, "method": method, "method_kwargs": {}, "output_dir": str(out / method)})))
+    for config in configs:
+        rows.append(distil(run, config))
         print(format_summary(rows[-1]) + "\n")
     with open(out / "summary.csv", "w", newline="") as f:
         writer = csv.DictWriter(f, list(dict.fromkeys(k for r in rows for k in r))); writer.writeheader(); writer.writerows(rows)

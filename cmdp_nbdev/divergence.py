@@ -11,8 +11,6 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from .mdp import masked
-
 # %% auto #0
 __all__ = ['KINDS', 'SAMPLED_COSTS', 'align_vocab', 'token_divergence', 'check_divergence', 'token_logps', 'sampled_divergence',
            'token_cost', 'check_cost']
@@ -96,7 +94,7 @@ def check_divergence(kind: str, beta: float, floor: float) -> None:
 
 # %% ../nbs/01_divergence.ipynb #sampled
 def token_logps(logits: Tensor, ids: Tensor, temperature: float = 1.0) -> Tensor:
-    "Log-probability of each id in `ids` (B, T) under `logits` (B, T, V) at `temperature`, (B, T) nats, at least float32."
+    "Log-probability of each id in `ids` (..., T) under `logits` (..., T, V) at `temperature`, (..., T) nats, at least float32."
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32)) / temperature
     return logits.gather(-1, ids.unsqueeze(-1)).squeeze(-1) - logits.logsumexp(-1)
 
@@ -128,9 +126,10 @@ def token_cost(student_logits: Tensor, teacher_logits: Tensor, ids: Tensor, kind
     if kind in KINDS: return token_divergence(student_logits, teacher_logits, kind, beta, mask, floor, chunk_size)
     check_cost(kind, beta, floor)
     student_logits, teacher_logits, _ = align_vocab(student_logits, teacher_logits)
-    teacher_logps = _floor(token_logps(teacher_logits, ids), floor, teacher_logits.shape[-1])
-    value = -teacher_logps if kind == "surprisal" else token_logps(student_logits, ids) - teacher_logps
-    return value if mask is None else masked(value, mask)
+    rows = torch.ones_like(ids, dtype=torch.bool) if mask is None else mask.bool()
+    teacher_logps = _floor(token_logps(teacher_logits[rows], ids[rows]), floor, teacher_logits.shape[-1])
+    value = -teacher_logps if kind == "surprisal" else token_logps(student_logits[rows], ids[rows]) - teacher_logps
+    return torch.zeros(rows.shape, dtype=value.dtype, device=value.device).masked_scatter(rows, value)
 
 
 def check_cost(kind: str, beta: float, floor: float) -> None:

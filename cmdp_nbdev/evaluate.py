@@ -11,7 +11,8 @@ from collections.abc import Callable, Iterable
 import numpy as np
 import torch
 from datasets import Dataset
-from scipy.stats import norm
+from scipy.stats import binomtest, norm
+from scipy.stats import t as student_t
 
 from .budget import Budget, row_budget, satisfaction_interval
 from .divergence import token_cost, token_divergence
@@ -20,7 +21,8 @@ from .reward import call_cost, call_reward, task_rewards
 from .rollout import completion_logits, generate
 
 # %% auto #0
-__all__ = ['evaluate_records', 'summarize', 'evaluate', 'frontier', 'envelope']
+__all__ = ['VALUES', 'evaluate_records', 'at_budget', 'metric_values', 'summarize', 'evaluate', 'difference_interval', 'mcnemar',
+           'summarize_seeds', 'compare', 'frontier', 'envelope', 'envelope_band', 'above_envelope']
 
 # %% ../nbs/10_evaluate.ipynb #records
 @torch.no_grad()
@@ -66,36 +68,55 @@ def evaluate_records(
         for i in range(len(r)):
             n = int(lengths[i])
             records.append({
-                "prompt": r.prompts[i], "completion": r.completions[i], "completion_ids": r.completion_ids[i, :n].tolist(),
                 **{k: v[i] for k, v in r.columns.items()},
+                "prompt": r.prompts[i], "completion": r.completions[i], "completion_ids": r.completion_ids[i, :n].tolist(),
                 "reward": None if reward[i].isnan() else reward[i].item(), "correct": bool(reward[i] >= correct_at and r.terminated[i]),
                 "cost_per_token": cost[i, :n].tolist(), "spent": spent[i].item(), "within_budget": bool(within[i]),
                 "kl": kl[i].item(), "terminated": bool(r.terminated[i]), **{k: None if v[i].isnan() else v[i].item() for k, v in extra.items()}})
     return records
 
 # %% ../nbs/10_evaluate.ipynb #summarize
+VALUES: dict[str, Callable[[dict], float]] = {
+    "accuracy": lambda r: r["correct"], "satisfaction_rate": lambda r: r["within_budget"], "accuracy_within_budget": lambda r: r["correct"] and r["within_budget"],
+    "kl_mean": lambda r: r["kl"], "kl_p95": lambda r: r["kl"], "spent_mean": lambda r: r["spent"], "spent_p95": lambda r: r["spent"],
+    "reward_mean": lambda r: r["reward"], "length_mean": lambda r: len(r["completion_ids"]), "truncated_rate": lambda r: not r["terminated"]}
+
+
+def at_budget(records: list[dict], budget: Budget) -> list[dict]:
+    "The same records with `within_budget` judged anew: `spent` (aggregated as it was) against the limit of `budget`."
+    return [{**r, "within_budget": r["spent"] <= budget.limit} for r in records]
+
+
+def metric_values(records: list[dict], name: str) -> np.ndarray:
+    "What the metric `name` (a key of `VALUES`, or of the records) reads from each record, floats with NaN for None."
+    if name not in VALUES and records and name not in records[0]: raise ValueError(f"metric {name!r} is unknown; choose one of {', '.join([*VALUES, *records[0]])}")
+    read = VALUES.get(name, lambda r: r[name])
+    return np.array([math.nan if (v := read(r)) is None else v for r in records], dtype=float)
+
+
+def _is_rate(x: np.ndarray) -> bool:
+    "Whether there are values and all of them are 0 or 1."
+    return bool(x.size) and bool(np.isin(x, (0.0, 1.0)).all())
+
+
 def summarize(records: list[dict], budget: Budget | None = None, metrics: Iterable[str] = (), level: float = 0.95, constraints: Iterable[str] = ()) -> dict[str, float]:
-    "The glossary's metrics of `records`, with `_low`/`_high` ends of `level` intervals; `budget` = judge `spent` anew against its limit; `constraints` = names of further budgets."
+    """The glossary's metrics of `records` and those named by `metrics`, with `_low`/`_high` ends of `level` intervals.
+
+    `budget`: judge `spent` anew against its limit. `constraints`: names of further budgets. A metric without a single
+    value is NaN. Raises ValueError without records.
+    """
     if not records: raise ValueError("no records to summarize: the evaluation dataset is empty")
-    col = lambda k: np.array([np.nan if r[k] is None else r[k] for r in records], dtype=float)
-    n, spent, kl, correct = len(records), col("spent"), col("kl"), col("correct") > 0
-    within = col("within_budget") > 0 if budget is None else spent <= budget.limit
-    out = {}
-    for name, hit in (("accuracy", correct), ("satisfaction_rate", within), ("accuracy_within_budget", correct & within)):
-        out[name] = float(hit.mean())
-        out[f"{name}_low"], out[f"{name}_high"] = satisfaction_interval(hit, level=level)
-    half = float(norm.ppf((1 + level) / 2)) * kl.std() / math.sqrt(n)
-    out |= {"kl_mean": float(kl.mean()), "kl_mean_low": float(kl.mean() - half), "kl_mean_high": float(kl.mean() + half), "kl_p95": float(np.quantile(kl, 0.95)),
-            "spent_mean": float(spent.mean()), "spent_p95": float(np.quantile(spent, 0.95)), "reward_mean": float(np.nanmean(col("reward"))),
-            "length_mean": float(np.mean([len(r["completion_ids"]) for r in records])), "truncated_rate": float(1 - col("terminated").mean())}
-    for name in constraints:
-        hit = col(f"within_budget_{name}") > 0
-        out |= {f"spent_mean_{name}": float(col(f"spent_{name}").mean()), f"satisfaction_rate_{name}": float(hit.mean())}
-        out[f"satisfaction_rate_{name}_low"], out[f"satisfaction_rate_{name}_high"] = satisfaction_interval(hit, level=level)
-        within = within & hit
-    if constraints: out["satisfaction_rate_all"] = float(within.mean())
-    for name in metrics: out[name] = float(np.nanmean(col(name)))
-    return out | {"n_eval": n}
+    if budget is not None: records = at_budget(records, budget)
+    out, columns = {}, {name: metric_values(records, name) for name in VALUES}
+    for name in constraints: columns |= {f"spent_mean_{name}": metric_values(records, f"spent_{name}"), f"satisfaction_rate_{name}": metric_values(records, f"within_budget_{name}")}
+    if constraints: columns["satisfaction_rate_all"] = np.min([columns["satisfaction_rate"], *(columns[f"satisfaction_rate_{name}"] for name in constraints)], 0)
+    for name, x in {**columns, **{name: metric_values(records, name) for name in metrics}}.items():
+        x = x[~np.isnan(x)]
+        if name.endswith("_p95"): out[name] = float(np.quantile(x, 0.95)); continue
+        out[name] = mean = float(x.mean()) if x.size else math.nan
+        half = float(norm.ppf((1 + level) / 2)) * x.std() / math.sqrt(x.size) if x.size else math.nan
+        out[f"{name}_low"], out[f"{name}_high"] = satisfaction_interval(x > 0, level=level) if _is_rate(x) else (float(mean - half), float(mean + half))
+    return out | {"n_eval": len(records)}
 
 
 def evaluate(model, teacher, dataset: Dataset, tokenizer, reward_funcs, budget: Budget = Budget(), *, metrics: dict[str, Callable] | None = None,
@@ -105,24 +126,183 @@ def evaluate(model, teacher, dataset: Dataset, tokenizer, reward_funcs, budget: 
     result = summarize(records, metrics=metrics or (), constraints=kwargs.get("constraints") or ())
     return (result, records) if return_records else result
 
+# %% ../nbs/10_evaluate.ipynb #difference-interval
+def difference_interval(wins: int, losses: int, n: int, level: float = 0.95) -> tuple[float, float]:
+    """Interval for P(win) − P(loss) after `wins` and `losses` among `n` pairs, the rest ties; covers with at least `level`.
+
+    Clopper–Pearson for the share of wins among differing pairs, and for the share of differing pairs, joined by Bonferroni.
+    Derived in nbs/10_evaluate. Raises ValueError for impossible counts.
+    """
+    differ, error = wins + losses, 1 - level
+    if min(wins, losses) < 0: raise ValueError(f"wins and losses must be >= 0, got {wins} and {losses}")
+    psi = satisfaction_interval(differ, n, level=1 - 0.1 * error)
+    low, high = (2 * theta - 1 for theta in (satisfaction_interval(wins, differ, level=1 - 0.9 * error) if differ else (0.0, 1.0)))
+    return low * psi[low < 0], high * psi[high > 0]
+
+
+def mcnemar(wins: int, losses: int) -> float:
+    "Two-sided p-value of McNemar's exact test: the probability of so uneven a split if wins and losses were equally likely."
+    return float(binomtest(wins, wins + losses).pvalue) if wins + losses else 1.0
+
+# %% ../nbs/10_evaluate.ipynb #seeds
+def _runs(runs: list) -> list[list[dict]]:
+    "A list of runs, from one or from a single run's records. Raises ValueError if there is nothing in it."
+    runs = runs if runs and isinstance(runs[0], list) else [runs]
+    if not all(runs): raise ValueError("no records to compare: a run is empty")
+    return runs
+
+
+def _table(runs: list[list[dict]], name: str, prompts: list[str]) -> np.ndarray:
+    "Values of a metric by run, prompt and completion of that prompt, (S, P, G), NaN for None; `prompts` gives the order."
+    tables = []
+    for records in runs:
+        rows: dict[str, list[float]] = {p: [] for p in prompts}
+        for r, v in zip(records, metric_values(records, name)):
+            if str(r["prompt"]) not in rows: raise ValueError(f"runs must answer the same prompts; only one of them has {r['prompt']!r}")
+            rows[str(r["prompt"])].append(v)
+        if missing := [p for p, v in rows.items() if not v]: raise ValueError(f"runs must answer the same prompts; {len(missing)} of {len(prompts)} have no answer in one of them, {missing[0]!r} for example")
+        tables.append(list(rows.values()))
+    width = max(len(v) for t in tables for v in t)
+    return np.array([[v + [math.nan] * (width - len(v)) for v in t] for t in tables])
+
+
+def _statistic(x: np.ndarray, name: str) -> np.ndarray:
+    "The metric over prompts and completions, (..., P, G) -> (...): 95th percentile or mean, of the values there are."
+    x, missing = x.reshape(*x.shape[:-2], -1), np.isnan(x).any()
+    if name.endswith("_p95"): return (np.nanquantile if missing else np.quantile)(x, 0.95, axis=-1)
+    if not missing: return x.mean(-1)
+    with np.errstate(invalid="ignore"): return np.nansum(x, -1) / (~np.isnan(x)).sum(-1)
+
+
+def _spread(tables: list[np.ndarray], name: str, level: float, resamples: int, seed: int) -> tuple[np.ndarray, float, float, float]:
+    "Metric of each run (of two tables their difference), ends of the interval of its mean, and p-value of a mean of 0 (NaN for one run)."
+    measure = lambda index: np.subtract(*(_statistic(t[:, index], name) for t in tables)) if len(tables) == 2 else _statistic(tables[0][:, index], name)
+    S, P = tables[0].shape[:2]
+    rng, runs = np.random.default_rng(seed), measure(np.arange(P))
+    draws = np.array([measure(rng.integers(P, size=P)) for _ in range(resamples)])  # (resamples, S)
+    draws = draws[~np.isnan(draws).any(1)]  # few prompts and missing values: a resample may hold none
+    if S == 1: return runs, *(float(q) for q in np.quantile(draws, [(1 - level) / 2, (1 + level) / 2])), math.nan
+    cov, seeds = np.cov(draws, rowvar=False), runs.var(ddof=1) / S
+    shared, prompts = max(0.0, (cov.sum() - cov.trace()) / (S * (S - 1))), cov.sum() / S**2
+    var, df = seeds + shared, max(P - 1.0, 1.0)
+    if var > prompts: df = var**2 / (seeds**2 / (S - 1) + shared**2 / max(P - 1, 1))
+    error = math.sqrt(max(var, prompts))
+    half, mean = float(student_t.ppf((1 + level) / 2, df)) * error, float(runs.mean())
+    return runs, mean - half, mean + half, float(2 * student_t.sf(abs(mean) / error, df)) if error else float(mean == 0)
+
+
+def summarize_seeds(runs: list[list[dict]], metrics: Iterable[str] = ("accuracy", "satisfaction_rate", "accuracy_within_budget", "kl_mean", "kl_p95"),
+                    level: float = 0.95, resamples: int = 1000, seed: int = 0) -> dict[str, float]:
+    """Metrics of several training runs (one list of records per seed, same prompts), with intervals over seeds and prompts.
+
+    Returns the mean over runs of every metric (keys of `VALUES` or of the records) and its `_low` and `_high`; a row for
+    `frontier` and the figures. A single list of records gets an interval over prompts alone. Several completions of a
+    prompt stay together. A metric that a run has no value of is NaN. `seed` fixes the bootstrap. Derived in
+    nbs/10_evaluate. Raises ValueError if the prompts differ.
+    """
+    runs, out = _runs(runs), {}
+    prompts = list(dict.fromkeys(str(r["prompt"]) for r in runs[0]))
+    for name in metrics:
+        x = _table(runs, name, prompts)
+        values = x[~np.isnan(x)]
+        if np.isnan(x).all((1, 2)).any(): out |= {name: math.nan, f"{name}_low": math.nan, f"{name}_high": math.nan}; continue
+        rate = _is_rate(values) and not name.endswith("_p95")
+        each, low, high, _ = _spread([x], name, level, resamples, seed)
+        if rate:
+            exact = satisfaction_interval(values > 0, level=level)
+            single = x.shape[0] == x.shape[2] == 1
+            low, high = exact if single else (max(0.0, min(low, exact[0])), min(1.0, max(high, exact[1])))
+        out |= {name: float(each.mean()), f"{name}_low": float(low), f"{name}_high": float(high)}
+    return out | {"n_seeds": len(runs), "n_prompts": len(prompts)}
+
+
+def compare(a: list, b: list, name: str = "accuracy", level: float = 0.95, resamples: int = 2000, seed: int = 0) -> dict:
+    """Difference between two students on the same prompts, paired: metric of `a` minus metric of `b`, with an interval.
+
+    `a`, `b`: the records of one run each, or one list of records per training seed (as many for both, paired in order).
+    `name`: a key of `VALUES` or of the records. For one run, one completion per prompt and outcomes 0 or 1 the interval
+    and the p-value are exact (`difference_interval`, McNemar); for one run otherwise the interval holds percentiles of
+    the paired bootstrap over prompts and p_value is NaN; for several runs see `summarize_seeds`. Prompts without a value
+    on either side are left out. `seed` fixes the bootstrap. Raises ValueError if prompts or numbers of runs differ.
+    """
+    a, b = _runs(a), _runs(b)
+    if len(a) != len(b): raise ValueError(f"a has {len(a)} runs and b has {len(b)}: give as many for both, in the order of their seeds")
+    prompts = list(dict.fromkeys(str(r["prompt"]) for r in a[0]))
+    x, y = _table(a, name, prompts), _table(b, name, prompts)
+    kept = ~(np.isnan(x).all(-1) | np.isnan(y).all(-1)).any(0)
+    if not kept.any(): raise ValueError(f"no prompt has a value of {name!r} in every run")
+    x, y = x[:, kept], y[:, kept]
+    out = {"a": float(_statistic(x, name).mean()), "b": float(_statistic(y, name).mean())}
+    if x.shape[0] == x.shape[2] == y.shape[2] == 1 and _is_rate(x) and _is_rate(y) and not name.endswith("_p95"):
+        wins, losses, n = int((x > y).sum()), int((x < y).sum()), x.size
+        low, high = difference_interval(wins, losses, n, level)
+        p, how = mcnemar(wins, losses), "exact"
+    else:
+        _, low, high, p = _spread([x, y], name, level, resamples, seed)
+        how = "seeds and prompts" if len(a) > 1 else "bootstrap over prompts"
+    return out | {"difference": out["a"] - out["b"], "low": low, "high": high, "p_value": p, "method": how, "n_prompts": int(kept.sum()), "n_seeds": len(a)}
+
 # %% ../nbs/10_evaluate.ipynb #frontier
-def frontier(rows: list[dict], x: str = "satisfaction_rate", y: str = "accuracy") -> list[dict]:
-    "The rows that no other row beats on both `x` and `y` (higher is better), sorted by `x`; of equal rows the first."
-    best, kept = -math.inf, []
-    for row in sorted(rows, key=lambda r: (r[x], r[y]), reverse=True):
+def frontier(rows: list[dict], x: str = "satisfaction_rate", y: str = "accuracy", minimize_x: bool = False) -> list[dict]:
+    "The rows that no other row beats on both `x` and `y` (higher is better; of `x` lower, with `minimize_x`), sorted by `x`; of equal rows the first."
+    best, kept, sign = -math.inf, [], -1 if minimize_x else 1
+    for row in sorted(rows, key=lambda r: (sign * r[x], r[y]), reverse=True):
         if row[y] > best: best = row[y]; kept.append(row)
-    return kept[::-1]
+    return kept if minimize_x else kept[::-1]
 
 
-def envelope(rows: list[dict], at, x: str = "satisfaction_rate", y: str = "accuracy") -> np.ndarray:
-    """Highest `y` that a mixture of `rows` reaches with mean `x` of at least each value of `at`; NaN where none does.
+def envelope(rows: list[dict], at, x: str = "satisfaction_rate", y: str = "accuracy", minimize_x: bool = False) -> np.ndarray:
+    """Highest `y` that a mixture of `rows` reaches with mean `x` of at least (`minimize_x`: at most) each value of `at`; NaN where none does.
 
     A mixture answers each prompt with one of the students, drawn at random. Derived in nbs/10_evaluate.
     """
-    points = [(r[x], r[y]) for r in frontier(rows, x, y)]
+    sign = -1 if minimize_x else 1
+    points = sorted((sign * r[x], r[y]) for r in frontier(rows, x, y, minimize_x))
     hull = []
     for p in points:  # left to right, turning right only: the upper concave hull
         while len(hull) > 1 and (hull[-1][0] - hull[-2][0]) * (p[1] - hull[-2][1]) >= (hull[-1][1] - hull[-2][1]) * (p[0] - hull[-2][0]): hull.pop()
         hull.append(p)
     xs, ys = zip(*hull)
-    return np.interp(at, xs, ys, right=math.nan)
+    return np.interp(sign * np.asarray(at, dtype=float), xs, ys, right=math.nan)
+
+# %% ../nbs/10_evaluate.ipynb #band
+def _point_draws(rows: list[dict], names: tuple[str, str], level: float, resamples: int, rng: np.random.Generator) -> np.ndarray:
+    "Resampled mean points of one setting, (resamples, 2)."
+    points, S, z = np.array([[r[k] for k in names] for r in rows], dtype=float), len(rows), norm.ppf((1 + level) / 2)
+    if S > 1: return points.mean(0) + (points[rng.integers(S, size=(resamples, S))].mean(1) - points.mean(0)) * math.sqrt(S / (S - 1)) * student_t.ppf((1 + level) / 2, S - 1) / z
+    if missing := [f"{k}{end}" for k in names for end in ("_low", "_high") if f"{k}{end}" not in rows[0]]: raise ValueError(f"a setting with a single run needs {', '.join(missing)} in its row: its spread is unknown")
+    return points[0] + rng.standard_normal((resamples, 2)) * [(rows[0][f"{k}_high"] - rows[0][f"{k}_low"]) / (2 * norm.ppf(0.975)) for k in names]
+
+
+def envelope_band(settings: list[list[dict]], at, x: str = "satisfaction_rate", y: str = "accuracy", minimize_x: bool = False,
+                  level: float = 0.95, resamples: int = 500, seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """`envelope` of the mean points of `settings` at each of `at`, with the ends of its `level` interval: three arrays like `at`.
+
+    `settings`: one list of rows per setting, a row per training seed (a single row must have 95% `_low`/`_high` for `x`
+    and `y`). An end is NaN where fewer than half of the resampled envelopes reach. Derived in nbs/10_evaluate.
+    """
+    rng, names = np.random.default_rng(seed), (x, y)
+    draws = np.stack([_point_draws(rows, names, level, resamples, rng) for rows in settings])  # (settings, resamples, 2)
+    curve = lambda points: envelope([dict(zip(names, p)) for p in points], at, x, y, minimize_x)
+    curves = np.array([curve(p) for p in draws.transpose(1, 0, 2)])
+    reached = ~np.isnan(curves)
+    low, high = (np.where(reached.mean(0) >= 0.5, np.nanquantile(np.where(reached.any(0), curves, 0.0), q, axis=0), math.nan) for q in ((1 - level) / 2, (1 + level) / 2))
+    return curve([np.mean([[r[k] for k in names] for r in rows], 0) for rows in settings]), low, high
+
+
+def above_envelope(rows: list[dict], settings: list[list[dict]], x: str = "satisfaction_rate", y: str = "accuracy", minimize_x: bool = False,
+                   level: float = 0.95, resamples: int = 500, seed: int = 0) -> dict[str, float]:
+    """How far the mean point of `rows` (one per training seed) lies above the envelope of `settings`, with an interval.
+
+    `difference` in units of `y` (negative = below), `low`, `high`, and `unreached`: the share of resampled envelopes that
+    do not reach as far as the resampled point, left out of the interval. NaN where the envelope itself does not reach.
+    Derived in nbs/10_evaluate.
+    """
+    rng, names = np.random.default_rng(seed), (x, y)
+    draws = [_point_draws(g, names, level, resamples, rng) for g in (rows, *settings)]
+    gain = lambda point, others: float(point[1] - envelope([dict(zip(names, p)) for p in others], point[0], x, y, minimize_x))
+    gains = np.array([gain(p[0], p[1:]) for p in zip(*draws)])
+    known = gains[~np.isnan(gains)]
+    low, high = np.quantile(known, [(1 - level) / 2, (1 + level) / 2]) if len(known) else (math.nan, math.nan)
+    means = [np.mean([[r[k] for k in names] for r in g], 0) for g in (rows, *settings)]
+    return {"difference": gain(means[0], means[1:]), "low": float(low), "high": float(high), "unreached": 1 - len(known) / resamples}

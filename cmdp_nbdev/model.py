@@ -90,16 +90,16 @@ def tiny_model(width: int, tokenizer: PreTrainedTokenizerBase, num_layers: int =
         return AutoModelForCausalLM.from_config(config, dtype=torch.float32)
 
 # %% ../nbs/08_model.ipynb #pretrain
-def pretrain(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, task: ChainTask = ChainTask(), steps: int = 1200,
+def pretrain(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, task: ChainTask | list[ChainTask] = ChainTask(), steps: int = 1200,
              batch_size: int = 128, learning_rate: float = 5e-3, seed: int = 0) -> list[float]:
-    "Train `model` in place on worked chains with the task's flaw; returns the loss of each step in nats per token."
+    "Train `model` in place on worked chains with the task's flaw (of several tasks: on all of them); returns the loss of each step in nats per token."
     rng = random.Random(seed)
-    prompts = chain_prompts(16000, "train", seed, task)
+    prompts = [(p, t.flaw) for t in ([task] if isinstance(task, ChainTask) else task) for p in chain_prompts(16000, "train", seed, t)]
     optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, weight_decay=0.0)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, total_steps=steps, pct_start=0.05)
     losses, model = [], model.train()
     for _ in range(steps):
-        batch = [(p, write_chain(p, task.flaw, rng) + tokenizer.eos_token) for p in rng.sample(prompts, batch_size)]
+        batch = [(p, write_chain(p, flaw, rng) + tokenizer.eos_token) for p, flaw in rng.sample(prompts, batch_size)]
         enc = tokenizer([p + c for p, c in batch], padding=True, padding_side="right", return_tensors="pt", return_token_type_ids=False)
         start = torch.tensor([len(tokenizer(p)["input_ids"]) for p, _ in batch])[:, None]
         labels = enc["input_ids"].masked_fill((torch.arange(enc["input_ids"].shape[1]) < start) | (enc["attention_mask"] == 0), -100)

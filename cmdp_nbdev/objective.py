@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 from dataclasses import dataclass, field
 
 import torch
@@ -17,9 +18,9 @@ from .reward import modified_reward, smooth_gate, step_gate
 
 # %% auto #0
 __all__ = ['SCALES', 'STD_OFFSET', 'METHODS', 'Batch', 'Signal', 'group_stats', 'group_scale', 'group_advantage',
-           'register_method', 'method_settings', 'grpo', 'gkd', 'spent_advantage', 'soft', 'minillm', 'kdrl', 'saute',
-           'cmdp', 'saute_augmented', 'hinge', 'weakest_link', 'lagrangian', 'mean_error', 'dual', 'pid', 'chance_dual',
-           'sigmoid_gate', 'cmdp_smooth', 'signal_loss']
+           'register_method', 'method_settings', 'grpo', 'gkd', 'spent_advantage', 'soft', 'minillm', 'kdrl',
+           'sigmoid_gate', 'saute', 'cmdp', 'saute_augmented', 'hinge', 'weakest_link', 'lagrangian', 'mean_error',
+           'dual', 'pid', 'chance_dual', 'rate_controller', 'cmdp_smooth', 'signal_loss']
 
 # %% ../nbs/06_objective.ipynb #batch
 @dataclass
@@ -85,16 +86,17 @@ def group_advantage(x: Tensor, group_ids: Tensor, scale_rewards: str = "group", 
 METHODS: dict = {}
 
 
-def register_method(name: str, *, pathwise: bool = False, rewardless: bool = False, augmented: bool = False):
+def register_method(name: str, *, pathwise: bool = False, rewardless: bool = False, augmented: bool = False, costs: tuple[str, ...] = ()):
     """Decorator: make a function `(batch, budget, state, **settings) -> Signal` available as `CMDPConfig(method=name)`.
 
-    pathwise: it constrains through the gradient of the cost alone; rewardless: it does not use the task reward;
-    augmented: its student is told the remaining budget (rollout.BudgetAware). Raises ValueError for a name that is taken.
+    pathwise: it constrains through the gradient of the cost alone, unless it has a setting `complete` and that is on; rewardless: it does not use the task reward;
+    augmented: its student is told the remaining budget (rollout.BudgetAware); costs: further divergences (divergence.KINDS) it
+    puts multipliers on, found in `batch.costs` under their names. Raises ValueError for a name that is taken.
     """
     def add(fn):
         if name in METHODS and (METHODS[name].__module__, METHODS[name].__qualname__) != (fn.__module__, fn.__qualname__):
             raise ValueError(f"a method named {name!r} is registered already; choose another name")
-        fn.pathwise, fn.rewardless, fn.augmented = pathwise, rewardless, augmented
+        fn.pathwise, fn.rewardless, fn.augmented, fn.costs = pathwise, rewardless, augmented, costs
         METHODS[name] = fn
         return fn
     return add
@@ -131,7 +133,7 @@ def soft(batch: Batch, budget: Budget, state: dict, *, lam: float = 1.0, complet
     return Signal(advantage, lam * spend_weights(budget, batch.cost, batch.mask))
 
 # %% ../nbs/06_objective.ipynb #ratio-methods
-@register_method("minillm", rewardless=True)
+@register_method("minillm", pathwise=True, rewardless=True)
 def minillm(batch: Batch, budget: Budget, state: dict, *, length_normalization: bool = True) -> Signal:
     "Reverse KL of whole sequences, single-step plus long-term (arXiv 2306.08543, eq. 2-4); `length_normalization` divides the latter by the tokens that remain. No task reward, no teacher-mixed sampling."
     ratio = masked(batch.logp - batch.teacher_logp, batch.mask)
@@ -147,6 +149,13 @@ def kdrl(batch: Batch, budget: Budget, state: dict, *, lam: float = 1.0, scale_r
     return Signal(group_advantage(batch.rewards, batch.group_ids, scale_rewards).unsqueeze(-1) - lam * ratio, torch.zeros_like(batch.cost))
 
 # %% ../nbs/06_objective.ipynb #constrained-methods
+def sigmoid_gate(spent: Tensor, limit: float | Tensor, width: float | Tensor) -> Tensor:
+    "`smooth_gate`, and the step gate where its width is no number > 0: for a limit of 0 or infinity, (B,) in [0, 1]."
+    limit, width = (torch.as_tensor(x, dtype=spent.dtype, device=spent.device) for x in (limit, width))
+    usable = (width > 0) & width.isfinite()
+    return torch.where(usable, smooth_gate(spent, torch.where(usable, limit, 0.0), torch.where(usable, width, 1.0)), step_gate(spent, limit))
+
+
 @register_method("saute")
 def saute(batch: Batch, budget: Budget, state: dict, *, penalty: float = 1.0, scale_rewards: str = "group") -> Signal:
     "R inside the budget, a constant −`penalty` outside, no phi: the ablation that diverges (arXiv 2202.06558 without state augmentation)."
@@ -156,11 +165,11 @@ def saute(batch: Batch, budget: Budget, state: dict, *, penalty: float = 1.0, sc
 
 
 @register_method("cmdp")
-def cmdp(batch: Batch, budget: Budget, state: dict, *, penalty: float = 1.0, coef: float = 1.0, scale_rewards: str = "group") -> Signal:
-    "The paper's: R inside, −(`penalty` + coef·D) outside, with the pathwise gradient of D on violators (arXiv 2509.22921)."
+def cmdp(batch: Batch, budget: Budget, state: dict, *, penalty: float = 1.0, coef: float = 1.0, width: float = 0.0, scale_rewards: str = "group") -> Signal:
+    "The paper's: R inside, −(`penalty` + coef·D) outside, with the pathwise gradient of D on violators (arXiv 2509.22921). `width` > 0, a share of the limit, makes the gate a sigmoid (the gate itself is held fixed)."
     spent = budget.spent(batch.cost, batch.mask)
-    over = step_gate(spent, budget.limit)
-    reward = modified_reward(batch.rewards, spent, budget.limit, n=penalty, phi=coef * spent)
+    over = sigmoid_gate(spent, budget.limit, width * budget.limit)
+    reward = modified_reward(batch.rewards, spent, budget.limit, n=penalty, phi=coef * spent, gate=over)
     scale = group_scale(reward, batch.group_ids, scale_rewards)
     return Signal(group_advantage(reward, batch.group_ids, scale=scale),
                   (coef * over / scale).unsqueeze(-1) * spend_weights(budget, batch.cost, batch.mask))
@@ -206,21 +215,22 @@ def mean_error(batch: Batch, budget: Budget) -> float:
     return float((budget.spent(batch.cost, batch.mask) - budget.limit).mean())
 
 
-@register_method("dual")
+@register_method("dual", pathwise=True)
 def dual(batch: Batch, budget: Budget, state: dict, *, lr: float = 0.05, init: float = 1.0, max_lam: float = 20.0, complete: bool = True, scale_rewards: str = "group") -> Signal:
     "Mean spent budget <= d by dual ascent: λ <- clip(λ + lr·(mean D − d), 0, max_lam) (PPO-Lagrangian as in omnisafe)."
     state["lam"] = min(max(state.get("lam", init) + lr * mean_error(batch, budget), 0.0), max_lam)
     return lagrangian(batch, budget, state["lam"], complete, scale_rewards)
 
 
-@register_method("pid")
+@register_method("pid", pathwise=True)
 def pid(batch: Batch, budget: Budget, state: dict, *, kp: float = 1.0, ki: float = 0.05, kd: float = 1.0, ema: float = 0.9, delay: int = 10, init: float = 1.0,
         max_lam: float = 20.0, complete: bool = True, scale_rewards: str = "group") -> Signal:
     "Mean spent budget <= d by a PID controller on λ (arXiv 2007.03964; omnisafe's form: smoothed P, clipped I, delayed D)."
+    if not (delay >= 0 and delay == int(delay)): raise ValueError(f"delay must be a whole number of updates >= 0, got {delay}")
     error = max(mean_error(batch, budget), -1e6)
     state["integral"] = min(max(state.get("integral", init) + ki * error, 0.0), max_lam)
     state["proportional"] = ema * state.get("proportional", error) + (1 - ema) * error
-    past = state.setdefault("past", []); past.append(state["proportional"]); del past[:-delay - 1]
+    past = state.setdefault("past", []); past.append(state["proportional"]); del past[:-int(delay) - 1]
     lam = kp * state["proportional"] + state["integral"] + kd * max(past[-1] - past[0], 0.0)
     return lagrangian(batch, budget, min(max(lam, 0.0), max_lam), complete, scale_rewards)
 
@@ -228,30 +238,48 @@ def pid(batch: Batch, budget: Budget, state: dict, *, kp: float = 1.0, ki: float
 @register_method("chance-dual")
 def chance_dual(batch: Batch, budget: Budget, state: dict, *, target: float = 0.95, lr: float = 0.5, init: float = 1.0, max_lam: float = 50.0, scale_rewards: str = "group") -> Signal:
     "P(D > d) <= 1 − `target` by dual ascent on the violation indicator (2602.05863 for the indicator); its pathwise part is that of λ·(D − d)₊, since an indicator has none."
+    if not 0 <= target <= 1: raise ValueError(f"target must lie in [0, 1], the share of completions that keep the budget, got {target}")
     over = step_gate(budget.spent(batch.cost, batch.mask), budget.limit)
     lam = state["lam"] = min(max(state.get("lam", init) + lr * (float(over.mean()) - (1 - target)), 0.0), max_lam)
     reward = batch.rewards - lam * over
     scale = group_scale(reward, batch.group_ids, scale_rewards)
     return Signal(group_advantage(reward, batch.group_ids, scale=scale), (lam * over / scale).unsqueeze(-1) * spend_weights(budget, batch.cost, batch.mask), {"lam": lam})
 
+# %% ../nbs/06_objective.ipynb #controller
+def rate_controller(state: dict, violations: float, target: float, *, rate: float, init: float, low: float, high: float, damping: float = 3.0, settle: int = 100) -> float:
+    """The scale for this update, in [low, high], moved so that the share of violations becomes 1 − `target` (target in (0, 1)).
+
+    log s grows by rate·(clip(log(v/allowed), ±1) + damping·trend): v is a running mean of `violations` over about 20 updates, the
+    trend compares it with one over about 50. After `settle` updates the steps shrink like settle/updates, so that the noise of single
+    batches averages out (stochastic approximation). Kept in `state`. Derived in nbs/06_objective.
+    """
+    allowed = 1 - target
+    state["updates"] = state.get("updates", 0) + 1
+    rate = rate * min(1.0, settle / state["updates"])
+    fast = state["fast"] = 0.95 * state.get("fast", violations) + 0.05 * violations
+    slow = state["slow"] = 0.98 * state.get("slow", violations) + 0.02 * violations
+    error, trend = (min(max(math.log((fast + 0.1 * allowed) / (x + 0.1 * allowed)), -1.0), 1.0) for x in (allowed, slow))
+    state["log_scale"] = min(max(state.get("log_scale", math.log(init)) + rate * (error + damping * trend), math.log(low)), math.log(high))
+    return math.exp(state["log_scale"])
+
 # %% ../nbs/06_objective.ipynb #smooth-method
-def sigmoid_gate(spent: Tensor, limit: float | Tensor, width: float | Tensor) -> Tensor:
-    "`smooth_gate`, and the step gate where its width is no number > 0: for a limit of 0 or infinity, (B,) in [0, 1]."
-    limit, width = (torch.as_tensor(x, dtype=spent.dtype, device=spent.device) for x in (limit, width))
-    usable = (width > 0) & width.isfinite()
-    return torch.where(usable, smooth_gate(spent, torch.where(usable, limit, 0.0), torch.where(usable, width, 1.0)), step_gate(spent, limit))
+@register_method("cmdp-smooth", pathwise=True, costs=("forward_kl",))
+def cmdp_smooth(batch: Batch, budget: Budget, state: dict, *, target: float = 0.98, forward: float = 0.5, coef: float = 0.0, floor: float = 1.0, width: float = 0.15, margin: float = 1.0,
+                rate: float = 0.06, init: float = 3.0, min_scale: float = 0.1, max_scale: float = 4.0, scale_rewards: str = "batch") -> Signal:
+    """P(D <= d) >= `target` with an automatic multiplier s·(floor + coef·g), on the divergence and, times `forward`, on the forward KL. Derived in nbs/06_objective.
 
-
-@register_method("cmdp-smooth", pathwise=True)
-def cmdp_smooth(batch: Batch, budget: Budget, state: dict, *, coef: float = 3.0, floor: float = 0.3, width: float = 0.15,
-                margin: float = 0.9, scale_rewards: str = "group") -> Signal:
-    "Smooth gate with a floor: advantage from (1−g)·R, multiplier floor + coef·g, g = σ((D − margin·d)/(width·d)). Derived in nbs/06_objective."
+    target: in (0, 1), or 0 to hold s = 1; forward >= 0 (without "forward_kl" in the batch's costs that part is left out); the gate's width > 0
+    and margin are shares of the limit; s stays in [min_scale, max_scale] (`at_minimum` is logged: the constraint does not bind).
+    """
     if not width > 0: raise ValueError(f"gate width must be > 0, a share of the limit, got {width}")
+    if not 0 <= target < 1: raise ValueError(f"target must lie in [0, 1): the share of trajectories that keep the budget, or 0 for a fixed multiplier; got {target}")
     spent = budget.spent(batch.cost, batch.mask)
-    limit = margin * budget.limit
-    gate = sigmoid_gate(spent, limit, width * budget.limit)
-    multiplier = (floor + coef * gate).unsqueeze(-1) * spend_weights(budget, batch.cost, batch.mask)
-    return Signal(group_advantage((1 - gate) * batch.rewards, batch.group_ids, scale_rewards), multiplier, {"gate_mean": gate.mean().item()})
+    violations = float((spent > budget.limit).float().mean())
+    scale = rate_controller(state, violations, target, rate=rate, init=init, low=min_scale, high=max_scale) if target else 1.0
+    gate = sigmoid_gate(spent, margin * budget.limit, width * budget.limit) if coef else torch.zeros_like(spent)
+    multiplier = scale * (floor + coef * gate).unsqueeze(-1) * spend_weights(budget, batch.cost, batch.mask)
+    both = {"divergence": multiplier, "forward_kl": forward * multiplier} if forward and "forward_kl" in batch.costs else multiplier
+    return Signal(group_advantage((1 - gate) * batch.rewards, batch.group_ids, scale_rewards), both, {"lam": scale, "at_minimum": float(scale <= 1.001 * min_scale), "gate_mean": gate.mean().item()})
 
 # %% ../nbs/06_objective.ipynb #loss
 def signal_loss(

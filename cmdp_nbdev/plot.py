@@ -136,7 +136,7 @@ def multiplier_curves(budget: Budget, methods: dict[str, dict] | None = None, po
         fig.add_scatter(x=spent.tolist(), y=y.tolist(), mode="lines", name=name, line=dict(color=method_color(name), width=2.5, dash=DASHES.get(name, "solid")))
     fig.add_vline(x=budget.limit, line=dict(color=BLACK, dash="dot"), annotation_text="d")
     fig.update_layout(xaxis=dict(title="spent budget, nats", range=[0, 2.5 * budget.limit]), yaxis=dict(title="multiplier on the divergence"))
-    return _styled(fig, "What each method pays for divergence")
+    return _styled(fig, "What each method pays for divergence", height=470)
 
 # %% ../nbs/12_plot.ipynb #frontier-figure
 def _marker(name: str) -> dict:

@@ -65,13 +65,12 @@ def call_cost(f: Callable, rollout: Rollout) -> Tensor:
     "Costs of one function for a rollout, (B, T) float32; a single number per completion is charged at its last token. Raises RuntimeError/ValueError naming the function."
     cost, name = torch.zeros(rollout.completion_mask.shape, device=rollout.completion_ids.device), getattr(f, "__name__", type(f).__name__)
     for i, (value, n) in enumerate(zip(call_function(f, rollout, "cost function"), rollout.lengths.tolist())):
-        single = isinstance(value, (Real, np.bool_)) or isinstance(value, Tensor) and value.dim() == 0
         try: row = torch.as_tensor(value, dtype=torch.float32)
         except (TypeError, ValueError, RuntimeError) as e: raise ValueError(f"cost function {name!r} returned {value!r}: a cost is a number, or a list with one number per token") from e
-        if not single and row.shape != (n,): raise ValueError(f"cost function {name!r} returned {len(row)} numbers for a completion of {n} tokens (EOS included)")
+        if row.dim() and row.shape != (n,): raise ValueError(f"cost function {name!r} returned {row.numel()} numbers for a completion of {n} tokens (EOS included)")
         if not row.isfinite().all(): raise ValueError(f"cost function {name!r} returned {value!r}: a cost must be finite")
-        if single: cost[i, n - 1] = row
-        else: cost[i, :n] = row
+        if row.dim(): cost[i, :n] = row
+        else: cost[i, n - 1] = row
     return cost
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from .budget import Budget, row_budget
-from .divergence import align_vocab, token_divergence, token_logps
+from .divergence import token_cost, token_divergence, token_logps
 from .mdp import Rollout, completion_mask, masked, position_ids
 
 # %% auto #0
@@ -85,17 +85,21 @@ class Reader:
 class BudgetAware(torch.nn.Module):
     """A causal LM that is told the share of its budget that is left, in [-1, 1], before every token (arXiv 2202.06558 for language models).
 
-    base: the student, trained further. teacher: a causal LM, read at generation and not saved. budget: what the share refers to.
+    base: the student, trained further. teacher: a causal LM, read at generation and not saved. budget, factor, cost: see `tell`.
     `save_pretrained` writes the base as a plain folder and the layer beside it; `load` puts them together again.
     """
 
-    def __init__(self, base: PreTrainedModel, teacher: PreTrainedModel, budget: Budget):
+    def __init__(self, base: PreTrainedModel, teacher: PreTrainedModel, budget: Budget, factor: float = 1.0, **cost):
         super().__init__()
         self.base, self.embedding = base, torch.nn.Linear(1, base.get_input_embeddings().embedding_dim, bias=False)
         torch.nn.init.zeros_(self.embedding.weight)
         self.embedding.to(base.device, base.dtype)
-        self.told = (teacher, budget)  # in a tuple the teacher is no submodule
+        self.tell(teacher, budget, factor, **cost)
         self.config, self.generation_config = base.config, base.generation_config
+
+    def tell(self, teacher: PreTrainedModel, budget: Budget, factor: float = 1.0, **cost) -> None:
+        "From now on the share is that of `budget` (or of the dataset column `budget`) times `factor`; `cost` are settings of `token_cost`."
+        self.told = (teacher, budget, factor, cost)  # in a tuple the teacher is no submodule
 
     def forward(self, input_ids: Tensor, remaining: Tensor, attention_mask=None, position_ids=None, logits_to_keep=0, **kwargs):
         "As the base's forward; `remaining` (B, L) is the share that was left when the next token was chosen."
@@ -114,17 +118,18 @@ class BudgetAware(torch.nn.Module):
         save_file({"weight": state["embedding.weight"].detach().cpu().contiguous()}, f"{path}/budget_embedding.safetensors")
 
     @classmethod
-    def load(cls, path, base: PreTrainedModel, teacher: PreTrainedModel, budget: Budget) -> BudgetAware:
+    def load(cls, path, base: PreTrainedModel, teacher: PreTrainedModel, budget: Budget, **cost) -> BudgetAware:
         "The student saved in `path`; `base` is the model loaded from there."
-        model = cls(base, teacher, budget)
+        model = cls(base, teacher, budget, **cost)
         model.embedding.load_state_dict(load_file(f"{path}/budget_embedding.safetensors"))
         return model
 
 
 def budget_share(budget: Budget, cost: Tensor, mask: Tensor) -> Tensor:
-    "Share of the budget left before each action and after the last, z/d in [-1, 1], (B, T) -> (B, T+1); 1 without a limit."
+    "Share of the budget left before each action and after the last, z/d in [-1, 1], (B, T) -> (B, T+1); for a limit of 0 or infinity 1 within it and -1 over it."
     z = budget.remaining(cost, mask)
-    return torch.where(z[:, :1].isinf(), 1.0, z / z[:, :1].clamp(min=1e-6)).clamp(-1, 1)
+    d = z[:, :1]
+    return torch.where((d > 0) & d.isfinite(), z / d, torch.where(z < 0, -1.0, 1.0)).clamp(-1, 1)
 
 # %% ../nbs/09_rollout.ipynb #sample
 @torch.no_grad()
@@ -146,25 +151,27 @@ def sample(
     training, eos, told = model.training, torch.as_tensor(eos_ids, device=prompt_ids.device), isinstance(model, BudgetAware)
     model.eval()
     student = Reader(model, prompt_ids, prompt_mask, num_generations, **({"remaining": torch.ones_like(prompt_ids, dtype=torch.float32)} if told else {}))
-    teacher = Reader(model.told[0], prompt_ids, prompt_mask, num_generations) if told else None
+    if told:
+        judge, own, factor, cost = model.told
+        teacher, budget = Reader(judge, prompt_ids, prompt_mask, num_generations), budget or own.scaled(factor)
     done, ids, logps, costs = torch.zeros(len(student.mask), dtype=torch.bool, device=prompt_ids.device), [], [], []
     for t in range(max_completion_length):
         token, logp = sample_token(student.logits[:, :vocab_size], temperature, top_p, generator)
         ids.append(token.masked_fill(done, pad_id))
         logps.append(logp.masked_fill(done, 0.0))
-        if told: costs.append(token_divergence(student.logits[:, None], teacher.logits[:, None], mask=~done[:, None])[:, 0])
+        if told: costs.append(token_cost(student.logits[:, None], teacher.logits[:, None], token[:, None], mask=~done[:, None], **cost)[:, 0])
         done = done | torch.isin(token, eos)
         if t + 1 == max_completion_length or done.all(): break
         if told: teacher.feed(ids[-1])
-        student.feed(ids[-1], **({"remaining": _shares(model, budget, costs)[:, -1:]} if told else {}))
+        student.feed(ids[-1], **({"remaining": _shares(budget, costs)[:, -1:]} if told else {}))
     model.train(training)
-    return torch.stack(ids, 1), torch.stack(logps, 1), done, _shares(model, budget, costs)[:, :-1] if told else None
+    return torch.stack(ids, 1), torch.stack(logps, 1), done, _shares(budget, costs)[:, :-1] if told else None
 
 
-def _shares(model: BudgetAware, budget: Budget | None, costs: list[Tensor]) -> Tensor:
-    "`budget_share` of the costs (B,) charged so far."
-    cost = torch.stack(costs, 1)
-    return budget_share(budget or model.told[1], cost, torch.ones_like(cost))
+def _shares(budget: Budget, costs: list[Tensor]) -> Tensor:
+    "`budget_share` before each of n actions, which cost `costs` (n tensors (B,)), and before the next one, (B, n+1)."
+    cost = torch.stack([*costs, torch.zeros_like(costs[0])], 1)  # that action is still to come: no prefix is the last one yet
+    return budget_share(budget, cost, torch.ones_like(cost))[:, :-1]
 
 # %% ../nbs/09_rollout.ipynb #generate
 def eos_token_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
@@ -183,7 +190,7 @@ def generate(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts
     eos = eos_token_ids(model, tokenizer)
     each = lambda rows: [x for x in rows for _ in range(num_generations)]
     columns = {k: each(v) for k, v in (columns or {}).items()}
-    budget = row_budget(model.told[1], columns, device) if isinstance(model, BudgetAware) else None
+    budget = row_budget(model.told[1], columns, device, model.told[2]) if isinstance(model, BudgetAware) else None
     ids, logps, done, remaining = sample(model, prompt_ids, prompt_mask, eos, tokenizer.pad_token_id, max_completion_length, num_generations, temperature, top_p, generator, vocab_size, budget)
     texts = tokenizer.batch_decode(ids.masked_fill(completion_mask(ids, eos) == 0, tokenizer.pad_token_id), skip_special_tokens=True)
     prompts, chat = each(prompts), is_chat(prompts[0])
@@ -192,8 +199,9 @@ def generate(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts
                    [[{"role": "assistant", "content": t}] if chat else t for t in texts], columns, remaining)
 
 
-def given_rollout(tokenizer: PreTrainedTokenizerBase, prompts: list, completions: list[str], columns: dict | None = None, max_completion_length: int = 32, device="cpu") -> Rollout:
-    "The trajectories that end in these `completions` (texts, without EOS), as if they had been sampled: a dataset's answers, say. Longer ones are cut off."
+def given_rollout(tokenizer: PreTrainedTokenizerBase, prompts: list, completions: list, columns: dict | None = None, max_completion_length: int = 32, device="cpu") -> Rollout:
+    "The trajectories that end in these `completions` (texts without EOS, or chat messages, of which the last counts), as if they had been sampled: a dataset's answers, say. Longer ones are cut off."
+    completions = [c[-1]["content"] if is_chat(c) else c for c in completions]
     prompt_ids, prompt_mask = encode_prompts(prompts, tokenizer)
     rows = [ids + [tokenizer.eos_token_id] for ids in tokenizer(completions, add_special_tokens=False)["input_ids"]]
     cut = [ids[:max_completion_length] for ids in rows]

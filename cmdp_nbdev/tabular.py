@@ -23,8 +23,8 @@ from .budget import Budget
 from .divergence import token_divergence, token_logps
 
 # %% auto #0
-__all__ = ['IMPOSSIBLE', 'COSTS', 'TreeCMDP', 'random_tree', 'Law', 'law', 'one_state', 'three_answers', 'tilt', 'Optimum',
-           'policy_rows', 'policy_of', 'expected_optimum', 'soft_optimum', 'max_divergence_optimum',
+__all__ = ['IMPOSSIBLE', 'COSTS', 'EXACT', 'TreeCMDP', 'random_tree', 'Law', 'law', 'one_state', 'three_answers', 'tilt',
+           'Optimum', 'policy_rows', 'policy_of', 'expected_optimum', 'soft_optimum', 'max_divergence_optimum',
            'surprisal_optimum', 'hard_curve', 'hard_optimum', 'occupancy_optimum', 'RegularisedDual',
            'regularised_dual', 'bisection', 'cutting_planes', 'dual_ascent', 'within_budget', 'hinge_policy',
            'random_policy', 'refine', 'TabularConfig', 'TabularLM', 'tabular_lm', 'tabular_tokenizer', 'tabular_pair',
@@ -78,6 +78,7 @@ class TreeCMDP:
 # %% ../nbs/03_tabular.ipynb #random-tree
 def random_tree(seed: int, vocab: int = 3, depth: int = 3, spread: float = 1.0, binary: bool = True, success: float = 0.3) -> TreeCMDP:
     "A random instance: teacher logits normal with standard deviation `spread`; rewards 1 with probability `success` (at least one 1 and one 0), or uniform in [0, 1) if not `binary`."
+    if vocab < 2 or depth < 1: raise ValueError(f"vocab must be >= 2 and depth >= 1, got vocab={vocab}, depth={depth}")
     g = torch.Generator().manual_seed(seed)
     n = (vocab ** depth - 1) // (vocab - 1)
     teacher = (spread * torch.randn(n, vocab, generator=g, dtype=torch.float64)).log_softmax(-1)
@@ -144,7 +145,8 @@ def tilt(reference: Tensor, worth: Tensor, kl: Tensor, steps: int = 50) -> tuple
     """Distribution p that maximises the mean of `worth` (..., V) subject to KL(p‖reference) <= `kl` (...) nats.
 
     `reference`: (..., V) log-probabilities, finite. Returns log p (..., V) and the price of a nat, d max/d kl (...), 0 where more would buy nothing.
-    Bisection on the logarithm of the inverse temperature, from below: `kl` is never exceeded by more than 1e-12. Derived in nbs/03_tabular.
+    Bisection on the logarithm of the inverse temperature, from below: `kl` is never exceeded by more than 1e-12. At `kl` = 0, where the slope is
+    infinite, the price is a large finite number. Derived in nbs/03_tabular.
     """
     worth = torch.where(reference > IMPOSSIBLE / 2, worth, worth.min(-1, keepdim=True).values)  # what the teacher cannot say is worth nothing
     top = worth.max(-1, keepdim=True).values
@@ -156,7 +158,8 @@ def tilt(reference: Tensor, worth: Tensor, kl: Tensor, steps: int = 50) -> tuple
         middle = (low + high) / 2
         fits = spend(tilted(middle)) <= kl
         low, high = torch.where(fits, middle, low), torch.where(fits, high, middle)
-    best = torch.where(x > -1e-12, reference, IMPOSSIBLE).log_softmax(-1)
+    ties = top - worth <= 1e-12 * torch.maximum(scale, top.abs())
+    best = torch.where(ties, reference, IMPOSSIBLE).log_softmax(-1)
     free, none = spend(best) <= kl, kl <= 0
     logp = torch.where(free.unsqueeze(-1), best, torch.where(none.unsqueeze(-1), reference, tilted(low)))
     return logp, torch.where(free, 0.0, scale.squeeze(-1) * (-low).exp())
@@ -217,13 +220,18 @@ def max_divergence_optimum(tree: TreeCMDP, d: float) -> Optimum:
     return _exact(tree, teacher * (filled / mass.clamp(min=1e-300))[level])
 
 
+def _best_allowed(tree: TreeCMDP, d: float) -> tuple[Tensor, Tensor]:
+    "Which trajectories have the highest reward among those of teacher surprisal at most `d`, (B,) bool, and all log μ(τ), (B,)."
+    logp = law(tree, tree.teacher).logp.sum(-1)
+    allowed = (-logp <= d + 1e-9) & (logp > IMPOSSIBLE / 2)
+    if not allowed.any(): raise ValueError(f"d={d} nats of surprisal allow no trajectory; the most probable one has {-float(logp.max()):.4f}")
+    return allowed & (tree.rewards == tree.rewards[allowed].max()), logp
+
+
 def surprisal_optimum(tree: TreeCMDP, d: float) -> Optimum:
     "Best policy for which every trajectory has teacher surprisal −log μ(τ) <= `d` nats. Raises ValueError where no trajectory has. Derived in nbs/03_tabular."
     _check_limit(d)
-    logp = law(tree, tree.teacher).logp.sum(-1)
-    allowed = -logp <= d + 1e-9
-    if not allowed.any(): raise ValueError(f"d={d} nats of surprisal allow no trajectory; the most probable one has {-float(logp.max()):.4f}")
-    best = allowed & (tree.rewards == tree.rewards[allowed].max())
+    best, logp = _best_allowed(tree, d)
     return _exact(tree, torch.where(best, logp, IMPOSSIBLE).softmax(-1))
 
 # %% ../nbs/03_tabular.ipynb #hard-grid
@@ -235,6 +243,7 @@ def _levels(tree: TreeCMDP) -> list[slice]:
 
 def _sweep(tree: TreeCMDP, d: float, grid: int) -> tuple[Tensor, Tensor, list[Tensor]]:
     "Lower and upper bounds (grid+1,) for budgets 0..d, and for every step but the last the best spend (nodes, grid+1) in grid steps."
+    if not (grid >= 1 and grid == int(grid)): raise ValueError(f"grid must be a whole number >= 1, got {grid!r}")
     z, all_pairs = torch.linspace(0, d, grid + 1, dtype=torch.float64), torch.tril_indices(grid + 1, grid + 1)
     lower = upper = tree.rewards.unsqueeze(-1).expand(-1, grid + 1)
     spends = []
@@ -256,7 +265,6 @@ def _sweep(tree: TreeCMDP, d: float, grid: int) -> tuple[Tensor, Tensor, list[Te
 def hard_curve(tree: TreeCMDP, d: float, grid: int = 64) -> tuple[Tensor, Tensor, Tensor]:
     "Budgets 0..d and, for each, a lower and an upper bound of the hard optimum, all (grid+1,). The gap falls like 1/grid. Derived in nbs/03_tabular."
     if not 0 < d < math.inf: raise ValueError(f"d must be a finite number of nats > 0, got {d!r}")
-    if not grid >= 1: raise ValueError(f"grid must be a whole number >= 1, got {grid!r}")
     lower, upper, _ = _sweep(tree, d, grid)
     return torch.linspace(0, d, grid + 1, dtype=torch.float64), lower, upper
 
@@ -288,7 +296,8 @@ def hard_optimum(tree: TreeCMDP, d: float, grid: int = 64) -> Optimum:
     `prices` (N,): what one more nat at each history would buy there. Raises ValueError for d < 0. Derived in nbs/03_tabular.
     """
     _check_limit(d)
-    surprisal = torch.where(tree.rewards == tree.rewards.max(), -law(tree, tree.teacher).logp.sum(-1), torch.inf)
+    best, logp = _best_allowed(tree, math.inf)
+    surprisal = torch.where(best, -logp, torch.inf)
     if d >= surprisal.min(): return _exact(tree, torch.nn.functional.one_hot(surprisal.argmin(), len(surprisal)).double(), torch.zeros(len(tree.teacher), dtype=torch.float64))
     _, upper, spends = _sweep(tree, d, grid)
     left, share = torch.tensor([grid]), []
@@ -308,11 +317,14 @@ def hard_optimum(tree: TreeCMDP, d: float, grid: int = 64) -> Optimum:
     return Optimum(float(law(tree, logits).value()), logits, float(upper[-1]), prices)
 
 # %% ../nbs/03_tabular.ipynb #lp
+EXACT = {"primal_feasibility_tolerance": 1e-10, "dual_feasibility_tolerance": 1e-10}  # for HiGHS
+
+
 def _check_costs(tree: TreeCMDP, costs: Tensor, limits) -> tuple[Tensor, np.ndarray]:
     "Costs as (m, N, V) and limits as (m,); ValueError where they do not fit."
     costs, limits = costs.reshape(-1, *costs.shape[-2:]).double(), np.asarray(limits, dtype=float).reshape(-1)
     if costs.shape[1:] != tree.teacher.shape or not costs.isfinite().all(): raise ValueError(f"costs must be finite, (m, {', '.join(map(str, tree.teacher.shape))}) for this tree, got {tuple(costs.shape)}")
-    if len(limits) != len(costs) or np.isnan(limits).any(): raise ValueError(f"limits must be one number for each of the {len(costs)} costs, got {limits.tolist()}")
+    if len(limits) != len(costs) or not np.isfinite(limits).all(): raise ValueError(f"limits must be one finite number for each of the {len(costs)} costs, got {limits.tolist()}")
     return costs, limits
 
 
@@ -328,8 +340,7 @@ def occupancy_optimum(tree: TreeCMDP, costs: Tensor, limits) -> Optimum:
     flow = np.kron(np.eye(n), np.ones((1, v)))  # out of each history ...
     flow[np.arange(1, n), np.arange(n - 1)] -= 1  # ... minus into it: edge e leads to node e + 1
     worth = np.concatenate([np.zeros(n - 1), tree.rewards.numpy()])
-    exact = {"primal_feasibility_tolerance": 1e-10, "dual_feasibility_tolerance": 1e-10}
-    found = linprog(-worth, costs.reshape(len(costs), -1).numpy(), limits, flow, np.eye(n)[0], method="highs", options=exact)
+    found = linprog(-worth, costs.reshape(len(costs), -1).numpy(), limits, flow, np.eye(n)[0], method="highs", options=EXACT)
     if found.x is None: raise ValueError(f"limits={limits.tolist()}: no policy keeps all expected costs within them ({found.message})")
     logits = policy_rows(tree, torch.tensor(found.x).clamp(min=0).reshape(n, v))
     return Optimum(float(law(tree, logits).value()), logits, float(-found.ineqlin.marginals @ limits - found.eqlin.marginals[0]), torch.tensor(-found.ineqlin.marginals))
@@ -353,8 +364,8 @@ class RegularisedDual:
         "Value g, gradient (m,), and the trajectory law (B,) that is best, at prices `lam` (m,)."
         score = self.teacher + (self.tree.rewards.numpy() - lam @ self.costs) / self.temperature
         weight = np.exp(score - score.max())
-        law = weight / weight.sum()
-        return float(self.temperature * (score.max() + np.log(weight.sum())) + lam @ self.limits), self.limits - self.costs @ law, law
+        prob = weight / weight.sum()
+        return float(self.temperature * (score.max() + np.log(weight.sum())) + lam @ self.limits), self.limits - self.costs @ prob, prob
 
 
 def regularised_dual(tree: TreeCMDP, costs: Tensor, limits, temperature: float) -> RegularisedDual:
@@ -374,6 +385,7 @@ def regularised_dual(tree: TreeCMDP, costs: Tensor, limits, temperature: float) 
 def bisection(dual: RegularisedDual, tol: float = 1e-9) -> tuple[np.ndarray, list[float]]:
     "Minimise a dual with one price: prices (1,) with g within `tol` of the minimum, and g at every step."
     if len(dual.limits) != 1: raise ValueError(f"bisection needs one limit, got {len(dual.limits)}; use cutting_planes")
+    if not tol > 0: raise ValueError(f"tol must be > 0, got {tol!r}")
     low, high, values = 0.0, dual.radius, []
     while True:
         lam = np.array([(low + high) / 2])
@@ -385,16 +397,17 @@ def bisection(dual: RegularisedDual, tol: float = 1e-9) -> tuple[np.ndarray, lis
 
 def cutting_planes(dual: RegularisedDual, tol: float = 1e-6, max_cuts: int = 500) -> tuple[np.ndarray, list[float]]:
     "Minimise a dual with any number of prices (m,) by Kelley's method: best prices, within `tol` of the minimum, and g at every step. Raises RuntimeError after `max_cuts`."
-    m, lam, cuts, values, prices = len(dual.limits), np.zeros(len(dual.limits)), [], [], []
-    while len(values) < max_cuts:
-        value, slope, _ = dual.solve(lam)
-        values.append(value); prices.append(lam)
-        cuts.append([*slope, -1, slope @ lam - value])  # g >= value + slope·(λ − lam)
+    m, gap, cuts, values, prices = len(dual.limits), math.inf, [], [], [np.zeros(len(dual.limits))]
+    for _ in range(max_cuts):
+        value, slope, _ = dual.solve(prices[-1])
+        values.append(value)
+        cuts.append([*slope, -1, slope @ prices[-1] - value])  # g >= value + slope·(λ − this price)
         A = np.array(cuts)
-        model = linprog([*np.zeros(m), 1], A[:, :-1], A[:, -1], bounds=[(0, dual.radius)] * m + [(None, None)])
-        if min(values) - model.fun <= tol: return prices[int(np.argmin(values))], values
-        lam = model.x[:-1]
-    raise RuntimeError(f"cutting_planes: the gap is still {min(values) - model.fun:.2g} after max_cuts={max_cuts}; raise tol ({tol:g})")
+        model = linprog([*np.zeros(m), 1], A[:, :-1], A[:, -1], bounds=[(0, dual.radius)] * m + [(None, None)], options=EXACT)
+        gap = min(values) - model.fun
+        if gap <= tol: return prices[int(np.argmin(values))], values
+        prices.append(model.x[:-1])
+    raise RuntimeError(f"cutting_planes: the gap is still {gap:.2g} after max_cuts={max_cuts}; raise tol ({tol:g}) or max_cuts")
 
 
 def dual_ascent(dual: RegularisedDual, steps: int) -> tuple[np.ndarray, list[float]]:
@@ -411,7 +424,8 @@ def dual_ascent(dual: RegularisedDual, steps: int) -> tuple[np.ndarray, list[flo
 def within_budget(tree: TreeCMDP, logits: Tensor, d: float) -> Tensor:
     "Policies `logits` (..., N, V) mixed with the teacher, history by history, until no trajectory spends more than `d` nats; log-probabilities. One that fits is not changed."
     _check_limit(d)
-    p, mu, left, rows = logits.softmax(-1), tree.teacher.exp(), torch.full_like(logits[..., :1, 0], d), []
+    p = torch.where(tree.teacher > IMPOSSIBLE / 2, logits, IMPOSSIBLE).softmax(-1)
+    mu, left, rows = tree.teacher.exp(), torch.full_like(logits[..., :1, 0], d), []
     spend = lambda p, level: (p * (p.clamp(min=1e-300).log() - tree.teacher[level])).sum(-1)
     for level in _levels(tree):
         share = (left / spend(p[..., level, :], level).clamp(min=1e-300)).clamp(max=1).unsqueeze(-1)
@@ -423,6 +437,7 @@ def within_budget(tree: TreeCMDP, logits: Tensor, d: float) -> Tensor:
 def hinge_policy(tree: TreeCMDP, d: float, coef: float = 10.0, widths: tuple[float, ...] = (1e-2, 1e-3, 1e-4)) -> Tensor:
     "Policy (N, V) that maximises E[R − `coef`·(D − d)_+] by exact gradients, the kink smoothed over `widths` nats in turn; it may spend a little more than `d`. Derived in nbs/03_tabular."
     _check_limit(d)
+    if not coef > 0: raise ValueError(f"coef must be > 0, got {coef!r}")
     x = tree.teacher
     for width in widths:
         def loss(flat):
@@ -431,12 +446,13 @@ def hinge_policy(tree: TreeCMDP, d: float, coef: float = 10.0, widths: tuple[flo
             over = (p.cost.sum(-1) - d) / width
             value = p.expect(tree.rewards - coef * width * torch.logaddexp(over, torch.zeros_like(over)))
             return -value.item(), torch.autograd.grad(-value, logits)[0].numpy().ravel()
-        x = torch.tensor(minimize(loss, x.numpy().ravel(), jac=True, method="L-BFGS-B", options={"maxiter": 500, "maxcor": 40, "ftol": 1e-12, "gtol": 1e-9}).x).reshape(x.shape).log_softmax(-1)
+        x = torch.tensor(minimize(loss, x.numpy().ravel(), jac=True, method="L-BFGS-B", options={"maxiter": 500, "maxcor": 40, "ftol": 1e-9, "gtol": 1e-9}).x).reshape(x.shape).log_softmax(-1)
     return x
 
 
 def random_policy(tree: TreeCMDP, d: float, samples: int = 1000, seed: int = 0) -> Tensor:
     "The best of `samples` random policies that spend at most `d` on every trajectory, (N, V)."
+    if samples < 1: raise ValueError(f"samples must be >= 1, got {samples}")
     g = torch.Generator().manual_seed(seed)
     logits = within_budget(tree, tree.teacher + 2 * torch.randn(samples, *tree.teacher.shape, generator=g, dtype=torch.float64), d)
     value = tree.rewards
@@ -463,6 +479,7 @@ class TabularConfig(PretrainedConfig):
     model_type = "cmdp-tabular"
 
     def __init__(self, actions: int = 2, depth: int = 1, trees: int = 1, **kwargs):
+        if actions < 2 or depth < 1 or trees < 1: raise ValueError(f"TabularConfig needs actions >= 2, depth >= 1 and trees >= 1, got {actions}, {depth} and {trees}")
         self.actions, self.depth, self.trees = actions, depth, trees
         self.vocab_size, self.max_position_embeddings = 2 + actions + trees, depth + 2  # begin, `depth` actions, EOS
         self.num_hidden_layers = 1  # of the cache
@@ -497,7 +514,7 @@ class TabularLM(PreTrainedModel, GenerationMixin):
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None, past_key_values: DynamicCache | None = None, use_cache: bool | None = None, logits_to_keep: int = 0, **kwargs) -> CausalLMOutputWithPast:
         "Logits (B, L, vocab_size) float64 after each of `input_ids` (B, L), the last `logits_to_keep` of them if that is not 0."
-        new, ids = input_ids.shape[1], input_ids
+        new, ids, past_key_values = input_ids.shape[1], input_ids, kwargs.get("cache", past_key_values)  # the newer name in transformers
         if use_cache and past_key_values is None: past_key_values = DynamicCache()
         if past_key_values is not None: ids = past_key_values.update(ids[:, None, :, None], ids[:, None, :, None], 0)[0][:, 0, :, 0]
         tree, node = (x[:, -(logits_to_keep or new):] for x in self.histories(ids))
@@ -551,7 +568,7 @@ def tabular_dataset(trees: TreeCMDP | list[TreeCMDP]) -> Dataset:
 
 def trajectory_index(tree: TreeCMDP, completion_ids: Tensor) -> Tensor:
     "Row of `tree.paths` that each completion (B, at least depth) of a `TabularLM` is, (B,) int64."
-    return ((completion_ids[:, :tree.depth] - 2) * tree.vocab ** torch.arange(tree.depth - 1, -1, -1)).sum(-1)
+    return ((completion_ids[:, :tree.depth] - 2) * tree.vocab ** torch.arange(tree.depth - 1, -1, -1, device=completion_ids.device)).sum(-1)
 
 
 def tabular_reward(trees: TreeCMDP | list[TreeCMDP]):

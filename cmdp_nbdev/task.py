@@ -5,6 +5,7 @@
 # %% ../nbs/07_task.ipynb #imports
 from __future__ import annotations
 
+import itertools
 import random
 import re
 import zlib
@@ -14,8 +15,8 @@ import numpy as np
 from datasets import Dataset
 
 # %% auto #0
-__all__ = ['SPLITS', 'Flaw', 'ChainTask', 'apply_op', 'parse_prompt', 'write_chain', 'split_of', 'chain_prompts', 'chain_dataset',
-           'chain_reward', 'check_steps', 'step_validity', 'tilt', 'prompt_frontier', 'chain_frontier']
+__all__ = ['SPLITS', 'HELD_OUT', 'Flaw', 'ChainTask', 'apply_op', 'parse_prompt', 'write_chain', 'split_of', 'chain_prompts',
+           'chain_dataset', 'chain_reward', 'check_steps', 'step_validity', 'tilt', 'prompt_frontier', 'chain_frontier']
 
 # %% ../nbs/07_task.ipynb #task
 @dataclass(frozen=True)
@@ -33,14 +34,25 @@ class Flaw:
 
 @dataclass(frozen=True)
 class ChainTask:
-    "Chains of `num_ops` operations drawn from `ops`, digits modulo 10, and the flaw of their teacher."
+    """Chains of `num_ops` >= 1 steps modulo 10 and the flaw of their teacher.
+
+    Each step draws its operation from the letters of `ops` and its operand from those of `operands`, repeated letters
+    more often. Raises ValueError for a chain without steps and for letters outside "+-*" and the digits.
+    """
     num_ops: int = 3
     ops: str = "+-*"
     flaw: Flaw = Flaw()
+    operands: str = "0123456789"
 
     def __post_init__(self):
         if self.num_ops < 1: raise ValueError(f"num_ops must be >= 1, got {self.num_ops}")
-        if not self.ops or set(self.ops) - set("+-*"): raise ValueError(f"ops must be a non-empty subset of '+-*', got {self.ops!r}")
+        for name, letters in (("ops", "+-*"), ("operands", "0123456789")):
+            if not getattr(self, name) or set(getattr(self, name)) - set(letters): raise ValueError(f"{name} must be made of the letters of {letters!r}, at least one, got {getattr(self, name)!r}")
+
+    @property
+    def completion_length(self) -> int:
+        "Tokens of a full completion, EOS included: 6 num_ops + 2. With the prompt, 8 num_ops + 4."
+        return 6 * self.num_ops + 2
 
 # %% ../nbs/07_task.ipynb #apply
 def apply_op(value: int, op: str, operand: int) -> int:
@@ -78,12 +90,16 @@ def split_of(prompt: str) -> str:
 def chain_prompts(n: int, split: str, seed: int, task: ChainTask = ChainTask()) -> list[str]:
     "`n` distinct random prompts of a split. Raises ValueError for an unknown split or when `n` distinct ones are not to be had."
     if split not in SPLITS: raise ValueError(f"split {split!r} is unknown; choose one of {', '.join(SPLITS)}")
-    room = 10 * (10 * len(task.ops)) ** task.num_ops * len(SPLITS[split]) // 10
-    if not 1 <= n <= room // 2: raise ValueError(f"n must lie between 1 and {room // 2} for split {split!r} of {task}, got {n}")
-    rng = random.Random(f"{split}-{seed}-{task}")
+    steps = [op + b for op in sorted(set(task.ops)) for b in sorted(set(task.operands))]
+    total = 10 * len(steps) ** task.num_ops
+    if total > 20000: room = total * len(SPLITS[split]) // 20  # half of the split, so that drawing stays quick
+    else: room = sum(split_of(f"{v}{''.join(s)}=") == split for v in range(10) for s in itertools.product(steps, repeat=task.num_ops))
+    if not 1 <= n <= room: raise ValueError(f"n must lie between 1 and {room} for split {split!r} of {task}, got {n}")
+    drawn_from = f"-{task.operands}" if task.operands != ChainTask.operands else ""
+    rng = random.Random(f"{split}-{seed}-ChainTask(num_ops={task.num_ops}, ops={task.ops!r}, flaw={task.flaw}){drawn_from}")  # published datasets hang on this text
     prompts: dict[str, None] = {}
     while len(prompts) < n:
-        p = str(rng.randrange(10)) + "".join(rng.choice(task.ops) + str(rng.randrange(10)) for _ in range(task.num_ops)) + "="
+        p = str(rng.randrange(10)) + "".join(rng.choice(task.ops) + rng.choice(task.operands) for _ in range(task.num_ops)) + "="
         if split_of(p) == split: prompts[p] = None
     return list(prompts)
 
@@ -94,6 +110,10 @@ def chain_dataset(n: int = 16000, split: str = "train", seed: int = 0, task: Cha
     return Dataset.from_dict({
         "prompt": prompts, "answer": [write_chain(p)[-1] for p in prompts],
         "num_flawed": [sum(task.flaw.hits(op, b) for op, b in parse_prompt(p)[1]) for p in prompts]})
+
+# %% ../nbs/07_task.ipynb #held-out
+HELD_OUT = {"4 steps": ChainTask(4), "5 steps": ChainTask(5), "7 steps": ChainTask(7),
+            "no *": ChainTask(3, "+-"), "only *": ChainTask(3, "*"), "mostly flawed": ChainTask(3, "+-******", operands="56789")}
 
 # %% ../nbs/07_task.ipynb #reward
 def _text(completion) -> str:

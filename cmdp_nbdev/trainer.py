@@ -11,6 +11,7 @@ import json
 import os
 import shutil
 import time
+from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from importlib.metadata import version
@@ -28,7 +29,7 @@ from tqdm.auto import tqdm
 from transformers import get_scheduler
 
 from .budget import Budget, row_budget, suggest_budget
-from .divergence import align_vocab, check_cost, token_cost, token_divergence, token_logps
+from .divergence import KINDS, SAMPLED_COSTS, align_vocab, check_cost, token_cost, token_divergence, token_logps
 from .evaluate import evaluate_records, summarize
 from .mdp import Rollout, masked, select, trajectory_cost, trim
 from .model import check_pair, check_vocab, load_model, load_tokenizer
@@ -37,9 +38,9 @@ from .reward import call_cost, constrained_reward, task_rewards
 from .rollout import BudgetAware, completion_logits, encode_prompts, generate, given_rollout, is_chat
 
 # %% auto #0
-__all__ = ['RANGES', 'RESUMABLE', 'Settings', 'CMDPConfig', 'prompt_order', 'fold_seed', 'check_dataset', 'check_trackers',
-           'check_teacher_tokenizer', 'claim_output_dir', 'newest_checkpoint', 'check_resumable', 'run_config',
-           'step_metrics', 'CMDPTrainer']
+__all__ = ['RANGES', 'RESUMABLE', 'EVALUATION', 'Settings', 'CMDPConfig', 'prompt_order', 'fold_seed', 'check_dataset',
+           'check_trackers', 'check_teacher_tokenizer', 'claim_output_dir', 'newest_checkpoint', 'check_resumable',
+           'run_config', 'step_metrics', 'CMDPTrainer']
 
 # %% ../nbs/11_trainer.ipynb #config
 class Settings(dict):
@@ -73,11 +74,11 @@ class CMDPConfig:
     budget: float = _f(0.8, "limit d on the divergence of one trajectory, >= 0; nats per sequence for 'sum', nats per token for 'mean' and 'prefix_mean'")
     aggregate: str = _f("sum", "how the budget adds up per-token costs: sum, mean or prefix_mean")
     burn_in: int = _f(0, "prefixes of at most this many tokens are not judged, >= 0; prefix_mean only")
-    scale_rewards: str = _f("group", "divide advantages by the group's standard deviation ('group') or only centre them ('none')")
+    scale_rewards: str | None = _f(None, "divide advantages by the standard deviation of the 'group' or of the whole 'batch', or only centre them ('none'); None = the method's own choice")
     distill_steps: int = _f(0, "the first updates (of max_steps) minimise the divergence alone, 0..max_steps; not the learning-rate warm-up")
     budget_quantile: float | None = _f(None, "choose the budget after the distill_steps: this quantile, in (0, 1), of what the student then spends on eval_dataset; replaces `budget`")
-    budget_start: float = _f(1.0, "limit at the first update as a multiple of the budget, > 0; training only")
-    budget_anneal_steps: int = _f(0, "updates over which the limit moves in a straight line from budget_start to the budget, >= 0")
+    budget_start: float = _f(1.0, "limit at the first update after the distill_steps as a multiple of the budget, > 0; training only")
+    budget_anneal_steps: int = _f(0, "updates over which the limit then moves in a straight line to the budget, >= 0")
     constraint_penalty: float = _f(1.0, "penalty n >= 0 for breaking one of the further budgets (the trainer's `constraints`)")
     lmbda: float = _f(1.0, "share of updates on the student's own completions, in [0, 1]; the others use the dataset's column 'completion' (or the teacher's, seq_kd); gkd only")
     seq_kd: bool = _f(False, "off-policy updates (lmbda < 1) use completions sampled from the teacher instead of the dataset's")
@@ -146,8 +147,12 @@ class CMDPConfig:
         "The `Budget` that these settings describe."
         return Budget(self.budget, self.aggregate, self.burn_in)
 
+    def cost_settings(self) -> dict:
+        "The cost that these settings describe, as keywords of `divergence.token_cost`."
+        return dict(kind=self.divergence, beta=self.beta, floor=self.floor, student_temperature=self.student_temperature, teacher_temperature=self.teacher_temperature)
+
 # %% ../nbs/11_trainer.ipynb #config-checks
-RANGES = {"> 0": (lambda v: v > 0, "temperature epsilon epsilon_high learning_rate adam_epsilon max_grad_norm student_temperature teacher_temperature budget_start"),
+RANGES = {"> 0": (lambda v: v > 0, "temperature epsilon epsilon_high learning_rate adam_epsilon max_grad_norm"), "a finite number > 0": (lambda v: 0 < v < float("inf"), "student_temperature teacher_temperature budget_start"),
           ">= 0": (lambda v: v >= 0, "weight_decay eval_temperature constraint_penalty"), "in [0, 1]": (lambda v: 0 <= v <= 1, "lmbda"), "in (0, 1)": (lambda v: 0 < v < 1, "budget_quantile"),
           "a whole number >= 0": (lambda v: v >= 0 and v == int(v), "burn_in distill_steps budget_anneal_steps warmup_steps seed eval_steps save_steps"),
           "a whole number >= 1": (lambda v: v >= 1 and v == int(v), "kl_chunk_size num_generations max_completion_length max_steps per_device_train_batch_size gradient_accumulation_steps num_iterations eval_num_generations per_device_eval_batch_size logging_steps save_total_limit"),
@@ -167,6 +172,8 @@ def _check_ranges(c: CMDPConfig) -> None:
     if c.distill_steps > c.max_steps: raise ValueError(f"distill_steps ({c.distill_steps}) is a part of max_steps ({c.max_steps}) and cannot exceed it")
     if c.budget_quantile is not None and not 0 < c.distill_steps < c.max_steps: raise ValueError(f"budget_quantile={c.budget_quantile} reads the budget off a distilled student: set distill_steps between 1 and max_steps - 1, got {c.distill_steps}")
     if c.budget_start != 1 and not c.budget_anneal_steps: raise ValueError(f"budget_start={c.budget_start} has no effect with budget_anneal_steps=0; say over how many updates the limit moves")
+    if c.budget_anneal_steps and c.budget_start == 1: raise ValueError(f"budget_anneal_steps={c.budget_anneal_steps} has no effect with budget_start=1; say where the limit starts")
+    if c.distill_steps and c.divergence in SAMPLED_COSTS: raise ValueError(f"distill_steps={c.distill_steps} follow the gradient of the divergence alone, and divergence={c.divergence!r} has none on average; set distill_steps=0 or use {', '.join(KINDS)}")
     if c.seq_kd and c.lmbda == 1: raise ValueError("seq_kd=True has no effect with lmbda=1, where every completion is the student's; lower lmbda")
     if c.bf16 and c.fp16: raise ValueError("bf16 and fp16 exclude each other; choose one")
     if c.per_device_train_batch_size * c.gradient_accumulation_steps % c.num_generations:
@@ -182,15 +189,22 @@ def _check_method(c: CMDPConfig) -> None:
     for k, v in c.method_kwargs.items():
         if isinstance(settings[k], (int, float)) and not (isinstance(v, (int, float)) and abs(v) < float("inf")): raise ValueError(f"method_kwargs: {k} of method {c.method!r} must be a finite number such as {settings[k]!r}, got {v!r}")
     if "scale_rewards" in settings and c.num_generations == 1:
-        raise ValueError(f"num_generations=1 leaves method {c.method!r} nothing to compare: every advantage would be 0 (scale_rewards={c.scale_rewards!r}); use at least 2")
-    method = METHODS[c.method]
-    if method.pathwise and c.divergence == "surprisal":
-        raise ValueError(f"divergence='surprisal' does not depend on the student, and method {c.method!r} reaches the cost through its gradient only: there would be no constraint; use one that puts the cost into the reward (cmdp, hinge, dual, chance-dual, weakest-link)")
-    if c.lmbda < 1 and not method.rewardless or c.lmbda < 1 and c.method != "gkd":
+        raise ValueError(f"num_generations=1 leaves method {c.method!r} nothing to compare: every advantage would be 0; use at least 2")
+    if c.lmbda < 1 and c.method != "gkd":
         raise ValueError(f"lmbda={c.lmbda} trains on completions the student did not sample, but method {c.method!r} has a score-function term, which needs its own; use method='gkd' or lmbda=1")
-    two, kwargs = torch.ones(2, 2), {"scale_rewards": c.scale_rewards} if "scale_rewards" in settings else {}
-    try: method(Batch(torch.tensor([0.0, 1.0]), torch.zeros(2), two, -two, -two, {"divergence": two}), c.budget_object(), {}, **{**kwargs, **c.method_kwargs})
-    except ValueError as e: raise ValueError(f"method {c.method!r} with method_kwargs={dict(c.method_kwargs)} and aggregate={c.aggregate!r}: {e}") from e
+    method, two, over = METHODS[c.method], torch.ones(2, 2), 2 * min(c.budget, 1e6) + 1
+    kwargs = {**settings, **({"scale_rewards": c.scale_rewards} if c.scale_rewards and "scale_rewards" in settings else {}), **c.method_kwargs}
+    for kind in method.costs: check_cost(kind, c.beta, c.floor)
+    costs = defaultdict(lambda: two, {**dict.fromkeys(method.costs, two), "divergence": torch.tensor([[0.0, 0.0], [over, over]])})  # the second one breaks the budget
+    try: signal = method(Batch(torch.tensor([0.0, 1.0]), torch.zeros(2), two, -two, -two, costs), c.budget_object(), {}, **kwargs)
+    except (ValueError, TypeError) as e: raise ValueError(f"method {c.method!r} with method_kwargs={dict(c.method_kwargs)} and aggregate={c.aggregate!r}: {e}") from e
+    priced = set(signal.multipliers) if isinstance(signal, Signal) else signal
+    if not isinstance(priced, set) or "divergence" not in priced or priced - {"divergence", *method.costs}:
+        raise ValueError(f"method {c.method!r} must return a Signal with a multiplier for the divergence and for nothing but that and register_method(costs=...) (a further cost has no gradient: put it into the advantage), got {priced!r}")
+    price = signal.multipliers["divergence"]
+    if (price < 0).any(): raise ValueError(f"method {c.method!r} with method_kwargs={dict(c.method_kwargs)} rewards divergence: its multiplier is {price.min():g}, and must be >= 0")
+    if method.pathwise and not kwargs.get("complete") and (c.divergence == "surprisal" or c.divergence == "log_ratio" and price[0].equal(price[1])):
+        raise ValueError(f"divergence={c.divergence!r} has no gradient on average, and method {c.method!r} reaches the cost through its gradient only: there would be no constraint; use a method that puts the cost into the reward (cmdp, hinge, chance-dual, weakest-link, or soft, dual and pid with complete=true) or one of {', '.join(KINDS)}")
 
 # %% ../nbs/11_trainer.ipynb #order
 def prompt_order(size: int, start: int, count: int, seed: int) -> list[int]:
@@ -254,6 +268,7 @@ def check_teacher_tokenizer(teacher, tokenizer) -> None:
 # fields that may differ between a run and its continuation; every other one would change what is being computed
 RESUMABLE = {"output_dir", "logging_steps", "eval_steps", "eval_on_start", "save_steps", "save_total_limit", "resume_from_checkpoint", "report_to",
              "disable_tqdm", "per_device_eval_batch_size", "eval_num_generations", "eval_temperature"}
+EVALUATION = {"per_device_eval_batch_size", "eval_num_generations", "eval_temperature"}  # with budget_quantile these decide the budget
 
 
 def claim_output_dir(path: str | None, method: str, resuming: bool) -> Path:
@@ -276,7 +291,8 @@ def newest_checkpoint(folder: str | os.PathLike) -> Path | None:
 
 def check_resumable(saved: dict, now: dict, checkpoint: Path) -> None:
     "Raise ValueError, naming every difference, if a checkpoint was written under settings that compute something else."
-    if diff := [k for k in now if k not in RESUMABLE and saved.get(k) != now[k]]:
+    free = RESUMABLE - (EVALUATION if now.get("budget_quantile") is not None else set())
+    if diff := [k for k in now if k not in free and saved.get(k) != now[k]]:
         raise ValueError(f"resume_from_checkpoint={str(checkpoint)!r} belongs to a run with other settings: "
                          + "; ".join(f"{k} was {saved.get(k)!r}, now {now[k]!r}" for k in diff))
 
@@ -293,7 +309,7 @@ def step_metrics(batch: Batch, kl: Tensor, signal: Signal, budget: Budget, termi
     ok, correct = spent <= budget.limit, (batch.rewards >= correct_at) & terminated
     by_group = [batch.rewards[batch.group_ids == g] for g in batch.group_ids.unique()]
     values = {"reward": batch.rewards.nanmean(), "accuracy": correct.float().mean(), "satisfaction_rate": ok.float().mean(),
-              "accuracy_within_budget": (ok & correct).float().mean(), "kl_mean": kl.mean(), "kl_p95": kl.quantile(0.95), "spent_mean": spent.mean(),
+              "accuracy_within_budget": (ok & correct).float().mean(), "kl_mean": kl.mean(), "kl_p95": kl.quantile(0.95), "spent_mean": spent.mean(), "budget": budget.limit.mean() if isinstance(budget.limit, Tensor) else budget.limit,
               "length_mean": length.mean(), "truncated_rate": 1 - terminated.float().mean(), "multiplier_mean": masked(signal.multipliers["divergence"], batch.mask).sum() / batch.mask.sum(),
               "advantage_abs": signal.advantage.abs().mean(), "frac_reward_zero_std": sum(bool((g == g[0]).all()) for g in by_group) / len(by_group)}
     return {k: float(v) for k, v in values.items()} | signal.metrics
@@ -330,7 +346,10 @@ class CMDPTrainer:
         if not _is_function(teacher): self.teacher.to(self.accelerator.device).eval().requires_grad_(False)
         if METHODS[args.method].augmented:
             if _is_function(teacher): raise ValueError(f"method {args.method!r} reads the teacher at every generated token, with a cache; a teacher given as a function has none: pass a model")
-            if not isinstance(student, BudgetAware): student = BudgetAware(student, self.teacher, self.budget)
+            folder = getattr(student, "name_or_path", "")
+            if isinstance(student, BudgetAware): pass
+            elif (Path(folder) / "budget_embedding.safetensors").is_file(): student = BudgetAware.load(folder, student, self.teacher, self.budget)
+            else: student = BudgetAware(student, self.teacher, self.budget)
         self._check(student)
         if args.gradient_checkpointing: student.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False}); student.train(); _no_dropout(student)
         optimizer = torch.optim.AdamW([p for p in student.parameters() if p.requires_grad], args.learning_rate, (args.adam_beta1, args.adam_beta2), args.adam_epsilon, args.weight_decay)
@@ -350,19 +369,28 @@ class CMDPTrainer:
         if args.reward_weights is not None and len(args.reward_weights) != len(self.reward_funcs):
             raise ValueError(f"reward_weights has {len(args.reward_weights)} numbers for {len(self.reward_funcs)} reward functions")
         if bad := [w for w in args.reward_weights or [] if not np.isfinite(w)]: raise ValueError(f"reward_weights must be finite numbers, got {bad[0]!r}")
+        if not isinstance(self.constraints, dict): raise ValueError(f"constraints must be a dict, name -> (cost function, Budget), got {self.constraints!r}")
+        if self.constraints and METHODS[args.method].rewardless: raise ValueError(f"constraints ({', '.join(self.constraints)}) are kept through the reward, which method {args.method!r} does not read; choose another method")
         for name, pair in self.constraints.items():
             if not (isinstance(pair, tuple) and len(pair) == 2 and callable(pair[0]) and isinstance(pair[1], Budget)): raise ValueError(f"constraints[{name!r}] must be a pair (cost function, Budget), got {pair!r}")
+            if isinstance(pair[1].limit, Tensor): raise ValueError(f"constraints[{name!r}] needs one number as its limit; limits per prompt go into a dataset column 'budget_{name}'")
         if "divergence" in self.constraints: raise ValueError("constraints: 'divergence' is the name of the teacher's; its budget is CMDPConfig(budget=...)")
+        if taken := set(METHODS[args.method].costs) & set(self.constraints): raise ValueError(f"constraints: method {args.method!r} has a cost named {', '.join(taken)} already; choose another name")
         if args.lmbda < 1 and not args.seq_kd and "completion" not in self.train_dataset.column_names: raise ValueError(f"lmbda={args.lmbda} needs a text column 'completion' in train_dataset (it has {', '.join(self.train_dataset.column_names)}), or seq_kd=True")
+        if args.lmbda < 1 and not args.seq_kd and (bad := [(i, c) for i, c in enumerate(self.train_dataset["completion"]) if not (isinstance(c, str) or is_chat(c))]): raise ValueError(f"train_dataset: completion {bad[0][0]} is {bad[0][1]!r}; a completion must be a text or a list of chat messages")
         if args.lmbda < 1 and args.seq_kd and _is_function(self.teacher): raise ValueError("seq_kd=True samples from the teacher, which a function cannot do; pass a model")
         if args.budget_quantile is not None and self.eval_dataset is None: raise ValueError("budget_quantile needs an eval_dataset to measure what the distilled student spends")
+        if args.budget_quantile is not None and "budget" in self.train_dataset.column_names: raise ValueError(f"budget_quantile={args.budget_quantile} has no effect: the column 'budget' of train_dataset gives every prompt a limit; drop one of the two")
+        for what, data in (("train_dataset", self.train_dataset), ("eval_dataset", self.eval_dataset)):
+            for column in {"budget", *(f"budget_{name}" for name in self.constraints)} & set(data.column_names if data is not None else ()):
+                try: row_budget(self.budget, {column: data[column]}, column=column)
+                except ValueError as e: raise ValueError(f"{what}: {e}") from e
         if not self.reward_funcs: raise ValueError("reward_funcs is empty; give at least one function f(prompts, completions, **columns) -> list of numbers")
         if bad := [f for f in self.reward_funcs if not callable(f)]: raise ValueError(f"reward_funcs must be functions, got {bad[0]!r}")
         rows = self.train_dataset[:2]
         probe = generate(student, tokenizer, rows.pop("prompt"), rows, max_completion_length=min(8, args.max_completion_length), generator=self._generator(1))
         task_rewards(self.reward_funcs, probe, args.reward_weights)
-        row_budget(self.budget, probe.columns)
-        for name, (f, b) in self.constraints.items(): b.spent(call_cost(f, probe), probe.completion_mask); row_budget(b, probe.columns, column=f"budget_{name}")
+        for f, b in self.constraints.values(): b.spent(call_cost(f, probe), probe.completion_mask)
         with torch.no_grad(): student_logits, teacher_logits = completion_logits(student, probe), completion_logits(self.teacher, probe)
         if teacher_logits.shape[:2] != student_logits.shape[:2]: raise ValueError(f"teacher must answer (B, L, V) for ids of shape (B, L), got {tuple(teacher_logits.shape)} where {tuple(student_logits.shape[:2])} completion positions were asked for")
         token_divergence(student_logits, teacher_logits, mask=probe.completion_mask)  # warns if the vocabularies do not fit
@@ -383,22 +411,21 @@ class CMDPTrainer:
         rewards, each = task_rewards(self.reward_funcs, rollout, args.reward_weights, args.truncated_reward)
         costs = {name: call_cost(f, rollout) for name, (f, _) in self.constraints.items()}
         spent, limits = self._constraints(rollout, costs)
-        rewards = constrained_reward(rewards, spent, limits, args.constraint_penalty)
         size = args.per_device_train_batch_size
         parts = [slice(i, i + size) for i in range(0, len(rollout), size)]
         with torch.set_grad_enabled(len(parts) == 1): measured = [self._measure(select(rollout, p)) for p in parts]
-        batch, kl, terminated = self._global_batch(rollout, rewards, measured, costs)
+        batch, kl, terminated = self._global_batch(rollout, constrained_reward(rewards, spent, limits, args.constraint_penalty), measured, costs)
         budget = self._budget(rollout)
         method, kwargs = ("gkd", {}) if self.global_step < args.distill_steps else (args.method, args.method_kwargs)
-        if "scale_rewards" in method_settings(method): kwargs = {"scale_rewards": args.scale_rewards, **kwargs}
+        if args.scale_rewards and "scale_rewards" in method_settings(method): kwargs = {"scale_rewards": args.scale_rewards, **kwargs}
         signal = METHODS[method](batch, budget, self.method_state, **kwargs)
-        if other := set(signal.multipliers) - {"divergence"}: raise ValueError(f"method {method!r} returns a multiplier for {', '.join(sorted(other))}, which has no gradient; put it into the advantage")
+        if other := set(signal.multipliers) - set(measured[0][2]): raise ValueError(f"method {method!r} returns a multiplier for {', '.join(sorted(other))}, but only {', '.join(measured[0][2])} have a gradient: name a divergence in register_method(costs=...), put anything else into the advantage")
         mask = batch.mask * terminated[:, None] if args.mask_truncated_completions else batch.mask
         for iteration in range(args.num_iterations):
             loss, grad_norm = self._update(rollout, parts, measured if iteration == 0 and len(parts) == 1 else None, batch, signal, mask)
         self.scheduler.step()
         self.global_step += 1
-        metrics = {"step": self.global_step, "loss": loss, "grad_norm": grad_norm, "learning_rate": self.scheduler.get_last_lr()[0], **step_metrics(batch, kl, signal, budget, terminated, args.correct_at)}
+        metrics = {"step": self.global_step, "loss": loss, "grad_norm": grad_norm, "learning_rate": self.scheduler.get_last_lr()[0], **step_metrics(dataclasses.replace(batch, rewards=self.accelerator.gather(rewards)), kl, signal, budget, terminated, args.correct_at)}
         for name, s in spent.items(): metrics |= {f"spent_mean_{name}": float(self.accelerator.gather(s).mean()), f"satisfaction_rate_{name}": float(self.accelerator.gather(s <= limits[name]).float().mean())}
         if len(self.reward_funcs) > 1:
             each = self.accelerator.gather(each.contiguous())
@@ -415,14 +442,15 @@ class CMDPTrainer:
         columns = self.train_dataset[rows]
         prompts = columns.pop("prompt")
         if off and not args.seq_kd: return given_rollout(tokenizer, prompts, columns["completion"], columns, args.max_completion_length, self.accelerator.device)
-        if isinstance(model, BudgetAware): model.told = (self.teacher, self.budget.scaled(self._anneal()))
+        if isinstance(model, BudgetAware): model.tell(self.teacher, self.budget, self._anneal(), **args.cost_settings())
         with self.accelerator.autocast():
             return generate(self.teacher if off else model, tokenizer, prompts, columns, G, args.max_completion_length, args.temperature, args.top_p, self._generator(0, self.global_step), self.vocab_size)
 
     def _anneal(self) -> float:
         "What the limit is multiplied with at this update."
-        share = min(1.0, self.global_step / self.args.budget_anneal_steps) if self.args.budget_anneal_steps else 1.0
-        return self.args.budget_start + share * (1 - self.args.budget_start)
+        args = self.args
+        share = min(1.0, max(0, self.global_step - args.distill_steps) / args.budget_anneal_steps) if args.budget_anneal_steps else 1.0
+        return args.budget_start + share * (1 - args.budget_start)
 
     def _budget(self, rollout: Rollout) -> Budget:
         "The budget of the global batch at this update; one limit per row if the dataset has a column `budget`."
@@ -438,26 +466,28 @@ class CMDPTrainer:
         "Limit that this share of the student's completions of eval_dataset would keep (budget.suggest_budget); meant for a student that only imitates."
         return suggest_budget([r["spent"] for r in self.evaluate(return_records=True)[1]], quantile)
 
-    def _measure(self, rollout: Rollout) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        "Log-probabilities under student and teacher, cost and reverse KL of every token, each (B, T)."
+    def _measure(self, rollout: Rollout) -> tuple[Tensor, Tensor, dict[str, Tensor], Tensor]:
+        "Log-probabilities under student and teacher, the costs by name, and the reverse KL of every token, each (B, T)."
         args, mask, ids = self.args, rollout.completion_mask, rollout.completion_ids
         student = completion_logits(self.model, rollout)
         with torch.no_grad(), self.accelerator.autocast(): teacher = completion_logits(self.teacher, rollout)
         student, teacher, _ = align_vocab(student, teacher)
-        cost = token_cost(student, teacher, ids, args.divergence, mask, beta=args.beta, floor=args.floor, chunk_size=args.kl_chunk_size, student_temperature=args.student_temperature, teacher_temperature=args.teacher_temperature)
+        of = lambda kind: token_cost(student, teacher, ids, mask=mask, chunk_size=args.kl_chunk_size, **{**args.cost_settings(), "kind": kind})
+        costs = {"divergence": of(args.divergence), **{kind: of(kind) for kind in METHODS[args.method].costs}}
         with torch.no_grad():
             exact = (args.divergence, args.floor, args.student_temperature, args.teacher_temperature) == ("reverse_kl", 0.0, 1.0, 1.0)
-            kl = cost.detach() if exact else token_divergence(student, teacher, mask=mask, chunk_size=args.kl_chunk_size)
-        return token_logps(student, ids, args.temperature), token_logps(teacher, ids), cost, kl
+            kl = costs["divergence"].detach() if exact else token_divergence(student, teacher, mask=mask, chunk_size=args.kl_chunk_size)
+        return token_logps(student, ids, args.temperature), token_logps(teacher, ids), costs, kl
 
     def _global_batch(self, rollout: Rollout, rewards: Tensor, measured: list, costs: dict[str, Tensor]) -> tuple[Batch, Tensor, Tensor]:
         "What the method sees: the measurements of all micro-batches and all processes, detached."
         def gather(x):
             if self.world == 1: return x
             return self.accelerator.gather(self.accelerator.pad_across_processes(x.contiguous(), dim=1) if x.dim() == 2 else x.contiguous())
-        logp, teacher_logp, cost, kl = (gather(torch.cat(x).detach()) for x in zip(*measured))
+        logp, teacher_logp, kl = (gather(torch.cat([m[i] for m in measured]).detach()) for i in (0, 1, 3))
+        costs |= {name: torch.cat([m[2][name] for m in measured]).detach() for name in measured[0][2]}
         groups = rollout.group_ids + self.rank * len(rollout)
-        return Batch(gather(rewards), gather(groups), gather(rollout.completion_mask), logp, teacher_logp, {"divergence": cost, **{k: gather(v) for k, v in costs.items()}}), kl, gather(rollout.terminated)
+        return Batch(gather(rewards), gather(groups), gather(rollout.completion_mask), logp, teacher_logp, {name: gather(c) for name, c in costs.items()}), kl, gather(rollout.terminated)
 
     def _update(self, rollout: Rollout, parts: list[slice], measured: list | None, batch: Batch, signal: Signal, mask: Tensor) -> tuple[float, float]:
         "One optimiser step on the whole rollout, micro-batch by micro-batch; returns the loss (of the global batch) and the gradient norm."
@@ -466,9 +496,9 @@ class CMDPTrainer:
             rows = slice(first + part.start, first + min(part.stop, len(rollout)))
             local = lambda x: x[rows, :T] if x.dim() == 2 else x[rows]
             with self.accelerator.no_sync(self.model) if k + 1 < len(parts) else contextlib.nullcontext():
-                logp, _, cost, _ = measured[k] if measured else self._measure(select(rollout, part))
+                logp, _, costs, _ = measured[k] if measured else self._measure(select(rollout, part))
                 mine = Signal(local(signal.advantage), {n: local(m) for n, m in signal.multipliers.items()})
-                loss = signal_loss(mine, logp, {"divergence": cost}, local(mask), mask.sum().clamp(min=1), local(batch.logp) if args.num_iterations > 1 else None, args.epsilon, args.epsilon_high)
+                loss = signal_loss(mine, logp, costs, local(mask), mask.sum().clamp(min=1), local(batch.logp) if args.num_iterations > 1 else None, args.epsilon, args.epsilon_high)
                 if not loss.isfinite(): raise FloatingPointError(f"the loss is {loss.item()} at step {self.global_step + 1}; nothing was updated. If the cost is infinite the teacher gives some token probability 0: set floor (1e-6, say)")
                 self.accelerator.backward(loss * self.world)  # DistributedDataParallel averages over processes; ours is a sum
             total += loss.detach()
@@ -541,7 +571,7 @@ class CMDPTrainer:
         dataset, args = self.eval_dataset if dataset is None else dataset, self.args
         if dataset is None: raise ValueError("eval_dataset is missing: give one to the trainer or to evaluate()")
         share, model = dataset.select(range(self.rank, len(dataset), self.world)), self.accelerator.unwrap_model(self.model)
-        if isinstance(model, BudgetAware): model.told = (self.teacher, self.budget)
+        if isinstance(model, BudgetAware): model.tell(self.teacher, self.budget, **args.cost_settings())
         records = evaluate_records(model, self.teacher, share, self.processing_class, self.reward_funcs, self.budget, metrics=self.eval_metrics,
                                    reward_weights=args.reward_weights, correct_at=args.correct_at, num_generations=args.eval_num_generations, max_completion_length=args.max_completion_length,
                                    temperature=args.eval_temperature, divergence=args.divergence, beta=args.beta, floor=args.floor, constraints=self.constraints,

@@ -101,11 +101,11 @@ def held_out():
 @pytest.fixture
 def make_trainer(tmp_path, pair, prompts, held_out):
     "Factory of trainers on fresh copies of the embedded pair; keywords of the trainer by name, every other one is a field of CMDPConfig."
-    def make(model=None, teacher=None, reward_funcs=chain_reward, train_dataset=None, eval_dataset=None, processing_class=None, callbacks=(), eval_metrics=None, **config):
+    def make(model=None, teacher=None, reward_funcs=chain_reward, train_dataset=None, eval_dataset=None, processing_class=None, callbacks=(), eval_metrics=None, constraints=None, **config):
         student, master, tok = copy.deepcopy(pair)
         args = CMDPConfig(**{**SMALL, "output_dir": str(tmp_path / "run"), **config})
         return CMDPTrainer(student if model is None else model, master if teacher is None else teacher, reward_funcs, args, prompts if train_dataset is None else train_dataset,
-                           held_out if eval_dataset is None else eval_dataset, tok if processing_class is None else processing_class, eval_metrics, callbacks)
+                           held_out if eval_dataset is None else eval_dataset, tok if processing_class is None else processing_class, eval_metrics, callbacks, constraints)
     return make
 
 

@@ -6,6 +6,7 @@ import torch
 from conftest import read_lines
 from datasets import Dataset
 
+from cmdp_nbdev.budget import Budget
 from cmdp_nbdev.cli import main
 from cmdp_nbdev.model import char_tokenizer, tiny_model
 from cmdp_nbdev.task import chain_reward
@@ -23,7 +24,7 @@ SETTINGS = {
     "group of one": (dict(num_generations=1, method="grpo"), r"num_generations=1.*at least 2"),
     "group of none": (dict(num_generations=0), r"num_generations must be a whole number >= 1, got 0"),
     "unknown method": (dict(method="ppo"), r"method 'ppo'.*grpo.*cmdp-smooth"),
-    "unknown method setting": (dict(method_kwargs={"lamda": 1}), r"cmdp-smooth.*no setting lamda; it has coef"),
+    "unknown method setting": (dict(method_kwargs={"lamda": 1}), r"cmdp-smooth.*no setting lamda; it has target"),
     "setting of another method": (dict(method="soft", method_kwargs="coef=1"), r"soft.*no setting coef; it has lam"),
     "method settings that are no settings": (dict(method_kwargs="coef"), r"method_kwargs='coef'.*key=value"),
     "method setting that is no number": (dict(method_kwargs={"coef": "big"}), r"coef.*big"),
@@ -53,6 +54,36 @@ SETTINGS = {
     "unknown tracker": (dict(report_to="tensorbord"), r"report_to='tensorbord'.*available here"),
     "wrong number of weights": (dict(reward_weights=[1.0, 2.0]), r"reward_weights has 2 numbers for 1 reward function"),
     "nan weight": (dict(reward_weights=[NAN]), r"reward_weights.*nan"),
+    "surprisal through its gradient": (dict(divergence="surprisal"), r"divergence='surprisal' has no gradient on average.*'cmdp-smooth'.*cmdp, hinge"),
+    "surprisal alone": (dict(divergence="surprisal", method="gkd"), r"divergence='surprisal'.*'gkd'"),
+    "surprisal and a multiplier without A_D": (dict(divergence="surprisal", method="dual", method_kwargs="complete=false"), r"divergence='surprisal'.*'dual'.*complete=true"),
+    "surprisal as the single step of MiniLLM": (dict(divergence="surprisal", method="minillm"), r"divergence='surprisal'.*'minillm'"),
+    "log-ratio alone": (dict(divergence="log_ratio", method="gkd"), r"divergence='log_ratio' has no gradient on average.*'gkd'"),
+    "log-ratio under one multiplier": (dict(divergence="log_ratio", method="soft"), r"divergence='log_ratio'.*'soft'.*complete=true"),
+    "distillation on a sampled cost": (dict(divergence="surprisal", method="hinge", distill_steps=1), r"distill_steps=1 .*divergence='surprisal'.*distill_steps=0 or use reverse_kl"),
+    "share of updates above one": (dict(lmbda=1.5, method="gkd"), r"lmbda must be in \[0, 1\], got 1.5"),
+    "others' completions for a score function": (dict(lmbda=0.5, method="cmdp"), r"lmbda=0.5.*'cmdp' has a score-function term.*method='gkd' or lmbda=1"),
+    "others' completions for MiniLLM": (dict(lmbda=0.5, method="minillm"), r"lmbda=0.5.*'minillm'"),
+    "no completions in the dataset": (dict(lmbda=0.5, method="gkd"), r"lmbda=0.5 needs a text column 'completion' in train_dataset.*prompt, answer.*seq_kd=True"),
+    "teacher's completions never used": (dict(seq_kd=True), r"seq_kd=True has no effect with lmbda=1"),
+    "quantile without distillation": (dict(budget_quantile=0.8), r"budget_quantile=0.8.*set distill_steps between 1 and max_steps - 1, got 0"),
+    "quantile after the run": (dict(budget_quantile=0.8, distill_steps=2), r"budget_quantile=0.8.*got 2"),
+    "quantile of one": (dict(budget_quantile=1.0, distill_steps=1), r"budget_quantile must be in \(0, 1\), got 1.0"),
+    "start without a way": (dict(budget_start=2.0), r"budget_start=2.0 has no effect with budget_anneal_steps=0"),
+    "way without a start": (dict(budget_anneal_steps=2), r"budget_anneal_steps=2 has no effect with budget_start=1"),
+    "start at nothing": (dict(budget_start=0.0, budget_anneal_steps=2), r"budget_start must be a finite number > 0, got 0.0"),
+    "start without a limit": (dict(budget_start=INF, budget_anneal_steps=2), r"budget_start must be a finite number > 0, got inf"),
+    "negative penalty": (dict(constraint_penalty=-1.0), r"constraint_penalty must be >= 0, got -1.0"),
+    "cold student": (dict(student_temperature=0.0), r"student_temperature must be a finite number > 0, got 0.0"),
+    "cold teacher": (dict(teacher_temperature=-1.0), r"teacher_temperature must be a finite number > 0, got -1.0"),
+    "target in per cent": (dict(method="chance-dual", method_kwargs="target=95"), r"chance-dual.*target must lie in \[0, 1\].*got 95"),
+    "delay of less than nothing": (dict(method="pid", method_kwargs="delay=-3"), r"pid.*delay must be a whole number.*-3"),
+    "half a delay": (dict(method="pid", method_kwargs="delay=0.5"), r"pid.*delay must be a whole number.*0.5"),
+    "reward for divergence": (dict(method="soft", method_kwargs="lam=-1"), r"'soft'.*lam.*multiplier is -1, and must be >= 0"),
+    "negative hinge": (dict(method="hinge", method_kwargs="coef=-2"), r"'hinge'.*coef.*must be >= 0"),
+    "negative prefix limit": (dict(method="weakest-link", method_kwargs="limit=-1"), r"weakest-link.*limit must be a number of nats >= 0"),
+    "negative penalty of a method": (dict(method="saute-augmented", method_kwargs="penalty=-1"), r"saute-augmented.*penalty n must be >= 0, got -1"),
+    "scaling of a method": (dict(method="hinge", method_kwargs="scale_rewards=std"), r"hinge.*scale_rewards 'std' is unknown"),
     "resume from nothing": (dict(resume_from_checkpoint="no/such/checkpoint"), r"resume_from_checkpoint='no/such/checkpoint'.*no checkpoint"),
 }
 
@@ -81,6 +112,9 @@ DATASETS = {
     "prompt that is none": (data(prompt=["1+1=", None], answer=["2", "2"]), r"train_dataset.*prompt.*1"),
     "prompts that are numbers": (data(prompt=[1, 2], answer=["2", "2"]), r"train_dataset.*prompt"),
     "prompt longer than the context": (data(prompt=["1+1=", "1" + "+1" * 40 + "="], answer=["2", "1"]), r"train_dataset: prompt 1 has 82 tokens.*max_completion_length=20.*context of 64"),
+    "budget that is none": (data(prompt=["1+1="] * 3, answer=["2"] * 3, budget=[1.0, 0.5, None]), r"train_dataset: column 'budget', row 2: a budget must be a number of nats >= 0, got None"),
+    "negative budget": (data(prompt=["1+1="] * 3, answer=["2"] * 3, budget=[1.0, 0.5, -1.0]), r"train_dataset: column 'budget', row 2.*-1"),
+    "budget in words": (data(prompt=["1+1="], answer=["2"], budget=["low"]), r"train_dataset: column 'budget', row 0.*'low'"),
     "chat without a template": (data(prompt=[[{"role": "user", "content": "1+1="}]], answer=["2"]), r"(?s)chat.?template"),
 }
 
@@ -95,6 +129,67 @@ def test_datasets(make_trainer, tmp_path, name):
 def test_eval_dataset_is_checked_too(make_trainer, tmp_path):
     "Held-out prompts that do not fit must not surface at the end of the run."
     refused(lambda: make_trainer(eval_dataset=DATASETS["prompt longer than the context"][0]), tmp_path, "eval_dataset: prompt 1 has 82 tokens", ValueError)
+
+
+def test_eval_budgets_are_checked_too(make_trainer, tmp_path):
+    "A limit that is none must not surface at the first evaluation."
+    refused(lambda: make_trainer(eval_dataset=DATASETS["budget that is none"][0]), tmp_path, "eval_dataset: column 'budget', row 2", ValueError)
+
+
+@pytest.mark.parametrize("completion", [None, 3, []])
+def test_completions_of_the_dataset(make_trainer, tmp_path, completion):
+    "Off-policy distillation reads them in shuffled order; a broken one must be found at the start."
+    dataset = data(prompt=["1+1="] * 3, answer=["2"] * 3, completion=[completion] * 3 if completion is not None else ["1", "1", None])
+    refused(lambda: make_trainer(method="gkd", lmbda=0.5, train_dataset=dataset), tmp_path, r"train_dataset: completion \d is .*a completion must be a text or a list of chat messages", ValueError)
+
+
+def test_quantile_beside_a_budget_per_prompt(make_trainer, tmp_path):
+    "Two sources for one limit: the one that would lose must be named."
+    refused(lambda: make_trainer(method="cmdp", distill_steps=1, budget_quantile=0.5, train_dataset=data(prompt=["1+1="], answer=["2"], budget=[1.0])), tmp_path, "budget_quantile=0.5 has no effect: the column 'budget'", ValueError)
+
+
+def test_quantile_without_prompts_to_measure_on(pair, prompts, tmp_path):
+    "The quantile is one of held-out completions."
+    from cmdp_nbdev.trainer import CMDPTrainer
+    config = CMDPConfig(method="cmdp", distill_steps=1, budget_quantile=0.5, output_dir=str(tmp_path / "run"), device="cpu")
+    refused(lambda: CMDPTrainer(pair[0], pair[1], chain_reward, config, prompts, None, pair[2]), tmp_path, "budget_quantile needs an eval_dataset", ValueError)
+
+
+@pytest.mark.parametrize("config", [dict(method="saute-augmented"), dict(method="gkd", lmbda=0.5, seq_kd=True)], ids=["told", "seq_kd"])
+def test_a_teacher_function_cannot_generate(make_trainer, tmp_path, config):
+    "Two options read the teacher token by token; a served one has no cache."
+    refused(lambda: make_trainer(teacher=lambda ids, mask: torch.zeros(*ids.shape, 19), **config), tmp_path, "function.*pass a model", ValueError)
+
+
+LENGTH = (lambda completion_ids: [len(i) for i in completion_ids], Budget(9))
+CONSTRAINTS = {
+    "list": ([LENGTH], r"constraints must be a dict, name -> \(cost function, Budget\)"),
+    "number for a budget": ({"length": (LENGTH[0], 9)}, r"constraints\['length'\] must be a pair \(cost function, Budget\)"),
+    "budget alone": ({"length": Budget(9)}, r"constraints\['length'\] must be a pair"),
+    "a limit per trajectory": ({"length": (LENGTH[0], Budget(torch.ones(4)))}, r"constraints\['length'\] needs one number as its limit; limits per prompt go into a dataset column 'budget_length'"),
+    "the teacher's name": ({"divergence": LENGTH}, r"'divergence' is the name of the teacher's; its budget is CMDPConfig\(budget=...\)"),
+    "cost that raises": ({"x": (lambda completions: 1 / 0, Budget(1))}, r"cost function '<lambda>' raised ZeroDivisionError"),
+    "cost of too few": ({"x": (lambda completions: [1], Budget(1))}, r"cost function '<lambda>' must return one number.*2 completions, got 1"),
+    "cost that is text": ({"x": (lambda completions: completions, Budget(1))}, r"cost function '<lambda>' returned '.*a cost is a number"),
+    "cost of a missing column": ({"x": (lambda level: level, Budget(1))}, r"cost function '<lambda>' asks for level"),
+}
+
+
+@pytest.mark.parametrize("name", CONSTRAINTS)
+def test_constraints(make_trainer, tmp_path, name):
+    "A further budget is the user's own code: what is wrong with it must be said before the run."
+    refused(lambda: make_trainer(constraints=CONSTRAINTS[name][0]), tmp_path, CONSTRAINTS[name][1], (ValueError, RuntimeError))
+
+
+@pytest.mark.parametrize("method", ["gkd", "minillm"])
+def test_constraints_that_nothing_would_keep(make_trainer, tmp_path, method):
+    "They work through the reward; a method that reads none would ignore them without a word."
+    refused(lambda: make_trainer(method=method, constraints={"length": LENGTH}), tmp_path, f"constraints \\(length\\) are kept through the reward, which method '{method}' does not read", ValueError)
+
+
+def test_budgets_of_a_further_cost_per_prompt(make_trainer, tmp_path):
+    "The column of a further budget is checked like the teacher's."
+    refused(lambda: make_trainer(constraints={"length": LENGTH}, train_dataset=data(prompt=["1+1="] * 3, answer=["2"] * 3, budget_length=[1.0, 2.0, NAN])), tmp_path, "train_dataset: column 'budget_length', row 2.*nan", ValueError)
 
 
 def test_missing_dataset(pair):
@@ -265,6 +360,7 @@ CLI = {
     "more test prompts than there are": (["--n_eval", "100000000"], r"n must lie between|n_eval"),
     "no threads": (["--num_threads", "0"], r"num_threads must be >= 1, got 0"),
     "method all with settings": (["--method", "all", "--method_kwargs", "lam=1"], r"method_kwargs belong to one method.*'all'"),
+    "method all on a cost that some cannot take": (["--method", "all", "--divergence", "surprisal"], r"divergence='surprisal'"),
     "unknown method": (["--method", "ppo"], r"method 'ppo' is unknown; choose one of"),
     "negative budget": (["--budget", "-1"], r"budget.*>= 0.*-1"),
     "unknown option": (["--budgett", "1"], r"--budgett"),

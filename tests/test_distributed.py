@@ -7,7 +7,9 @@ import pytest
 import torch
 from conftest import ROOT, gradients_of_step, read_lines, relative
 
+from cmdp_nbdev.budget import Budget
 from cmdp_nbdev.mdp import Rollout
+from cmdp_nbdev.reward import length_cost
 from cmdp_nbdev.task import chain_reward
 
 pytestmark = pytest.mark.slow
@@ -15,7 +17,9 @@ pytestmark = pytest.mark.slow
 SCRIPT = '''
 import sys, time, accelerate, torch
 torch.set_num_threads(1)
+from cmdp_nbdev.budget import Budget
 from cmdp_nbdev.model import default_pair
+from cmdp_nbdev.reward import length_cost
 from cmdp_nbdev.task import chain_dataset, chain_reward
 from cmdp_nbdev.trainer import CMDPConfig, CMDPTrainer
 out, size = sys.argv[1], 8
@@ -24,10 +28,13 @@ def digits(completions, **kwargs): return [float(sum(int(x) for x in c if x.isdi
 args = CMDPConfig(output_dir=out + "/run", max_steps=2, per_device_train_batch_size=size, num_generations=4, max_completion_length=20, device="cpu", disable_tqdm=True, save_steps=2)
 trainer = CMDPTrainer(student, teacher, [chain_reward, digits], args, chain_dataset(64), chain_dataset(15, "validation"), tok)
 flat = lambda: torch.cat([p.detach().flatten() for p in trainer.accelerator.unwrap_model(trainer.model).parameters()]).clone()
-clip, grads = trainer.accelerator.clip_grad_norm_, []
-def record(parameters, bound):
-    parameters = list(parameters); grads.append(torch.cat([p.grad.flatten().clone() for p in parameters])); return clip(parameters, bound)
-trainer.accelerator.clip_grad_norm_ = record
+def recording(trainer):
+    clip, grads = trainer.accelerator.clip_grad_norm_, []
+    def record(parameters, bound):
+        parameters = list(parameters); grads.append(torch.cat([p.grad.flatten().clone() for p in parameters])); return clip(parameters, bound)
+    trainer.accelerator.clip_grad_norm_ = record
+    return grads
+grads = recording(trainer)
 metrics = [trainer.step()]
 rollout = trainer.rollout
 metrics.append(trainer.step())
@@ -43,6 +50,22 @@ except Exception as e: open(f"{out}/late{trainer.rank}.txt", "w").write(str(e));
 trainer.train()  # nothing left to do; then as in the README
 assert trainer.evaluate() == evaluation
 trainer.save_model(out + "/student")
+
+# a student that is told its budget, one per prompt and annealed, and two further budgets
+def ones(completions, **kwargs): return [c.count("1") for c in completions]
+def limited(data): return data.add_column("budget", [0.1 + 0.2 * (i % 4) for i in range(len(data))])
+student, teacher, tok = default_pair()
+args = CMDPConfig(method="saute-augmented", output_dir=out + "/told", max_steps=2, per_device_train_batch_size=size, num_generations=4, max_completion_length=20, device="cpu", disable_tqdm=True, budget_start=2.0, budget_anneal_steps=4)
+told = CMDPTrainer(student, teacher, chain_reward, args, limited(chain_dataset(64)), limited(chain_dataset(15, "validation")), tok, constraints={"length": (length_cost, Budget(16)), "ones": (ones, Budget(1))})
+grads, metrics = recording(told), told.step()
+torch.save(dict(grad=grads[0], metrics=metrics, evaluation=told.evaluate(), rollout={k: getattr(told.rollout, k) for k in told.rollout.__dataclass_fields__}), f"{out}/told{told.rank}.pt")
+
+# a budget chosen on the way
+student, teacher, tok = default_pair()
+args = CMDPConfig(method="pid", output_dir=out + "/quantile", max_steps=2, distill_steps=1, budget_quantile=0.5, per_device_train_batch_size=size, num_generations=4, max_completion_length=20, device="cpu", disable_tqdm=True)
+chosen = CMDPTrainer(student, teacher, chain_reward, args, chain_dataset(64), chain_dataset(15, "validation"), tok)
+chosen.train()
+torch.save(dict(budget=chosen.budget.limit, state=chosen.method_state, spent=[r["spent"] for r in chosen.evaluate(return_records=True)[1]]), f"{out}/chosen{chosen.rank}.pt")
 '''
 
 
@@ -98,6 +121,17 @@ def test_each_rank_has_its_own_prompts(ranks):
 def test_the_update_is_that_of_one_process_on_the_same_rollouts(ranks, make_trainer):
     "The number of devices is no hyperparameter: loss and gradient of the first update must be those of the whole batch on one."
     _, (a, b), _ = ranks
+    both = one_rollout(a, b)
+    def digits(completions, **kwargs): return [float(sum(int(x) for x in c if x.isdigit())) for c in completions]
+    trainer = make_trainer(per_device_train_batch_size=16, reward_funcs=[chain_reward, digits])
+    trainer._sample = lambda: both
+    metrics, grad = gradients_of_step(trainer)
+    assert relative(a["grad"], grad) < 1e-4
+    for k in ("loss", "grad_norm", "reward", "accuracy", "satisfaction_rate", "kl_mean", "kl_p95", "length_mean", "multiplier_mean", "advantage_abs", "rewards/digits"): assert a["metrics"][0][k] == pytest.approx(metrics[k], rel=1e-4), k
+
+
+def one_rollout(a, b):
+    "What two processes sampled, as the batch of one."
     one, two = Rollout(**a["rollout"]), Rollout(**b["rollout"])
 
     def joined(k, side):
@@ -107,11 +141,27 @@ def test_the_update_is_that_of_one_process_on_the_same_rollouts(ranks, make_trai
         pad = lambda z: torch.nn.functional.pad(z, (width - z.shape[1], 0) if side == "left" else (0, width - z.shape[1]))
         return torch.cat([pad(x), pad(y)])
 
-    both = Rollout(joined("prompt_ids", "left"), joined("prompt_mask", "left"), joined("completion_ids", "right"), joined("completion_mask", "right"), joined("terminated", None), joined("sampled_logps", "right"),
-                   torch.cat([one.group_ids, two.group_ids + 100]), one.prompts + two.prompts, one.completions + two.completions, {k: one.columns[k] + two.columns[k] for k in one.columns})
-    def digits(completions, **kwargs): return [float(sum(int(x) for x in c if x.isdigit())) for c in completions]
-    trainer = make_trainer(per_device_train_batch_size=16, reward_funcs=[chain_reward, digits])
+    told = None if one.remaining is None else joined("remaining", "right")
+    return Rollout(joined("prompt_ids", "left"), joined("prompt_mask", "left"), joined("completion_ids", "right"), joined("completion_mask", "right"), joined("terminated", None), joined("sampled_logps", "right"),
+                   torch.cat([one.group_ids, two.group_ids + 100]), one.prompts + two.prompts, one.completions + two.completions, {k: one.columns[k] + two.columns[k] for k in one.columns}, told)
+
+
+def test_budgets_per_prompt_and_further_budgets_on_two_processes(ranks, make_trainer, prompts):
+    "Each process holds limits and costs of its own rows only; loss, gradient and rates must be those of all rows together, for a student that is told its budget, too."
+    a, b = (torch.load(ranks[0] / f"told{r}.pt", weights_only=False) for r in (0, 1))
+    both = one_rollout(a, b)
+    assert torch.equal(a["grad"], b["grad"]) and a["evaluation"] == b["evaluation"] and a["evaluation"]["n_eval"] == 15 and len(set(both.columns["budget"])) > 1
+    def ones(completions, **kwargs): return [c.count("1") for c in completions]
+    data = prompts.add_column("budget", [0.1 + 0.2 * (i % 4) for i in range(64)])
+    trainer = make_trainer(method="saute-augmented", per_device_train_batch_size=16, train_dataset=data, budget_start=2.0, budget_anneal_steps=4, constraints={"length": (length_cost, Budget(16)), "ones": (ones, Budget(1))})
     trainer._sample = lambda: both
     metrics, grad = gradients_of_step(trainer)
-    assert relative(a["grad"], grad) < 1e-4
-    for k in ("loss", "grad_norm", "reward", "accuracy", "satisfaction_rate", "kl_mean", "kl_p95", "length_mean", "multiplier_mean", "advantage_abs", "rewards/digits"): assert a["metrics"][0][k] == pytest.approx(metrics[k], rel=1e-4), k
+    assert relative(a["grad"], grad) < 1e-4 and metrics["budget"] == pytest.approx(2 * sum(both.columns["budget"]) / 16)
+    assert 0 < metrics["satisfaction_rate"] < 1 and 0 < metrics["satisfaction_rate_ones"] < 1
+    for k in set(metrics) - {"seconds", "learning_rate"}: assert a["metrics"][k] == pytest.approx(metrics[k], rel=1e-4, abs=1e-6), k
+
+
+def test_a_budget_chosen_on_two_processes(ranks):
+    "The quantile is one of all held-out completions; two processes with two budgets would train two students."
+    a, b = (torch.load(ranks[0] / f"chosen{r}.pt", weights_only=False) for r in (0, 1))
+    assert a == b and a["budget"] != 0.8 and len(a["spent"]) == 15 and a["state"]["past"]

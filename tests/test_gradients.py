@@ -7,7 +7,7 @@ import torch
 from cmdp_nbdev.budget import Budget
 from cmdp_nbdev.divergence import token_divergence, token_logps
 from cmdp_nbdev.mdp import to_go
-from cmdp_nbdev.objective import Batch, Signal, cmdp, gkd, grpo, saute, signal_loss, soft
+from cmdp_nbdev.objective import METHODS, Batch, Signal, cmdp, gkd, grpo, saute, signal_loss, soft
 
 V = T = 3
 PATHS = torch.tensor(list(itertools.product(range(V), repeat=T)))  # all 27 sequences
@@ -139,6 +139,63 @@ def test_saute_has_no_direction_when_everybody_violates(world):
     "The documented failure of a constant penalty: over budget everywhere, nothing points back to the teacher."
     close(world.of(saute(world.batch(), Budget(0.0), {}, penalty=5.0, scale_rewards="none")), torch.zeros_like(world.theta))
     assert world.of(cmdp(world.batch(), Budget(0.0), {}, scale_rewards="none")).norm() > 1e-2  # phi has one
+
+
+@pytest.mark.parametrize("method,settings", [("soft", dict(lam=0.7, complete=True)), ("dual", dict(init=0.7, lr=0.0)), ("pid", dict(init=0.7, kp=0.0, ki=0.0, kd=0.0))])
+def test_complete_lagrangians_follow_the_true_gradient(world, method, settings):
+    "A multiplier that is moved by the mean divergence must meet the gradient of the mean divergence, sampling included."
+    _, cost, prob = world.measure()
+    truth = world.grad(-(prob * REWARD).sum() + 0.7 * (prob * cost.sum(-1)).sum())
+    got = world.of(METHODS[method](world.batch(), Budget(1.0), {}, scale_rewards="none", **settings))
+    close(got, truth if method == "soft" else truth / 1.7)
+
+
+def test_hinge_is_the_gradient_of_the_exact_penalty(world):
+    "E[R - coef*(D - d)+] is differentiable almost everywhere; its gradient is the whole method."
+    _, cost, prob = world.measure()
+    spent = cost.sum(-1)
+    limit = float(spent.detach().median()) + 1e-6  # between two trajectories: at the kink itself the reference has no gradient
+    truth = world.grad(-(prob * (REWARD - 2.0 * (spent - limit).clamp(min=0))).sum())
+    close(world.of(METHODS["hinge"](world.batch(), Budget(limit), {}, coef=2.0, scale_rewards="none")), truth)
+
+
+def test_minillm_is_the_gradient_of_the_sequence_divergence(world):
+    "Single-step plus long-term part, without length normalisation, must be the gradient of KL(student||teacher) over sequences."
+    _, _, prob = world.measure()
+    truth = world.grad((prob * (prob.log() - token_logps(world.teacher[NODES], PATHS).sum(-1))).sum())
+    close(world.of(METHODS["minillm"](world.batch(), Budget(1.0), {}, length_normalization=False)), truth)
+
+
+def test_weakest_link_is_the_gradient_of_its_reward(world):
+    "Its cost does not depend on the policy, so the score function of the absorbing reward is everything."
+    _, _, prob = world.measure()
+    surprisal = -token_logps(world.teacher[NODES], PATHS)
+    means = surprisal.cumsum(-1) / torch.arange(1, T + 1)
+    limit = float(means.median())
+    bad = (means > limit).cummax(-1).values
+    assert bad.any(-1).any() and not bad.any(-1).all()
+    reward = torch.where(bad.any(-1), -1.5 * bad.sum(-1), REWARD)
+    close(world.of(METHODS["weakest-link"](world.batch(), Budget(1.0), {}, limit=limit, penalty=1.5, scale_rewards="none")), world.grad(-(prob * reward).sum()))
+
+
+def test_chance_dual_has_the_score_function_of_the_violation_probability(world):
+    "What it shares with every constraint on a rate: E[R - lam*1{D > d}], the step itself without gradient; its pathwise part comes on top."
+    _, cost, prob = world.measure()
+    spent = cost.sum(-1)
+    limit = float(spent.detach().median()) + 1e-6  # between two trajectories: at the kink itself the reference has no gradient
+    over = (spent.detach() > limit).double()
+    signal = METHODS["chance-dual"](world.batch(), Budget(limit), {}, init=0.8, lr=0.0, scale_rewards="none")
+    close(world.of(Signal(signal.advantage, NOTHING)), world.grad(-(prob * (REWARD - 0.8 * over)).sum()))
+    close(world.of(Signal(torch.zeros(len(PATHS)), signal.multiplier)), world.grad(0.8 * (prob.detach() * (spent - limit).clamp(min=0)).sum()))
+
+
+def test_a_sampled_log_ratio_as_a_loss_has_no_gradient(world):
+    "Why log_ratio is refused for methods whose multiplier is the same for every completion: on average nothing is pushed anywhere."
+    logp, cost, prob = world.measure()
+    ratio = logp - token_logps(world.teacher[NODES], PATHS)
+    close(world.grad((prob.detach() * ratio.sum(-1)).sum()), torch.zeros_like(world.theta))
+    gate = torch.sigmoid(cost.sum(-1)).detach()  # weighted by what the completion spent it is a score function
+    assert world.grad((prob.detach() * gate * ratio.sum(-1)).sum()).norm() > 1e-2
 
 
 def test_advantage_and_multiplier_are_detached(world):

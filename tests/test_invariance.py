@@ -182,3 +182,11 @@ def test_evaluation_disturbs_nothing(make_trainer, tmp_path):
     a, b = run(make_trainer, tmp_path / "a"), run(make_trainer, tmp_path / "b", eval_steps=1, eval_on_start=True)
     assert torch.equal(flat(a.model), flat(b.model))
     assert json.dumps(a.evaluate()) == json.dumps(a.evaluate()) == json.dumps(b.evaluate())
+
+
+@pytest.mark.parametrize("unit", [10.0, 0.1])
+def test_the_unit_of_the_reward_does_not_matter_to_the_default(pair, make_trainer, tmp_path, unit):
+    "Points instead of shares: a method with a coefficient would have to be tuned again."
+    def scaled(factor): return lambda completions, **kwargs: [factor * len(set(c)) / 4 for c in completions]
+    one, other = (gradients_of_step(make_trainer(llama(pair[2], 1, torch.float64), llama(pair[2], 2, torch.float64), scaled(f), truncated_reward=None, budget=1.2, max_completion_length=8, output_dir=str(tmp_path / str(f))))[1] for f in (1.0, unit))
+    assert relative(other, one) < 1e-4

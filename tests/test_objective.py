@@ -88,7 +88,7 @@ def test_step_gated_methods_are_grpo_under_a_budget_nobody_exceeds(method, limit
 def test_smooth_gate_is_soft_with_the_floor_under_a_huge_budget(limit):
     "The gate's width is a share of the budget, so it never closes quite; what is left is sigma(-margin/width) and must be no NaN."
     b, floor = batch(), 0.3
-    advantage, multiplier = answer("cmdp-smooth", b, Budget(limit), floor=floor, coef=5.0, width=0.01, margin=0.9, scale_rewards="none")
+    advantage, multiplier = answer("cmdp-smooth", b, Budget(limit), target=0.0, floor=floor, coef=5.0, width=0.01, margin=0.9, scale_rewards="none")
     soft_advantage, soft_multiplier = answer("soft", b, lam=floor, scale_rewards="none")
     torch.testing.assert_close(advantage, soft_advantage); torch.testing.assert_close(multiplier, soft_multiplier)
 
@@ -98,7 +98,7 @@ def test_smooth_gate_becomes_the_step_gate():
     b, budget = batch(1), Budget(0.9)
     spent = budget.spent(b.cost, b.mask)
     assert 0 < (spent > 0.9).sum() < len(spent) and ((spent - 0.9).abs() > 1e-3).all()
-    advantage, multiplier = answer("cmdp-smooth", b, budget, floor=0.0, coef=4.0, width=1e-6, margin=1.0, scale_rewards="none")
+    advantage, multiplier = answer("cmdp-smooth", b, budget, target=0.0, floor=0.0, coef=4.0, width=1e-6, margin=1.0, scale_rewards="none")
     gated = b.rewards * (spent <= 0.9)
     torch.testing.assert_close(advantage, torch.where(b.mask.bool(), group_advantage(gated, b.group_ids, "none")[:, None], 0.0))
     torch.testing.assert_close(multiplier, 4.0 * b.mask.double() * (spent > 0.9)[:, None])
@@ -267,7 +267,7 @@ def test_a_users_method_trains(own_methods, make_trainer):
 def test_smooth_gate_without_room(limit):
     "A budget of 0, or none at all, leaves no width for a sigmoid: the gate is the step, and nothing becomes NaN."
     b = batch()
-    signal = METHODS["cmdp-smooth"](b, Budget(limit), {}, coef=2.0, floor=0.5, scale_rewards="none")
+    signal = METHODS["cmdp-smooth"](b, Budget(limit), {}, target=0.0, coef=2.0, floor=0.5, scale_rewards="none")
     want = 2.5 if limit == 0 else 0.5
     assert torch.allclose(signal.multiplier[b.mask.bool()], torch.tensor(want, dtype=torch.float64))
     assert signal.advantage.isfinite().all()

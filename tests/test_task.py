@@ -1,6 +1,7 @@
 "The embedded task: splits, reward, reasoning checker, frontier."
 import itertools
 import random
+import zlib
 
 import numpy as np
 import pytest
@@ -118,7 +119,8 @@ def test_frontier_at_several_budgets_equals_each_alone():
 
 @pytest.mark.parametrize("call,match", [
     (lambda: chain_prompts(0, "train", 0), "n must lie between 1"), (lambda: chain_prompts(10, "dev", 0), "choose one of train, validation, test"), (lambda: chain_prompts(10**9, "test", 0), "n must lie between"),
-    (lambda: ChainTask(num_ops=0), "num_ops must be >= 1, got 0"), (lambda: ChainTask(ops="/"), "subset of"), (lambda: parse_prompt("3+8"), "not a chain prompt"), (lambda: parse_prompt("33+8="), "not a chain prompt")])
+    (lambda: ChainTask(num_ops=0), "num_ops must be >= 1, got 0"), (lambda: ChainTask(ops="/"), r"ops must be made of the letters of '\+-\*', at least one, got '/'"), (lambda: ChainTask(operands=""), "operands must be made of"),
+    (lambda: chain_prompts(2, "test", 0, ChainTask(1, "*", operands="5")), "n must lie between 1 and [01] "), (lambda: parse_prompt("3+8"), "not a chain prompt"), (lambda: parse_prompt("33+8="), "not a chain prompt")])
 def test_bad_tasks(call, match):
     "A task that cannot be drawn must say so instead of looping for ever."
     with pytest.raises(ValueError, match=match): call()
@@ -127,3 +129,35 @@ def test_bad_tasks(call, match):
 def test_small_tasks_terminate():
     "Drawing distinct prompts from a small set must end."
     assert len(set(chain_prompts(15, "validation", 0, ChainTask(num_ops=1)))) == 15
+
+
+@given(st.lists(st.sampled_from("+-*"), min_size=1, max_size=5), st.lists(st.sampled_from("0123456789"), min_size=1, max_size=12), st.integers(1, 7))
+def test_tasks_draw_only_what_they_name(ops, operands, num_ops):
+    "A study of other lengths, operations or operands must get exactly those, and its completions must fit the stated length."
+    task = ChainTask(num_ops, "".join(ops), operands="".join(operands))
+    try: data = chain_dataset(2, "train", 0, task)
+    except ValueError: assert 10 * (len(set(ops)) * len(set(operands))) ** num_ops < 20; return
+    for prompt in data["prompt"]:
+        steps = parse_prompt(prompt)[1]
+        assert len(steps) == num_ops and {o for o, _ in steps} <= set(ops) and {str(b) for _, b in steps} <= set(operands)
+        assert task.completion_length == len(write_chain(prompt)) + 1
+
+
+def test_repeated_letters_are_drawn_more_often():
+    "The weights of operations and operands are given by repetition."
+    prompts = chain_prompts(1000, "train", 0, ChainTask(7, "+***", operands="0123456789" + "9" * 10))
+    assert sum(p.count("*") for p in prompts) / 7000 == pytest.approx(0.75, abs=0.02)
+    assert sum(b == 9 for p in prompts for _, b in parse_prompt(p)[1]) / 7000 == pytest.approx(0.55, abs=0.02)
+
+
+def test_drawing_every_prompt_of_a_small_task_ends():
+    "The stated number of prompts must really be there, also where the operations are few or unevenly weighted."
+    for task in (ChainTask(1, "*", operands="57"), ChainTask(2, "++*", operands="19"), ChainTask(1)):
+        with pytest.raises(ValueError, match="n must lie between 1 and") as e: chain_prompts(0, "train", 0, task)
+        room = int(str(e.value).split(" and ")[1].split()[0])
+        assert len(set(chain_prompts(room, "train", 0, task))) == room > 5
+
+
+def test_published_datasets_do_not_change():
+    "Committed results were computed on these prompts."
+    assert [zlib.crc32("".join(chain_prompts(200, s, 0)).encode()) for s in SPLITS] == [2593730269, 3759030853, 556022400]
