@@ -772,7 +772,7 @@ class LiveTrainer(View):
         t = self.trainer
         if t.rollout is None: return
         rows = select(t.rollout, slice(0, min(24, len(t.rollout))))
-        cost = t._measure(rows)[2]
+        cost = t._measure(rows)[2]["divergence"]
         reward = task_rewards(t.reward_funcs, rows, t.args.reward_weights, t.args.truncated_reward)[0]
         text = lambda x: x if isinstance(x, str) else x[-1]["content"]
         self.samples = [{"prompt": text(p), "completion": text(c), "reward": float(r), "spent": float(s)} for p, c, r, s in zip(rows.prompts, rows.completions, reward, t.budget.spent(cost, rows.completion_mask))]
