@@ -19,18 +19,19 @@ from .budget import Budget
 from .objective import METHODS, Batch, method_settings
 
 # %% auto #0
-__all__ = ['BLACK', 'ORANGE', 'SKY', 'GREEN', 'YELLOW', 'BLUE', 'RED', 'PURPLE', 'COLORS', 'DASHES', 'SYMBOLS', 'SAFE', 'OVER',
-           'method_color', 'read_jsonl', 'running_mean', 'training_curves', 'spent_histogram', 'remaining_fan',
-           'token_heatmap', 'multiplier_curves', 'frontier_figure', 'tradeoff_figure', 'report_html']
+__all__ = ['BLACK', 'ORANGE', 'SKY', 'GREEN', 'YELLOW', 'BLUE', 'RED', 'PURPLE', 'GREY', 'STYLES', 'COLORS', 'DASHES', 'SYMBOLS',
+           'SAFE', 'OVER', 'method_color', 'read_jsonl', 'running_mean', 'training_curves', 'spent_histogram',
+           'remaining_fan', 'token_heatmap', 'multiplier_curve', 'multiplier_curves', 'frontier_figure',
+           'tradeoff_figure', 'report_html']
 
 # %% ../nbs/12_plot.ipynb #style
 BLACK, ORANGE, SKY, GREEN, YELLOW, BLUE, RED, PURPLE = "#000000", "#E69F00", "#56B4E9", "#009E73", "#F0E442", "#0072B2", "#D55E00", "#CC79A7"
-COLORS = {"grpo": RED, "gkd": BLUE, "minillm": BLUE, "soft": ORANGE, "kdrl": ORANGE, "saute": PURPLE, "cmdp": SKY, "saute-augmented": SKY, "hinge": BLACK, "weakest-link": PURPLE,
-          "dual": YELLOW, "pid": YELLOW, "chance-dual": BLACK, "cmdp-smooth": GREEN}
-DASHES = {"grpo": "dot", "gkd": "dash", "minillm": "dot", "soft": "dashdot", "kdrl": "dot", "saute": "longdash", "cmdp": "solid", "saute-augmented": "dot", "hinge": "dash", "weakest-link": "dot",
-          "dual": "dash", "pid": "dashdot", "chance-dual": "dot", "cmdp-smooth": "solid"}
-SYMBOLS = {"grpo": "triangle-up", "gkd": "square", "minillm": "square-open", "soft": "diamond", "kdrl": "diamond-open", "saute": "x", "cmdp": "cross", "saute-augmented": "cross-open", "hinge": "pentagon",
-           "weakest-link": "x-open", "dual": "hexagon", "pid": "hexagon-open", "chance-dual": "pentagon-open", "cmdp-smooth": "circle"}
+GREY = "#7F7F7F"
+# method -> colour, dash, symbol: no two methods share all three, so that a picture can be read without colour
+STYLES = {"grpo": (RED, "dot", "triangle-up"), "gkd": (BLUE, "dash", "square"), "minillm": (BLUE, "dot", "pentagon"), "soft": (ORANGE, "dashdot", "diamond"), "kdrl": (ORANGE, "dot", "triangle-down"),
+          "saute": (PURPLE, "longdash", "x"), "saute-augmented": (PURPLE, "dot", "star"), "weakest-link": (PURPLE, "dashdot", "hexagram"), "cmdp": (SKY, "solid", "cross"), "hinge": (SKY, "dash", "triangle-down"),
+          "dual": (GREY, "dash", "square"), "pid": (GREY, "dot", "diamond"), "chance-dual": (GREY, "dashdot", "pentagon"), "cmdp-smooth": (GREEN, "solid", "circle")}
+COLORS, DASHES, SYMBOLS = ({k: v[i] for k, v in STYLES.items()} for i in range(3))
 SAFE, OVER = BLUE, RED  # inside the budget, over it
 
 
@@ -118,16 +119,21 @@ def token_heatmap(records: list[dict], tokenizer, limit: int = 12) -> go.Figure:
     return _styled(fig, "Where the budget goes", width=900, height=160 + 28 * len(records)).update_layout(margin=dict(l=190))
 
 # %% ../nbs/12_plot.ipynb #multiplier-curves
+def multiplier_curve(name: str, budget: Budget, spent: torch.Tensor, settings: dict | None = None) -> torch.Tensor:
+    "Multiplier that method `name` puts on trajectories that spent `spent` (N,), nats; (N,). Without group normalisation, if `settings` do not say otherwise."
+    settings = {**({"scale_rewards": "none"} if "scale_rewards" in method_settings(name) else {}), **(settings or {})}
+    ones = torch.ones_like(spent).unsqueeze(-1)
+    batch = Batch(rewards=torch.arange(len(spent)) % 2 * 1.0, group_ids=torch.zeros(len(spent)), mask=ones, logp=-ones, teacher_logp=-ones, costs={"divergence": spent.unsqueeze(-1)})
+    return METHODS[name](batch, budget, {}, **settings).multipliers["divergence"][:, 0]
+
+
 def multiplier_curves(budget: Budget, methods: dict[str, dict] | None = None, points: int = 251) -> go.Figure:
     "Multiplier on the divergence against the spent budget; `methods`: name -> settings (default: all, with their own defaults)."
-    spent = torch.linspace(0, 2.5 * budget.limit, points).unsqueeze(-1)
-    ones = torch.ones_like(spent)
-    batch = Batch(rewards=torch.arange(points) % 2 * 1.0, group_ids=torch.zeros(points), mask=ones, logp=-ones, teacher_logp=-ones, costs={"divergence": spent})
+    spent = torch.linspace(0, 2.5 * budget.limit, points)
     fig = go.Figure()
     for name, settings in (methods or {m: {} for m in METHODS}).items():
-        if "scale_rewards" in method_settings(name): settings = {"scale_rewards": "none", **settings}
-        y = METHODS[name](batch, budget, {}, **settings).multipliers["divergence"][:, 0]
-        fig.add_scatter(x=spent[:, 0].tolist(), y=y.tolist(), mode="lines", name=name, line=dict(color=method_color(name), width=2.5, dash=DASHES.get(name, "solid")))
+        y = multiplier_curve(name, budget, spent, settings)
+        fig.add_scatter(x=spent.tolist(), y=y.tolist(), mode="lines", name=name, line=dict(color=method_color(name), width=2.5, dash=DASHES.get(name, "solid")))
     fig.add_vline(x=budget.limit, line=dict(color=BLACK, dash="dot"), annotation_text="d")
     fig.update_layout(xaxis=dict(title="spent budget, nats", range=[0, 2.5 * budget.limit]), yaxis=dict(title="multiplier on the divergence"))
     return _styled(fig, "What each method pays for divergence", height=470)

@@ -32,7 +32,7 @@ def test_wheel_contents(dist):
     wheel, = dist.glob("*.whl")
     names = set(zipfile.ZipFile(wheel).namelist())
     for who in ("teacher", "student"): assert {f"cmdp_nbdev/data/{who}/{f}" for f in ("model.safetensors", "config.json", "tokenizer.json", "tokenizer_config.json")} <= names
-    assert {"cmdp_nbdev/py.typed", "cmdp_nbdev/cli.py"} <= names
+    assert {"cmdp_nbdev/py.typed", "cmdp_nbdev/cli.py", *(f"cmdp_nbdev/data/{f}" for f in ("widget.js", "widget.css", "traces.npz"))} <= names
     assert {n.split("/")[0] for n in names if ".dist-info" not in n} == {"cmdp_nbdev"} and not [n for n in names if n.endswith(".ipynb")]
     entry = next(n for n in names if n.endswith("entry_points.txt"))
     assert "cmdp-distill = cmdp_nbdev.cli:main" in zipfile.ZipFile(wheel).read(entry).decode()

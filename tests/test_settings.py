@@ -46,13 +46,16 @@ def test_installed_metadata_agrees(ini):
 def test_every_import_of_the_library_is_a_requirement(ini):
     "A missing requirement breaks the first import in a fresh environment."
     import ast, sys
-    names = set()
+    names, optional = set(), set()
+    extra = {re.split(r"[<>=]", r)[0] for r in ini["notebook_requirements"].split()}
     for path in (ROOT / "cmdp_nbdev").glob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
-            if isinstance(node, ast.Import): names |= {a.name.split(".")[0] for a in node.names}
-            elif isinstance(node, ast.ImportFrom) and not node.level: names.add(node.module.split(".")[0])
-    wanted = {re.split(r"[<>=]", r)[0].replace("pyyaml", "yaml") for r in ini["requirements"].split()}
-    assert names - set(sys.stdlib_module_names) - {"cmdp_nbdev"} <= wanted
+            found = {a.name.split(".")[0] for a in node.names} if isinstance(node, ast.Import) else {node.module.split(".")[0]} if isinstance(node, ast.ImportFrom) and not node.level else set()
+            names |= found
+            if found & extra: optional.add(path.stem)
+    wanted = lambda key: {re.split(r"[<>=]", r)[0].replace("pyyaml", "yaml") for r in ini[key].split()}
+    assert names - set(sys.stdlib_module_names) - {"cmdp_nbdev"} <= wanted("requirements") | wanted("notebook_requirements")
+    assert optional <= {"widget"}, "only the widgets may need the extra 'notebook'"
 
 
 @pytest.mark.parametrize("name", ["CITATION.cff", "CHANGELOG.md"])
