@@ -60,7 +60,7 @@ def test_exercises_of_the_course():
 
 def answers(path) -> list[tuple[str, str | None, str]]:
     "(exercise, words that the verdict on a wrong answer must contain or None for the solution, code)."
-    return [(name, wrong or None, code) for name, wrong, code in re.findall(r"^# %% ([\w-]+)(?: wrong: (.*))?\n(.*?)(?=^# %%|\Z)", path.read_text(encoding="utf-8"), re.M | re.S)]
+    return [(name, wrong or None, code) for name, wrong, code in re.findall(r"^# %% ([\w-]+)(?: wrong: ([^\n]*))?\n(.*?)(?=^# %%|\Z)", path.read_text(encoding="utf-8"), re.M | re.S)]
 
 
 def last_value(source: str, space: dict):
