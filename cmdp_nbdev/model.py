@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, PreTrainedModel, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from transformers.utils import logging
 
 from .task import ChainTask, chain_prompts, write_chain
 
@@ -116,5 +117,9 @@ DATA = Path(str(files("cmdp_nbdev"))) / "data"
 
 def default_pair() -> tuple[PreTrainedModel, PreTrainedModel, PreTrainedTokenizerBase]:
     "The embedded (student, teacher, tokenizer), fresh copies in float32 on the CPU."
-    return (AutoModelForCausalLM.from_pretrained(DATA / "student", dtype=torch.float32), AutoModelForCausalLM.from_pretrained(DATA / "teacher", dtype=torch.float32),
-            load_tokenizer(DATA / "student"))
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()  # two files of a few hundred kB
+    try: student, teacher = (AutoModelForCausalLM.from_pretrained(DATA / name, dtype=torch.float32) for name in ("student", "teacher"))
+    finally:
+        if shown: logging.enable_progress_bar()
+    return student, teacher, load_tokenizer(DATA / "student")

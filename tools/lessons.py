@@ -22,12 +22,12 @@ TUTORIALS = ROOT / "tutorials"
 MAX_BYTES = 190_000
 
 
-def small_png(data: str | bytes, width: int = 760, colours: int = 48) -> str:
+def small_png(data: str | bytes, width: int = 960, colours: int = 96) -> str:
     "A PNG with few colours and at most `width` pixels, as base64: pictures are most of a notebook's size."
     from PIL import Image
     image = Image.open(io.BytesIO(base64.b64decode(data) if isinstance(data, str) else data)).convert("RGB")
     if image.width > width: image = image.resize((width, round(image.height * width / image.width)), Image.LANCZOS)
-    image.quantize(colours, dither=Image.Dither.NONE).save(out := io.BytesIO(), format="PNG", optimize=True)
+    image.quantize(colours, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE).save(out := io.BytesIO(), format="PNG", optimize=True)
     return base64.b64encode(out.getvalue()).decode()
 
 
