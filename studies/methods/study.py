@@ -160,6 +160,16 @@ def read(stage: str) -> list[dict]:
     with open(path, newline="") as f: return [{k: v if k in TEXTS or v == "" else float(v) for k, v in row.items()} for row in csv.DictReader(f)]
 
 
+def soft_rows() -> list[dict]:
+    "Fixed lambdas, advantages divided by the group's deviation. Runs of studies/foundation (same settings, same numbers) complete the seeds at d = 0.8."
+    mine = [r for r in read("lambdas") if "scale_rewards" not in r["settings"]]
+    have = {(r["settings"], r["seed"]) for r in mine}
+    with open(HERE.parent / "foundation" / "report.csv", newline="") as f: old = [r for r in csv.DictReader(f) if r["method"] == "soft" and "scale_rewards" not in r["settings"]]
+    numbers = ("seed", "accuracy", "satisfaction_rate", "accuracy_within_budget", "kl_mean", "kl_p95", "reasoning_validity")
+    more = [{"name": "soft", "method": "soft", "settings": r["settings"], "config": r["config"], **{k: float(r[k]) for k in numbers}} for r in old if (r["settings"], float(r["seed"])) not in have]
+    return mine + [r | {"satisfaction_at_0.8": r["satisfaction_rate"], "within_at_0.8": r["accuracy_within_budget"]} for r in more]
+
+
 def key(row: dict) -> tuple:
     "What identifies a run."
     text = lambda x: x if isinstance(x, str) else json.dumps(x)
