@@ -117,7 +117,7 @@ def test_shipped_traces_are_small_and_documented():
     "They are downloaded with the package, and their script must say how they were made."
     traces, made = widget.load_traces(), json.loads((ROOT / "studies" / "traces" / "config.json").read_text())
     size = (ROOT / "cmdp_nbdev" / "data" / "traces.npz").stat().st_size
-    assert size == made["bytes"] < 300_000 and made["students"] == len(traces) and {"steps", "learning_rate"} <= set(made["settings"]) and made["config"]["versions"]
+    assert size == made["bytes"] < 300_000 and made["students"] == len(traces) and {"max_steps", "learning_rate"} <= set(made["config"]) and made["versions"]
     assert {t["method"] for t in traces} == set(METHODS), "run studies/traces/make_traces.py"
     for t in traces:
         last = np.array([row[~np.isnan(row)][-1] for row in t["running"]])

@@ -5,6 +5,7 @@
     python studies/methods/study.py lambdas     fixed lambdas, five seeds; other budgets are judged on the same students
     python studies/methods/study.py targets     the default asked for 80, 90, 95 and 99% at three budgets, five seeds
     python studies/methods/study.py budgets     methods that use d, at two other budgets, two seeds
+    python studies/methods/study.py views       three fixed lambdas, two seeds, of which the widgets show the completions
     python studies/methods/study.py second      a second teacher with another flaw, two seeds
     python studies/methods/study.py ablate      the default without each of its parts, five seeds, d = 0.8
     python studies/methods/study.py scale       rewards times ten and divided by ten, three seeds
@@ -18,6 +19,7 @@ schedule (the defaults of CMDPConfig) unless the row's `config` says otherwise.
 """
 import argparse
 import csv
+import hashlib
 import json
 import os
 import platform
@@ -34,6 +36,7 @@ from cmdp_nbdev.evaluate import envelope
 
 HERE = Path(__file__).parent
 SEEDS, TUNE_SEED, N_EVAL = range(5), 100, 4096
+TRACE_SEEDS, N_TRACED, N_SHOWN = (2, 3), 400, 40  # runs of these seeds leave their first completions in traces/, for studies/traces/make_traces.py; the cost of every token of fewer
 BUDGETS = (0.4, 0.8, 1.0)  # nats per sequence
 TARGETS = (0.80, 0.90, 0.95, 0.99)
 LAMBDAS = (0.25, 0.5, 0.75, 1.0, 1.1, 1.2, 1.35, 1.5, 2.0, 3.0)
@@ -75,7 +78,8 @@ def plan(stage: str) -> list[dict]:
     if stage == "report": return [job(m, *chosen(m), seed) for seed in SEEDS for m in TRIALS]
     if stage == "lambdas": return [job("soft", {"lam": x}, {}, seed) for seed in SEEDS for x in LAMBDAS] + [job("soft", {"lam": x, "scale_rewards": "none"}, {}, seed) for seed in range(2) for x in LAMBDAS_NONE]
     if stage == "targets": return [job(DEFAULT, {"target": t}, {"budget": d}, seed) for seed in SEEDS for d in BUDGETS for t in TARGETS]
-    if stage == "budgets": return [job(m, chosen(m)[0], {**chosen(m)[1], "budget": d}, seed) for seed in range(2) for d in (0.4, 1.0) for m in USES_BUDGET if m != DEFAULT]
+    if stage == "budgets": return [job(m, chosen(m)[0], {**chosen(m)[1], "budget": d}, seed) for seed in TRACE_SEEDS for d in (0.4, 1.0) for m in (DEFAULT, *USES_BUDGET[:-1])]
+    if stage == "views": return [job("soft", {"lam": x}, {}, seed) for seed in TRACE_SEEDS for x in (0.3, 1.0, 3.0)]
     if stage == "second":
         pair = "second"
         return [j for seed in range(2) for j in [job(DEFAULT, {}, {"budget": d}, seed, pair=pair) for d in (0.4, 0.8)] + [job("soft", {"lam": x}, {}, seed, pair=pair) for x in (0.5, 0.75, 1.0, 1.35, 2.0)]
@@ -130,6 +134,7 @@ def run(job: dict) -> dict:
         seconds = time.perf_counter() - began
         result, records = trainer.evaluate(return_records=True)
         teachers = teacher_validity(teacher, tokenizer, task, job)
+    if job["seed"] in TRACE_SEEDS and stage_of_traces(job): save_trace(job, config.budget, records)
     valid, theirs = np.array([r["reasoning_validity"] for r in records]), np.array(teachers)
     other = {f"{k}_at_{d}": v[m] for d in BUDGETS for v in [summarize(records, Budget(d))] for k, m in (("satisfaction", "satisfaction_rate"), ("within", "accuracy_within_budget"))}
     last = history[-50:]
@@ -138,6 +143,26 @@ def run(job: dict) -> dict:
     return {**row, "budget": config.budget, **{k: round(float(v), 5) for k, v in numbers.items()}, "steps": trainer.global_step, "completions": config.per_device_train_batch_size,
             "teacher_passes": round(sum(m.get("teacher_passes", 0) for m in history)) or trainer.global_step * config.per_device_train_batch_size, "learning_rate": config.learning_rate, "seconds": round(seconds, 1), "note": note,
             "cmdp_nbdev": __version__, "torch": torch.__version__, "transformers": transformers.__version__, "machine": f"{platform.machine()}, {os.cpu_count()} CPUs, 1 thread"}
+
+
+def stage_of_traces(job: dict) -> bool:
+    "Whether the widgets may show this run: the embedded pair on test prompts, rewards as they are, one budget."
+    return (job["split"], job["pair"], job["reward_scale"], job["length_limit"]) == ("test", "embedded", 1.0, None)
+
+
+def trace_path(name: str, settings: dict, budget: float, seed: int) -> Path:
+    "Where the completions of a run are."
+    text = json.dumps([name, settings, budget, seed])
+    return HERE / "traces" / f"{name.replace(' ', '_')}_{hashlib.sha256(text.encode()).hexdigest()[:12]}.npz"
+
+
+def save_trace(job: dict, budget: float, records: list[dict]) -> None:
+    "The first completions of a run: spent, reward, correct, and the cost of every token of some; float16."
+    cost = np.zeros((N_SHOWN, 32), np.float16)
+    for line, r in zip(cost, records): line[:len(r["cost_per_token"])] = r["cost_per_token"]
+    of = lambda k, dtype: np.array([r[k] for r in records[:N_TRACED]], dtype)
+    (path := trace_path(job["name"], job["settings"], budget, job["seed"])).parent.mkdir(exist_ok=True)
+    np.savez_compressed(path, spent=of("spent", np.float16), reward=of("reward", np.float16), correct=of("correct", bool), length=np.array([len(r["cost_per_token"]) for r in records[:N_SHOWN]], np.uint8), cost=cost)
 
 
 def teacher_validity(teacher, tokenizer, task, job: dict) -> list[int]:
