@@ -96,7 +96,7 @@ function chart(c, width) {
   const X = v => (v - x0) / (x1 - x0) * w, Y = v => h - (v - y0) / (y1 - y0) * h;
   let grid = "";
   if (!bare) {
-    const xs = c.x.ticks ?? ticks(c.x.range, w / 70).map(v => [v, number(v, c.x.format)]), ys = c.y.ticks ?? ticks(c.y.range, h / 40).map(v => [v, number(v, c.y.format)]);
+    const xs = c.x.ticks ?? ticks(c.x.range, w / 60).map(v => [v, number(v, c.x.format)]), ys = c.y.ticks ?? ticks(c.y.range, h / 40).map(v => [v, number(v, c.y.format)]);
     for (const [v, text] of xs) grid += (c.x.ticks ? "" : `<path class="grid" d="M${px(X(v))} 0V${h}"/>`) + `<text x="${px(X(v))}" y="${h + 16}" text-anchor="middle">${esc(text)}</text>`;
     for (const [v, text] of ys) grid += `<path class="grid" d="M0 ${px(Y(v))}H${w}"/><text x="-7" y="${px(Y(v) + 4)}" text-anchor="end">${esc(text)}</text>`;
     grid += `<text class="axis" x="${w / 2}" y="${h + 34}" text-anchor="middle">${esc(c.x.label)}</text><text class="axis" transform="translate(-45 ${h / 2})rotate(-90)" text-anchor="middle">${esc(c.y.label)}</text>`;
@@ -127,7 +127,7 @@ const BLOCKS = {
 
 const CONTROLS = {
   range: c => `<label class="range"><span>${esc(c.label)}</span><input ${KEYS} type="range" data-name="${c.name}" min="${c.min}" max="${c.max}" step="${c.step}"><output></output></label>`,
-  select: c => `<label class="select ${c.options.some(([_, text]) => text.length > 30) ? "long" : ""}"><span>${esc(c.label)}</span><select ${KEYS} data-name="${c.name}">${c.options.map(([v, text]) => `<option value="${esc(JSON.stringify(v))}">${esc(text)}</option>`).join("")}</select></label>`,
+  select: c => `<label class="select ${c.options.some(([_, text]) => text.length > 24) ? "long" : ""}"><span>${esc(c.label)}</span><select ${KEYS} data-name="${c.name}">${c.options.map(([v, text]) => `<option value="${esc(JSON.stringify(v))}">${esc(text)}</option>`).join("")}</select></label>`,
   checkbox: c => `<label class="check"><input ${KEYS} type="checkbox" data-name="${c.name}"><span>${esc(c.label)}</span></label>`,
   checks: c => `<fieldset><legend>${esc(c.label)}</legend>${c.options.map(([v, text]) => `<label class="check"><input ${KEYS} type="checkbox" data-name="${c.name}" value="${esc(JSON.stringify(v))}"><span>${esc(text)}</span></label>`).join("")}</fieldset>`,
   buttons: c => `<div class="buttons" role="group" aria-label="${esc(c.label)}">${c.items.map((b, i) => `<button ${KEYS} type="button" data-group="${c.name}" data-item="${i}">${esc(b.label)}</button>`).join("")}</div>`,
@@ -216,12 +216,14 @@ function render({model, el}) {
     body.style.setProperty("--columns", columns);
     if (slots.length !== all.length) { body.innerHTML = all.map(b => `<div class="block is-${b.type}"></div>`).join(""); slots = all.map(() => ""); }
     const focus = root.contains(document.activeElement) ? document.activeElement.dataset.token : undefined;
+    let left = charts;
     all.forEach((b, i) => {
-      const html = BLOCKS[b.type](b, Math.min(width * (b.span ?? 1) + 12 * ((b.span ?? 1) - 1), wide));
+      const alone = b.type === "chart" && --left === 0 && charts % columns === 1, span = Math.min(alone ? columns : b.span ?? 1, columns);  // the last picture fills its row
+      const html = BLOCKS[b.type](b, width * span + 12 * (span - 1));
       if (html === slots[i]) return;
       body.children[i].className = `block is-${b.type}`;
       body.children[i].setAttribute("aria-live", b.type === "numbers" || b.alert ? "polite" : "off");
-      body.children[i].style.gridColumn = b.type === "chart" ? `span ${Math.min(b.span ?? 1, columns)}` : "";
+      body.children[i].style.gridColumn = b.type === "chart" ? `span ${span}` : "";
       body.children[i].innerHTML = slots[i] = html;
     });
     if (focus !== undefined) body.querySelector('[data-token][tabindex="0"]')?.focus();
