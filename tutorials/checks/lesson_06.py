@@ -35,8 +35,8 @@ def surrogate(function) -> str:
         value = function(p.logp, p.cost)
         need(value is not None and value.shape == (len(tree.rewards),), f"one number per trajectory: expected shape ({len(tree.rewards)},), got {None if value is None else tuple(value.shape)}")
         grad = lambda x: torch.autograd.grad((p.prob.detach() * x).sum(), table, retain_graph=True, allow_unused=True)[0]
+        need(value.requires_grad, "it has no gradient: everything in it is detached")
         got, full = grad(value), torch.autograd.grad(p.expect(p.cost.sum(-1)), table, retain_graph=True)[0]
-        need(got is not None, "it has no gradient: everything in it is detached")
         after = to_go(p.cost, tree.mask) - p.cost
         before = p.cost.cumsum(-1)
         classic = [(to_go(p.cost, tree.mask).detach() * p.logp, "this is the exact-KL trap: the divergence only as a detached reward; the pathwise part, the gradient of the costs themselves, is missing"),
@@ -61,8 +61,8 @@ def loss(function) -> str:
         value = function(logp, teacher)
         need(value is not None and value.shape == logp.shape, "one number per token: the shape of logp")
         grad = lambda x: torch.autograd.grad(x, logits, retain_graph=True, allow_unused=True)[0]
+        need(value.requires_grad, "it has no gradient: as a loss the estimate itself must be differentiated")
         got, right = grad((logp.detach().exp() * value).sum()), grad(token_divergence(logits, teacher).sum())
-        need(got is not None, "it has no gradient: as a loss the estimate itself must be differentiated")
         need(_gap(got, grad(token_divergence(logits, teacher, kind="forward_kl").sum())) > 1e-6, "k3 as a loss: its mean gradient is that of the FORWARD KL, though its value estimates the reverse KL")
         need(float(got.norm()) > 1e-8, "its mean gradient is zero: k1 as a loss does nothing but noise, because the mean of grad log pi is 0")
         need(_gap(got, right) < 1e-6, f"its mean gradient is off by {_gap(got, right):.0%} from that of the reverse KL")
