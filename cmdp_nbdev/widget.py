@@ -398,7 +398,8 @@ def distributions(record: dict, student, teacher, tokenizer) -> tuple[Tensor, Te
 def default_records(num_prompts: int = 6, num_generations: int = 8, seed: int = 0) -> tuple[list[dict], tuple]:
     "Completions of the student that ships, on test prompts in which the teacher's flaw occurs, and the (student, teacher, tokenizer) they come from."
     student, teacher, tokenizer = default_pair()
-    prompts = chain_dataset(200, "test", seed).filter(lambda row: row["num_flawed"] > 0).select(range(num_prompts))
+    prompts = chain_dataset(200, "test", seed)
+    prompts = prompts.select([i for i, flawed in enumerate(prompts["num_flawed"]) if flawed][:num_prompts])
     return evaluate_records(student, teacher, prompts, tokenizer, chain_reward, Budget(0.8), num_generations=num_generations, seed=seed), (student, teacher, tokenizer)
 
 
