@@ -10,6 +10,7 @@
     python studies/methods/study.py scale       rewards times ten and divided by ten, three seeds
     python studies/methods/study.py both        divergence <= 0.8 and length <= 20 at once, three seeds
     python studies/methods/study.py show        prints the tables from the CSV files
+    python studies/methods/study.py readme      writes them into README.md, between its two marks
 
 Each run is one row of <stage>.csv; a run that is in the file is not repeated, so a stopped study goes on where it was. `--only TEXT`
 runs the rows whose name contains it, `--seeds N` those of the first N seeds, `--workers N` that many at a time, one thread each. All runs share model, data, steps, batch and
@@ -160,6 +161,16 @@ def read(stage: str) -> list[dict]:
     with open(path, newline="") as f: return [{k: v if k in TEXTS or v == "" else float(v) for k, v in row.items()} for row in csv.DictReader(f)]
 
 
+def soft_rows() -> list[dict]:
+    "Fixed lambdas, advantages divided by the group's deviation. Runs of studies/foundation (same settings, same numbers) complete the seeds at d = 0.8."
+    mine = [r for r in read("lambdas") if "scale_rewards" not in r["settings"]]
+    have = {(r["settings"], r["seed"]) for r in mine}
+    with open(HERE.parent / "foundation" / "report.csv", newline="") as f: old = [r for r in csv.DictReader(f) if r["method"] == "soft" and "scale_rewards" not in r["settings"]]
+    numbers = ("seed", "accuracy", "satisfaction_rate", "accuracy_within_budget", "kl_mean", "kl_p95", "reasoning_validity")
+    more = [{"name": "soft", "method": "soft", "settings": r["settings"], "config": r["config"], **{k: float(r[k]) for k in numbers}} for r in old if (r["settings"], float(r["seed"])) not in have]
+    return mine + [r | {"satisfaction_at_0.8": r["satisfaction_rate"], "within_at_0.8": r["accuracy_within_budget"]} for r in more]
+
+
 def key(row: dict) -> tuple:
     "What identifies a run."
     text = lambda x: x if isinstance(x, str) else json.dumps(x)
@@ -237,22 +248,74 @@ def against_lambdas(ours: list[dict], soft: list[dict], budget: float, target: f
             + (f"best lambda with satisfaction >= {target}: {best['name']}, {best['accuracy']:.3f} at {best['satisfaction_rate']:.3f} (both {best['within']:.3f})" if best else f"no lambda reaches {target}"))
 
 
-def show() -> None:
-    "Print every table for which there are rows."
-    for stage in ("report", "lambdas", "budgets", "second", "ablate", "scale", "both"):
-        if rows := read(stage): print(f"\n== {stage}\n{table(rows)}")
-    if rows := read("targets"):
-        print(f"\n== targets\n{targets(rows)}\n")
-        for d in BUDGETS:
-            ours = [r for r in rows if r["budget"] == d and json.loads(r["settings"])["target"] == 0.95]
-            if ours and read("lambdas"): print(against_lambdas(ours, read("lambdas"), d))
+def paired(ours: list[dict], theirs: list[dict], columns=(("accuracy", "accuracy"), ("accuracy_within_budget", "within_at_0.8"))) -> str:
+    "Difference of two settings over the seeds that both have, with its 95% t-interval; `columns`: (name in ours, name in theirs)."
+    of = lambda rows, k: {r["seed"]: r[k] for r in rows if k in r}
+    lines = []
+    for a, b in columns:
+        mine, other = of(ours, a), of(theirs, b)
+        x = np.array([mine[s] - other[s] for s in sorted(set(mine) & set(other))])
+        if len(x) > 1: lines.append(f"{a} {x.mean():+.3f} [{x.mean() - (h := student_t.ppf(0.975, len(x) - 1) * x.std(ddof=1) / np.sqrt(len(x))):+.3f}, {x.mean() + h:+.3f}] ({len(x)} seeds)")
+    return "; ".join(lines)
+
+
+def against_sweep(rows: list[dict], soft: list[dict]) -> str:
+    "At every budget: the default asked for 95% and for 99% against all fixed lambdas."
+    lines = []
+    for d in BUDGETS:
+        at = [r for r in soft if f"satisfaction_at_{d}" in r]
+        for target in (0.95, 0.99):
+            ours = [r for r in rows if r["budget"] == d and json.loads(r["settings"])["target"] == target]
+            if ours and at: lines.append(f"asked {target:.0%}, " + against_lambdas(ours, at, d, min(target, mean(ours, "satisfaction_rate"))))
+    return "\n".join(lines)
+
+
+def second_table() -> str:
+    "The second teacher: the default at both budgets, and the students of the other methods judged at each."
+    rows = read("second")
+    return "\n".join(f"budget {d}\n" + table([r for r in rows if r["name"] != DEFAULT or r["budget"] == d], d) for d in (0.4, 0.8))
+
+
+TITLES = {"report": "All methods, d = 0.8, five seeds", "lambdas": "Fixed lambdas, judged at d = 0.8", "budgets": "Methods that use d at two other budgets", "ablate": "The default without one of its parts, d = 0.8",
+          "scale": "Rewards divided by ten, as they are, times ten", "tune": "Tuning trials (200 updates, one seed, validation prompts)"}
+
+
+def tables() -> str:
+    "Every table for which there are rows."
+    parts = [f"{title}\n\n{table(rows)}" for stage, title in TITLES.items() if (rows := read(stage))]
+    if rows := read("targets"): parts.insert(1, f"The default asked for four rates at three budgets\n\n{targets(rows)}\n\n{against_sweep(rows, soft_rows())}")
+    if read("second"): parts.append(f"A second teacher\n\n{second_table()}")
+    if rows := read("both"): parts.append(f"Divergence and length\n\n{both(rows)}")
+    return "\n\n\n".join(parts)
+
+
+def both(rows: list[dict]) -> str:
+    "Two budgets at once: what is kept with and without the limit on the length."
+    lines = [f"{'length limit':14}{'accuracy':>10}{'divergence kept':>17}{'length mean':>13}{'length kept':>13}{'seeds':>7}"]
+    for limit in dict.fromkeys(r["length_limit"] for r in rows):
+        g = [r for r in rows if r["length_limit"] == limit]
+        kept = f"{mean(g, 'length_satisfaction_rate'):13.3f}" if limit and "length_satisfaction_rate" in g[0] else f"{'':13}"
+        lines.append(f"{limit or 'none':14}{mean(g, 'accuracy'):10.3f}{mean(g, 'satisfaction_rate'):17.3f}{mean(g, 'length_mean'):13.2f}{kept}{len(g):7}")
+    return "\n".join(lines)
+
+
+MARKS = "<!-- tables: study.py readme -->\n```\n", "\n```\n<!-- end of tables -->"
+
+
+def readme() -> None:
+    "Put the tables between the marks of README.md."
+    path = HERE / "README.md"
+    text = path.read_text(encoding="utf-8")
+    start, end = text.index(MARKS[0]) + len(MARKS[0]), text.index(MARKS[1])
+    path.write_text(text[:start] + tables() + text[end:], encoding="utf-8")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("stage"); parser.add_argument("--workers", type=int, default=2); parser.add_argument("--only", default=""); parser.add_argument("--seeds", type=int, default=len(SEEDS), help="only the first so many seeds")
     args = parser.parse_args()
-    if args.stage == "show": return show()
+    if args.stage == "show": return print(tables())
+    if args.stage == "readme": return readme()
     work(args.stage, args.workers, args.only, args.seeds)
 
 

@@ -39,8 +39,12 @@ def reads_budget(method: str, settings: dict) -> bool:
     g = torch.Generator().manual_seed(0)
     ones = torch.ones(32, 4)
     batch = Batch((torch.rand(32, generator=g) < 0.5).float(), torch.arange(32) // 8, ones, -ones, -ones, {"divergence": 0.5 * torch.rand(32, 4, generator=g)})
-    low, high = (METHODS[method](batch, Budget(d), {}, **settings) for d in (0.5, 1.0))
-    return not (torch.equal(low.advantage, high.advantage) and torch.equal(low.multiplier, high.multiplier))
+    answers = []
+    for d in (0.5, 1.0):
+        state: dict = {}
+        signals = [METHODS[method](batch, Budget(d), state, **settings) for _ in range(2)]  # a multiplier that moves shows its budget in the state
+        answers.append([x for s in signals for x in (s.advantage, *s.multipliers.values())] + [torch.as_tensor(float(v)) for v in state.values() if isinstance(v, (int, float, torch.Tensor)) and torch.as_tensor(v).numel() == 1])
+    return not all(torch.equal(a, b) for a, b in zip(*answers))
 
 
 def run(row: dict, args) -> tuple[dict, dict]:
