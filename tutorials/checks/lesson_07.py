@@ -82,7 +82,7 @@ def shift(function) -> str:
             every = model(rollout.input_ids, attention_mask=rollout.attention_mask).logits
         need(isinstance(got, torch.Tensor) and got.shape == right.shape, f"asked is one number per completion token, {tuple(right.shape)}; got {tuple(got.shape) if isinstance(got, torch.Tensor) else type(got).__name__}")
         near = lambda x: torch.allclose(got[at], x[at], atol=1e-4)
-        need(not near(token_logps(every[:, -T:], ids)), f"the logits at a token's own place have seen that token, and predict the one after it. So the tokens that the model itself wrote look unlikely: {got[at].mean():.1f} nats each on average instead of {right[at].mean():.1f}")
+        need(not near(token_logps(every[:, -T:], ids)), f"the logits at a token's own place have seen that token, and predict the one after it. So the tokens that the model itself wrote look unlikely: {got[at].mean():.2f} nats each on average instead of {right[at].mean():.2f}")
         need(not near(token_logps(every[:, :T], ids)), "these are the logits of the prompt: the completion begins after it")
         need(not near(every[:, -T - 1:-1].gather(-1, ids[..., None])[..., 0]), "the place is right, but these are logits: without subtracting logsumexp they are no log-probabilities")
         need(not near(right.exp()), "the place is right, but these are probabilities; asked are their logarithms")
