@@ -5,6 +5,7 @@
 # %% ../nbs/12_plot.ipynb #imports
 from __future__ import annotations
 
+import copy
 import inspect
 import json
 import os
@@ -119,12 +120,12 @@ def token_heatmap(records: list[dict], tokenizer, limit: int = 12) -> go.Figure:
     return _styled(fig, "Where the budget goes", width=900, height=160 + 28 * len(records)).update_layout(margin=dict(l=190))
 
 # %% ../nbs/12_plot.ipynb #multiplier-curves
-def multiplier_curve(name: str, budget: Budget, spent: torch.Tensor, settings: dict | None = None) -> torch.Tensor:
-    "Multiplier that method `name` puts on trajectories that spent `spent` (N,), nats; (N,). Without group normalisation, if `settings` do not say otherwise."
+def multiplier_curve(name: str, budget: Budget, spent: torch.Tensor, settings: dict | None = None, state: dict | None = None) -> torch.Tensor:
+    "Multiplier that method `name` puts on trajectories that spent `spent` (N,), nats; (N,). Without group normalisation, if `settings` do not say otherwise; `state`: what the method remembers (a copy is used), for a multiplier that moves."
     settings = {**({"scale_rewards": "none"} if "scale_rewards" in method_settings(name) else {}), **(settings or {})}
     ones = torch.ones_like(spent).unsqueeze(-1)
     batch = Batch(rewards=torch.arange(len(spent)) % 2 * 1.0, group_ids=torch.zeros(len(spent)), mask=ones, logp=-ones, teacher_logp=-ones, costs={"divergence": spent.unsqueeze(-1)})
-    return METHODS[name](batch, budget, {}, **settings).multipliers["divergence"][:, 0]
+    return METHODS[name](batch, budget, copy.deepcopy(state or {}), **settings).multipliers["divergence"][:, 0]
 
 
 def multiplier_curves(budget: Budget, methods: dict[str, dict] | None = None, points: int = 251) -> go.Figure:
