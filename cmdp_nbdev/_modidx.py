@@ -356,6 +356,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                     'cmdp_nbdev.trainer.check_trackers': ('trainer.html#check_trackers', 'cmdp_nbdev/trainer.py'),
                                     'cmdp_nbdev.trainer.claim_output_dir': ('trainer.html#claim_output_dir', 'cmdp_nbdev/trainer.py'),
                                     'cmdp_nbdev.trainer.fold_seed': ('trainer.html#fold_seed', 'cmdp_nbdev/trainer.py'),
+                                    'cmdp_nbdev.trainer.model_card': ('trainer.html#model_card', 'cmdp_nbdev/trainer.py'),
+                                    'cmdp_nbdev.trainer.model_name': ('trainer.html#model_name', 'cmdp_nbdev/trainer.py'),
                                     'cmdp_nbdev.trainer.newest_checkpoint': ('trainer.html#newest_checkpoint', 'cmdp_nbdev/trainer.py'),
                                     'cmdp_nbdev.trainer.prompt_order': ('trainer.html#prompt_order', 'cmdp_nbdev/trainer.py'),
                                     'cmdp_nbdev.trainer.run_config': ('trainer.html#run_config', 'cmdp_nbdev/trainer.py'),

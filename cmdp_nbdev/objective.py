@@ -74,7 +74,8 @@ def group_scale(x: Tensor, group_ids: Tensor, scale_rewards: str = "group") -> T
     valid = x[~x.isnan()]
     whole = valid.std() if len(valid) > 1 else torch.zeros((), device=x.device)
     scale = group_stats(x, group_ids)[1] + STD_OFFSET * whole if scale_rewards == "group" else whole.expand(len(x))
-    return torch.where(scale > 0, scale, 1.0)  # no reward differs from any other: every advantage is 0 whatever we divide by
+    noise = len(valid) * torch.finfo(x.dtype).eps * valid.abs().max() if len(valid) else 0.0
+    return torch.where(scale > noise, scale, 1.0)  # no reward differs from any other by more than rounding: every advantage is 0 whatever we divide by
 
 
 def group_advantage(x: Tensor, group_ids: Tensor, scale_rewards: str = "group", scale: Tensor | None = None) -> Tensor:

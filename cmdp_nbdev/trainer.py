@@ -40,7 +40,7 @@ from .rollout import BudgetAware, completion_logits, encode_prompts, generate, g
 # %% auto #0
 __all__ = ['RANGES', 'RESUMABLE', 'EVALUATION', 'Settings', 'CMDPConfig', 'prompt_order', 'fold_seed', 'check_dataset',
            'check_trackers', 'check_teacher_tokenizer', 'claim_output_dir', 'newest_checkpoint', 'check_resumable',
-           'run_config', 'step_metrics', 'CMDPTrainer']
+           'run_config', 'step_metrics', 'model_name', 'model_card', 'CMDPTrainer']
 
 # %% ../nbs/11_trainer.ipynb #config
 class Settings(dict):
@@ -314,6 +314,34 @@ def step_metrics(batch: Batch, kl: Tensor, signal: Signal, budget: Budget, termi
               "advantage_abs": signal.advantage.abs().mean(), "frac_reward_zero_std": sum(bool((g == g[0]).all()) for g in by_group) / len(by_group)}
     return {k: float(v) for k, v in values.items()} | signal.metrics
 
+# %% ../nbs/11_trainer.ipynb #card
+def model_name(model) -> str:
+    "The hub name of a model, the last part of a local folder's name, or the kind of object."
+    name = str(model) if isinstance(model, (str, os.PathLike)) else str(getattr(model, "name_or_path", "") or type(model).__name__)
+    return Path(name).name if Path(name).exists() or Path(name).is_absolute() else name
+
+
+def model_card(names: dict[str, str], args: CMDPConfig, limit: str, steps: int, prompts: int, rewards: list[str], measured: tuple[int, dict] | None) -> str:
+    """The README.md of a saved student, with the metadata that the Hugging Face hub reads.
+
+    names: `student` and `teacher`; limit: the budget in words; steps: updates made; prompts: size of the training set; rewards: names of the reward functions; measured: (update,
+    result of `CMDPTrainer.evaluate`) or None if the student was not evaluated.
+    """
+    defaults = CMDPConfig()
+    changed = {f.name: getattr(args, f.name) for f in dataclasses.fields(args) if f.name not in RESUMABLE and getattr(args, f.name) != getattr(defaults, f.name)}
+    lines = ["---", "library_name: transformers", "tags: [distillation, reinforcement-learning, cmdp_nbdev]", "---", "", "# A student distilled under a budget", "",
+             f"`{names['student']}`, trained to maximise {', '.join(f'`{r}`' for r in rewards)} while each completion diverges from the teacher `{names['teacher']}` by at most d.", "",
+             "| | |", "|---|---|", f"| budget d | {limit}, {args.aggregate} over the completion |", f"| method | {args.method} {json.dumps(dict(args.method_kwargs)) if args.method_kwargs else ''}|", f"| updates | {steps} |", f"| training prompts | {prompts} |", f"| seed | {args.seed} |"]
+    if measured is None: lines.append("| satisfaction rate | not measured |")
+    else:
+        step, r = measured
+        lines += [f"| evaluated | after update {step}, {r['n_eval']:g} completions |"]
+        lines += [f"| {k.replace('_', ' ')} | {r[k]:.3f}, 95% interval [{r[f'{k}_low']:.3f}, {r[f'{k}_high']:.3f}] |" for k in ("accuracy", "satisfaction_rate", "accuracy_within_budget")]
+        lines += [f"| violation rate, upper bound | {1 - r['satisfaction_rate_low']:.3f} |", f"| divergence from the teacher, nats per completion | mean {r['kl_mean']:.3f}, 95th percentile {r['kl_p95']:.3f} |"]
+    call = ", ".join(f"{k}={v!r}" for k, v in changed.items())
+    return "\n".join(lines + ["", "The rates hold for prompts like the evaluated ones, sampled at the temperature of the evaluation; no bound is promised for other prompts. The student needs neither the teacher nor the package that trained it.",
+                              "", f"Settings, where they are not the defaults of cmdp_nbdev {version('cmdp_nbdev')}:", "", "```python", f"CMDPConfig({call})", "```", ""])
+
 # %% ../nbs/11_trainer.ipynb #trainer
 class CMDPTrainer:
     """Constrained distillation of `model` from `teacher`: maximise `reward_funcs` while the divergence keeps to a budget.
@@ -336,6 +364,7 @@ class CMDPTrainer:
         tokenizer = processing_class or (model if isinstance(model, (str, os.PathLike)) else getattr(model, "name_or_path", None))
         if not tokenizer: raise ValueError("processing_class is missing and the model does not say where it was loaded from; pass the tokenizer")
         if teacher is model and isinstance(model, torch.nn.Module): raise ValueError("teacher is the same object as model: training the one would move the other; pass a copy (copy.deepcopy)")
+        self.names, self.measured = {"student": model_name(model), "teacher": model_name(teacher)}, None
         student, self.teacher = load_model(model), teacher if _is_function(teacher) else load_model(teacher, "teacher")
         self.processing_class = load_tokenizer(tokenizer)
         precision = "bf16" if args.bf16 else "fp16" if args.fp16 else "no"
@@ -579,13 +608,18 @@ class CMDPTrainer:
                                    vocab_size=self.vocab_size, seed=fold_seed(args.seed, self.rank, 2))
         records = gather_object(records) if self.world > 1 else records
         result = summarize(records, metrics=self.eval_metrics, constraints=self.constraints)
+        if dataset is self.eval_dataset: self.measured = self.global_step, result
         return (result, records) if return_records else result
 
     def save_model(self, path: str | os.PathLike) -> None:
-        "A plain Hugging Face folder: weights, config and tokenizer, loadable by `AutoModelForCausalLM` without this package."
+        "A plain Hugging Face folder: weights, config, tokenizer and a model card with the last evaluation; loadable by `AutoModelForCausalLM` without this package."
         model = self.accelerator.unwrap_model(self.model)
         state = self.accelerator.get_state_dict(self.model)
-        if self.accelerator.is_main_process: model.save_pretrained(path, state_dict=state); self.processing_class.save_pretrained(path)
+        if not self.accelerator.is_main_process: return
+        model.save_pretrained(path, state_dict=state); self.processing_class.save_pretrained(path)
+        rewards = [getattr(f, "__name__", type(f).__name__) for f in self.reward_funcs]
+        limit = "of each prompt, its column `budget`" if self.train_dataset is not None and "budget" in self.train_dataset.column_names else f"{self.budget.limit:g} nats"
+        (Path(path) / "README.md").write_text(model_card(self.names, self.args, limit, self.global_step, len(self.train_dataset) if self.train_dataset is not None else 0, rewards, self.measured), encoding="utf-8")
 
     def save_checkpoint(self) -> Path:
         "Write `checkpoint-<step>`: weights, optimiser, scheduler, random states, the method's state. Complete or absent."

@@ -20,6 +20,7 @@ __all__ = ['RECORD_KEYS', 'SETTING_RANGES', 'OVER_TIME', 'INSTANCES', 'RATES', '
 
 # %% ../nbs/13_widget.ipynb #imports
 import base64
+import copy
 import csv
 import dataclasses
 import io
@@ -140,7 +141,7 @@ def picture(blocks: list[dict]) -> bytes:
     "PNG of the charts among `blocks`, side by side, with the numbers above them."
     charts = [b for b in blocks if b["type"] == "chart"]
     fig = Figure(figsize=(4.4 * len(charts), 3.4), dpi=72)
-    fig.subplots_adjust(0.26 / len(charts) - 0.04, 0.16, 0.99, 0.84, 0.22)
+    fig.subplots_adjust(0.26 / len(charts) - 0.04, 0.16, 0.98, 0.84, 0.22)
     fig.suptitle("      ".join(f"{i['label']} {i['value']}" for b in blocks if b["type"] == "numbers" for i in b["items"]), fontsize=10)
     for ax, c in zip(fig.subplots(1, len(charts), squeeze=False)[0], charts):
         ax.set(xlim=c["x"]["range"], ylim=c["y"]["range"], xlabel=c["x"]["label"], ylabel=c["y"]["label"], autoscale_on=False)
@@ -398,7 +399,8 @@ def distributions(record: dict, student, teacher, tokenizer) -> tuple[Tensor, Te
 def default_records(num_prompts: int = 6, num_generations: int = 8, seed: int = 0) -> tuple[list[dict], tuple]:
     "Completions of the student that ships, on test prompts in which the teacher's flaw occurs, and the (student, teacher, tokenizer) they come from."
     student, teacher, tokenizer = default_pair()
-    prompts = chain_dataset(200, "test", seed).filter(lambda row: row["num_flawed"] > 0).select(range(num_prompts))
+    prompts = chain_dataset(200, "test", seed)
+    prompts = prompts.select([i for i, flawed in enumerate(prompts["num_flawed"]) if flawed][:num_prompts])
     return evaluate_records(student, teacher, prompts, tokenizer, chain_reward, Budget(0.8), num_generations=num_generations, seed=seed), (student, teacher, tokenizer)
 
 
@@ -672,7 +674,7 @@ class LiveTrainer(View):
         super().__init__("" if trainer is None else "trainer")
         self._folder = tempfile.TemporaryDirectory(ignore_cleanup_errors=True) if trainer is None else None
         self.trainer = live_setup(self._folder.name) if trainer is None else trainer
-        self.every, self.history, self.samples, self.status, self.error = every, [], [], "ready", None
+        self.every, self.history, self.samples, self.remembered, self.status, self.error = every, [], [], {}, "ready", None
         self.methods, self.top = switchable(self.trainer), _round_up(2.5 * (self.trainer.args.budget or 0.4))
         self._thread, self._go, self._halt, self._idle, self._left, self._lock = None, threading.Event(), threading.Event(), threading.Event(), None, threading.Lock()
         self._idle.set()
@@ -747,6 +749,7 @@ class LiveTrainer(View):
                 self._apply()
                 metrics = self.trainer.step()
                 self.history.append({**metrics, "budget": self.trainer.budget.limit, "method": self.trainer.args.method})
+                self.remembered = copy.deepcopy(self.trainer.method_state)  # for the drawing, which may be done by the other thread
                 if self._left is not None: self._left -= 1
                 if self._left is not None and self._left <= 0 or self.trainer.global_step >= self.trainer.args.max_steps: self._go.clear()
                 if time.monotonic() - drawn > self.every: self._look(); self._publish(); drawn = time.monotonic()
@@ -766,7 +769,7 @@ class LiveTrainer(View):
         settings = {k: v[k] for k in method_settings(v["method"]) if k in v}
         kept = t.args.method_kwargs if v["method"] == t.args.method else {}
         if (v["d"], v["method"], {**kept, **settings}) == (t.args.budget, t.args.method, dict(t.args.method_kwargs)): return
-        if v["method"] != t.args.method: t.method_state = {}
+        if v["method"] != t.args.method: t.method_state = {}; self.remembered = {}
         t.args = dataclasses.replace(t.args, budget=v["d"], method=v["method"], method_kwargs={**kept, **settings})
         t.budget = t.args.budget_object()
 
@@ -800,7 +803,7 @@ class LiveTrainer(View):
         return out + [
             chart("Share of completions", axis("update", 0, end), axis("", 0, 1, format="%"), [raw("accuracy", BLUE), raw("satisfaction_rate", GREEN), curve("accuracy", "accuracy", BLUE), curve("satisfaction_rate", "satisfaction rate", GREEN, dash="dash")], "Accuracy and satisfaction rate against the update, means over 20 updates."),
             chart("Spent budget", axis("update", 0, end), axis("nats per completion", 0, 2 * self.top), [raw("spent_mean", ORANGE), curve("spent_mean", "mean", ORANGE), {"kind": "line", "name": "limit d", "x": steps[::thin] + [end], "y": [m["budget"] for m in rows][::thin] + [d], "color": "fg", "dash": "dot", "width": 1.5, "step": True}], "Mean spent budget against the update, with the limit."),
-            chart("What divergence costs now", axis("spent budget D, nats", 0, self.top), axis("multiplier λ", 0, 6), [{"kind": "line", "name": v["method"], "x": spent, "y": multiplier_curve(v["method"], Budget(d, self.trainer.args.aggregate), spent, settings, self.trainer.method_state if v["method"] == self.trainer.args.method else None), "color": method_color(v["method"]), "dash": DASHES.get(v["method"]), "width": 3},
+            chart("What divergence costs now", axis("spent budget D, nats", 0, self.top), axis("multiplier λ", 0, 6), [{"kind": "line", "name": v["method"], "x": spent, "y": multiplier_curve(v["method"], Budget(d, self.trainer.args.aggregate), spent, settings, self.remembered if v["method"] == self.trainer.args.method else {}), "color": method_color(v["method"]), "dash": DASHES.get(v["method"]), "width": 3},
                 {"kind": "points", "name": "completions", "x": [min(s["spent"], self.top) for s in self.samples], "y": [0.12] * len(self.samples), "color": "fg", "symbol": "diamond", "size": 4, "opacity": 0.5}, {"kind": "rule", "x": d, "label": f"d = {d:g}"}], "Multiplier of the present method against the spent budget; the marks below are completions of the last update."),
             {"type": "table", "title": "Completions of the last update", "columns": ["prompt", "completion", "reward", "spent"], "rows": [[s["prompt"], s["completion"], f"{s['reward']:g}", f"{s['spent']:.2f}{'' if s['spent'] <= d else ' over'}"] for s in self.samples[:24:4]]}]
 

@@ -284,6 +284,19 @@ def test_saved_student_is_a_plain_folder(make_trainer, tmp_path):
     assert python("-c", script, cwd=tmp_path).stdout.startswith("3+8=")
 
 
+def test_saved_student_carries_a_card(make_trainer, tmp_path):
+    "Whoever finds the folder later must read what was trained, under which budget, and how sure the rates are."
+    trainer = make_trainer(budget=0.5, max_steps=2)
+    trainer.train()
+    trainer.save_model(tmp_path / "early")
+    assert "not measured" in (tmp_path / "early" / "README.md").read_text()
+    result = trainer.evaluate()
+    trainer.save_model(tmp_path / "student")
+    card = (tmp_path / "student" / "README.md").read_text()
+    assert "0.5 nats" in card and "after update 2" in card and f"{result['satisfaction_rate']:.3f}, 95% interval [{result['satisfaction_rate_low']:.3f}" in card and str(tmp_path) not in card
+    assert f"{1 - result['satisfaction_rate_low']:.3f}" in card and "max_steps=2" in card and card.startswith("---\nlibrary_name: transformers")
+
+
 def test_models_and_tokenizer_by_path(make_trainer, pair, tmp_path):
     "Paths and objects must give the same run; the tokenizer comes with the student."
     student, teacher, tok = pair

@@ -44,7 +44,7 @@ def kept(output: dict) -> dict | None:
     png = data.get("image/png")
     if "application/vnd.plotly.v1+json" in data: png = plotly_png({k: data["application/vnd.plotly.v1+json"][k] for k in ("data", "layout")})
     new = {"image/png": small_png(png)} if png else {}
-    if not png and "text/plain" in data: new["text/plain"] = data["text/plain"]
+    if not png and "text/plain" in data and not re.search(r"\d+%\|", data["text/plain"]): new["text/plain"] = data["text/plain"]  # no progress bars
     return {"output_type": "display_data", "data": new, "metadata": {k: v for k, v in meta.items() if k == "image/png" and "alt" in v} if png else {}} if new else None
 
 
@@ -58,7 +58,10 @@ def run(path: Path) -> int:
     seconds = round(time.monotonic() - began)
     for old, new in zip(source["cells"], nb.cells):
         if old["cell_type"] != "code": continue
-        outputs = [o for o in map(kept, new.outputs) if o]
+        outputs: list[dict] = []
+        for o in filter(None, map(kept, new.outputs)):
+            if o["output_type"] == "stream" and outputs and outputs[-1]["output_type"] == "stream": outputs[-1]["text"] += o["text"]
+            else: outputs.append(o)
         for o in outputs:
             if isinstance(o.get("text"), str): o["text"] = o["text"].splitlines(keepends=True)
             if isinstance(o.get("data", {}).get("text/plain"), str): o["data"]["text/plain"] = o["data"]["text/plain"].splitlines(keepends=True)

@@ -1,0 +1,58 @@
+# Solutions of lesson 06; after each, wrong answers with words of what the check must say to them.
+
+# %% alone
+my_answer = 0  # its own mean is subtracted
+
+# %% alone wrong: the mean of its group
+my_answer = 1
+
+# %% alone wrong: its own baseline
+my_answer = 0.5
+
+# %% surrogate
+def surrogate(logp, cost):
+    after = cost.flip(-1).cumsum(-1).flip(-1) - cost  # what each token can still change
+    return (cost + after.detach() * logp).sum(-1)
+
+# %% surrogate wrong: exact-KL trap
+def surrogate(logp, cost):
+    return (cost.flip(-1).cumsum(-1).flip(-1).detach() * logp).sum(-1)
+
+# %% surrogate wrong: exact-KL trap
+def surrogate(logp, cost):
+    return cost.sum(-1).detach() * logp.sum(-1)
+
+# %% surrogate wrong: only the pathwise part
+def surrogate(logp, cost):
+    return cost.sum(-1)
+
+# %% surrogate wrong: sign of the score part
+def surrogate(logp, cost):
+    after = cost.flip(-1).cumsum(-1).flip(-1) - cost
+    return (cost - after.detach() * logp).sum(-1)
+
+# %% surrogate wrong: plain numbers
+def surrogate(logp, cost):
+    after = cost.flip(-1).cumsum(-1).flip(-1) - cost
+    return (cost + after * logp).sum(-1)
+
+# %% surrogate wrong: a mean over tokens is not the sum
+def surrogate(logp, cost):
+    after = cost.flip(-1).cumsum(-1).flip(-1) - cost
+    return (cost + after.detach() * logp).mean(-1)
+
+# %% loss
+def divergence_loss(logp, teacher_logp):
+    return (logp - teacher_logp).square() / 2  # k2: its derivative is the log-ratio
+
+# %% loss wrong: FORWARD
+def divergence_loss(logp, teacher_logp):
+    return torch.exp(teacher_logp - logp) - 1 + logp - teacher_logp
+
+# %% loss wrong: k1 as a loss
+def divergence_loss(logp, teacher_logp):
+    return logp - teacher_logp
+
+# %% loss wrong: it has no gradient
+def divergence_loss(logp, teacher_logp):
+    return (logp - teacher_logp).detach() ** 2
