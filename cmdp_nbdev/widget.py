@@ -132,7 +132,7 @@ def _paint(ax, m: dict) -> None:
     elif kind == "segments":
         for x0, y0, x1, y1, w in zip(m["x0"], m["y0"], m["x1"], m["y1"], m["width"]): ax.plot([x0, x1], [y0, y1], color=color, linewidth=w, alpha=alpha, solid_capstyle="round")
     elif kind == "text":
-        for x, y, text in zip(m["x"], m["y"], m["text"]): ax.text(x, y, text, fontsize=7, ha={"start": "left", "end": "right"}.get(m.get("anchor"), "center"), va="center")
+        for x, y, text in zip(m["x"], m["y"], m["text"]): ax.annotate(text, (x, y), (m.get("dx", 0), 0), textcoords="offset points", fontsize=7, ha={"start": "left", "end": "right"}.get(m.get("anchor"), "center"), va="center")
     elif kind == "rule": (ax.axhline if m.get("x") is None else ax.axvline)(m["y"] if m.get("x") is None else m["x"], color=color, linestyle=_LINES.get(m.get("dash", "dot"), "-"), linewidth=1)
     elif kind == "band": ax.axvspan(m.get("x0", ax.get_xlim()[0]), m.get("x1", ax.get_xlim()[1]), color=color, alpha=0.1)
 
