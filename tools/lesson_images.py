@@ -25,7 +25,9 @@ MAIN = {
     "00_start_here": ("panel", {"d": 0.4}),
     "01_generation_is_an_mdp": ("micro", {"follow": True}),
     "02_the_budget": ("panel", {"d": 0.35}),
+    "03_why_not_just_lambda": ("explorer", {"d": 1.8}),
     "04_saute_and_no_augmentation": ("panel", {"method": "cmdp"}),
+    "05_the_modified_reward": ("multiplier", {"width": 0.3}),
     "06_gradients": ("view", {"method": "cmdp", "d": 0.4}),
     "07_train_it_live": ("live", {"d": 0.3}, (150, 400)),
 }
