@@ -321,7 +321,7 @@ class BudgetPanel(View):
         first = {"d": self.limit, "method": method} | ({"trained": "nearest", "seed": seeds[0]} if seeds else {}) | {"n": 1.0}
         found = [slider("d", "budget d", 0, self.top, step, self.limit, self.unit), choice("method", "method" if seeds else "run", labels, method)]
         if seeds: found += [choice("trained", "trained for", [("nearest", "nearest to d"), *((b, f"d = {b:g}") for b in budgets)], "nearest"), choice("seed", "seed", seeds, seeds[0])]
-        presets = {text: {"method": m} for text, m in (("imitate only", "gkd"), ("reward only", "grpo"), ("fixed price λ", "soft"), ("the paper's", "cmdp"), ("smooth gate", "cmdp-smooth")) if m in labels and seeds}
+        presets = {text: {"method": m} for text, m in (("imitate only", "gkd"), ("reward only", "grpo"), ("fixed price λ", "soft"), ("the paper's", "cmdp"), ("the default", "cmdp-smooth")) if m in labels and seeds}
         return [*found, slider("n", "penalty n", 0, 3, 0.1, 1.0), buttons("presets", "presets", **presets, reset=first)]
 
     def trace(self, v: dict | None = None) -> dict:
