@@ -101,8 +101,14 @@ def final_answer(text: str, fallback: str | None = None) -> str | None:
 # %% ../nbs/15_source.ipynb #worker
 def _serve() -> None:
     "The loop of the grading process, alone in a fresh interpreter: a line `[seconds, kind, ...]` in, `[score, trouble]` out."
-    import ast, faulthandler, functools, importlib, json, os, re, sys
+    import ast, faulthandler, functools, importlib, json, os, re, signal, sys
     out, sys.stdout, quiet = sys.stdout, sys.stderr, open(os.devnull, "w")
+
+    def watch(seconds):
+        "End this process unless called with 0 before: after seconds of its CPU time, where the system counts it, else of the clock."
+        if hasattr(signal, "setitimer"): signal.setitimer(signal.ITIMER_PROF, seconds)
+        elif seconds: faulthandler.dump_traceback_later(seconds, exit=True, file=quiet)
+        else: faulthandler.cancel_dump_traceback_later()
 
     @functools.cache
     def latex():
@@ -127,13 +133,13 @@ def _serve() -> None:
         return lambda entry, answer: score(answer, entry)
 
     for line in sys.stdin:
-        seconds, kind, setup, *question = json.loads(line)
+        seconds, kind, setup, *question = json.loads(line, object_hook=lambda x: tuple(x["tuple"]) if x.keys() == {"tuple"} else x)
         try:
             grade = {"latex": latex, "gym": gym}[kind](*setup)  # imports take their time
-            faulthandler.dump_traceback_later(seconds, exit=True, file=quiet)
+            watch(seconds)
             reply = [float(grade(*question)), None]
         except Exception as e: reply = [0.0, f"raised {type(e).__name__}"]
-        faulthandler.cancel_dump_traceback_later()
+        watch(0)
         out.write(json.dumps(reply) + "\n")
         out.flush()
 
@@ -154,8 +160,8 @@ class _Process:
             except OSError: reply = ""
             except BaseException: self.process.kill(); raise  # Ctrl-C: its reply must not be taken for that of the next question
             if reply: return tuple(json.loads(reply))
-            self.process.kill(); self.process.wait()
-            return 0.0, f"did not finish within {seconds:g} s"
+            self.process.kill(); self.process.communicate()  # which closes the pipes, too
+            return 0.0, f"did not finish within {seconds:g} s of CPU time"
 
 
 _grade = _Process()
@@ -188,7 +194,7 @@ def _plain(latex: str) -> str:
 
 
 def same_answer(gold: str, answer: str, seconds: float = 5.0) -> bool:
-    "Whether two final answers, numbers or LaTeX, are the same: by number, by text, else by math-verify in the grading process, which may take `seconds`. Raises ImportError if that is needed and missing."
+    "Whether two final answers, numbers or LaTeX, are the same: by number, by text, else by math-verify in the grading process, which may take `seconds` of CPU time. Raises ImportError if that is needed and missing."
     if (same := same_number(gold, answer)) is not None: return same
     if _plain(gold) == _plain(answer): return True
     if len(answer) > MAX_ANSWER: return False
@@ -265,6 +271,19 @@ def load_math(source: str, split: str = "train") -> Dataset:
     return _standard(load_rows(source, split), ("problem", "question", "prompt"), read, f"MATH data {source!r}")
 
 # %% ../nbs/15_source.ipynb #gym
+def _pack(x):
+    "Metadata as JSON can hold it: tuples marked, since some scorers compare them, and what JSON does not know as text."
+    if isinstance(x, tuple): return {"tuple": [_pack(i) for i in x]}
+    if isinstance(x, list): return [_pack(i) for i in x]
+    if isinstance(x, dict): return {str(k): _pack(v) for k, v in x.items()}
+    return x if x is None or isinstance(x, (str, int, float)) else str(x)
+
+
+def _unpack(x: dict):
+    "The inverse of `_pack` for one object, the `object_hook` of json.loads."
+    return tuple(x["tuple"]) if x.keys() == {"tuple"} else x
+
+
 def gym_dataset(name: str, n: int = 1000, split: str = "train", seed: int = 0, max_seconds: float = 60.0, **config) -> Dataset:
     """`n` distinct items of a split of reasoning-gym's dataset `name`, with columns prompt, answer, solution and entry; `config` are that dataset's settings (`min_digits=2`).
 
@@ -289,7 +308,8 @@ def gym_dataset(name: str, n: int = 1000, split: str = "train", seed: int = 0, m
             question = item["question"]
             if question in rows or split_of(question) != split: continue
             answer = None if item["answer"] is None else str(item["answer"])
-            entry = json.dumps({"dataset": name, "config": config, "question": question, "answer": answer, "metadata": item["metadata"]}, default=str)
+            entry = json.dumps({"dataset": name, "config": config, "question": question, "answer": answer, "metadata": _pack(item["metadata"])})
+            if not rows and answer is not None and not (score := items.score_answer(answer, json.loads(entry, object_hook=_unpack))) >= 1: raise ValueError(f"{name!r} cannot be graded from a column of a dataset: its scorer gives its own answer {score}")
             rows[question] = {"prompt": question, "answer": answer, "solution": item["metadata"].get("answer_cot"), "entry": entry}
             if len(rows) == n: break
         if len(rows) == before: raise ValueError(f"n={n} is too many: {name!r} with these settings has only {len(rows)} distinct {split} items among {chunk} draws")
@@ -299,15 +319,15 @@ def gym_dataset(name: str, n: int = 1000, split: str = "train", seed: int = 0, m
 
 
 def gym_reward(prompts, completions, entry, partial: bool = False, **kwargs) -> list[float]:
-    "1.0 where reasoning-gym's scorer gives full marks to the final answer, else 0.0 (`partial`: its score); numbers are compared for gsm_symbolic. Where the scorer raises or takes more than 5 s: 0.0 and a warning."
+    "1.0 where reasoning-gym's scorer gives full marks to the final answer, else 0.0 (`partial`: its score); numbers are compared for gsm_symbolic. Where the scorer raises or takes more than 5 s of CPU time: 0.0 and a warning."
     def score(completion, item) -> float:
-        item, text = json.loads(item), text_of(completion)
-        gold, name = item["answer"], item.pop("dataset")
+        text, item = text_of(completion), json.loads(item)
+        gold, name = item["answer"], item["dataset"]
         if name == "gsm_symbolic": return float(bool(same_number(gold, final_answer(text, "number") or "")))
         answer = final_answer(text, "number" if gold is not None and parse_number(gold) else "text")
         if answer is None or len(answer) > 20000: return 0.0
         _need("reasoning_gym")
-        value, trouble = _grade("gym", [name, json.dumps(item.pop("config"))], item, answer)
+        value, trouble = _grade("gym", [name, json.dumps(item["config"])], item, answer)
         _warn(f"reasoning-gym's scorer of {name!r}", trouble, answer)
         return value if partial else float(value >= 1)
     return [score(c, e) for c, e in zip(completions, entry)]
