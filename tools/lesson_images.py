@@ -30,6 +30,7 @@ MAIN = {
     "05_the_modified_reward": ("multiplier", {"width": 0.3}),
     "06_gradients": ("view", {"method": "cmdp", "d": 0.4}),
     "07_train_it_live": ("live", {"d": 0.3}, (150, 400)),
+    "08_compare_methods": ("shoot", {"budget": 0.4}),
 }
 
 
@@ -44,7 +45,7 @@ def train(widget: Widget, update: int) -> None:
 def shoot(widget: Widget, path: Path) -> None:
     "A picture with few colours."
     widget.shot(path)
-    path.write_bytes(base64.b64decode(small_png(path.read_bytes(), width=1000, colours=64)))
+    path.write_bytes(base64.b64decode(small_png(path.read_bytes(), width=1200, colours=128)))
     if path.stat().st_size > MAX_BYTES: raise SystemExit(f"{path.name} has {path.stat().st_size} bytes, more than {MAX_BYTES}")
     print(f"{path.name}: {path.stat().st_size / 1000:.0f} kB", flush=True)
 
