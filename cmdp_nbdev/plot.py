@@ -21,7 +21,7 @@ from .objective import METHODS, Batch, method_settings
 
 # %% auto #0
 __all__ = ['BLACK', 'ORANGE', 'SKY', 'GREEN', 'YELLOW', 'BLUE', 'RED', 'PURPLE', 'GREY', 'STYLES', 'COLORS', 'DASHES', 'SYMBOLS',
-           'SAFE', 'OVER', 'method_color', 'read_jsonl', 'running_mean', 'training_curves', 'spent_histogram',
+           'SAFE', 'OVER', 'HELD', 'method_color', 'read_jsonl', 'running_mean', 'training_curves', 'spent_histogram',
            'remaining_fan', 'token_heatmap', 'multiplier_curve', 'multiplier_curves', 'frontier_figure',
            'tradeoff_figure', 'report_html']
 
@@ -120,12 +120,19 @@ def token_heatmap(records: list[dict], tokenizer, limit: int = 12) -> go.Figure:
     return _styled(fig, "Where the budget goes", width=900, height=160 + 28 * len(records)).update_layout(margin=dict(l=190))
 
 # %% ../nbs/12_plot.ipynb #multiplier-curves
+HELD = {"rate": 0.0, "lr": 0.0, "ki": 0.0, "ema": 1.0}  # settings with which the multipliers that move during training stay where they are
+
+
 def multiplier_curve(name: str, budget: Budget, spent: torch.Tensor, settings: dict | None = None, state: dict | None = None) -> torch.Tensor:
-    "Multiplier that method `name` puts on trajectories that spent `spent` (N,), nats; (N,). Without group normalisation, if `settings` do not say otherwise; `state`: what the method remembers (a copy is used), for a multiplier that moves."
-    settings = {**({"scale_rewards": "none"} if "scale_rewards" in method_settings(name) else {}), **(settings or {})}
+    """Multiplier that method `name` puts on trajectories that spent `spent` (N,), nats; (N,). Without group normalisation, if `settings` do not say otherwise.
+
+    state: of the method in the middle of a training (trainer.method_state; it is not changed), default: at its start.
+    """
+    known = method_settings(name)
+    settings = {**({"scale_rewards": "none"} if "scale_rewards" in known else {}), **(settings or {}), **{k: v for k, v in HELD.items() if k in known}}
     ones = torch.ones_like(spent).unsqueeze(-1)
     batch = Batch(rewards=torch.arange(len(spent)) % 2 * 1.0, group_ids=torch.zeros(len(spent)), mask=ones, logp=-ones, teacher_logp=-ones, costs={"divergence": spent.unsqueeze(-1)})
-    return METHODS[name](batch, budget, copy.deepcopy(state or {}), **settings).multipliers["divergence"][:, 0]
+    return METHODS[name](batch, budget, copy.deepcopy(dict(state or {})), **settings).multipliers["divergence"][:, 0]
 
 
 def multiplier_curves(budget: Budget, methods: dict[str, dict] | None = None, points: int = 251) -> go.Figure:

@@ -12,11 +12,11 @@ try:
 except ImportError as e: raise ImportError('cmdp_nbdev.widget needs the extra "notebook": pip install "cmdp_nbdev[notebook]"') from e
 
 # %% auto #0
-__all__ = ['RECORD_KEYS', 'SETTING_RANGES', 'INSTANCES', 'RATES', 'axis', 'chart', 'numbers', 'slider', 'choice', 'tick',
-           'buttons', 'plain', 'percent', 'check_value', 'picture', 'Code', 'View', 'load_traces', 'record_trace',
-           'judge', 'intervals', 'BudgetPanel', 'record_rollout', 'distributions', 'default_records', 'token_texts',
-           'setting_controls', 'MultiplierView', 'follow_teacher', 'TokenMicroscope', 'TreeExplorer', 'live_setup',
-           'switchable', 'LiveTrainer', 'trace_rows', 'read_rows', 'pooled', 'ShootOut']
+__all__ = ['RECORD_KEYS', 'SETTING_RANGES', 'OVER_TIME', 'INSTANCES', 'RATES', 'axis', 'chart', 'numbers', 'slider', 'choice',
+           'tick', 'buttons', 'plain', 'percent', 'check_value', 'picture', 'Code', 'View', 'load_traces',
+           'record_trace', 'judge', 'intervals', 'BudgetPanel', 'record_rollout', 'distributions', 'default_records',
+           'token_texts', 'setting_controls', 'MultiplierView', 'follow_teacher', 'TokenMicroscope', 'TreeExplorer',
+           'live_setup', 'switchable', 'LiveTrainer', 'trace_rows', 'read_rows', 'pooled', 'ShootOut']
 
 # %% ../nbs/13_widget.ipynb #imports
 import base64
@@ -45,7 +45,7 @@ from .evaluate import envelope, evaluate_records, frontier
 from .mdp import Rollout, completion_mask, select
 from .model import DATA, default_pair
 from .objective import METHODS, SCALES, Batch, method_settings
-from .plot import BLUE, DASHES, GREEN, ORANGE, OVER, SAFE, SKY, SYMBOLS, method_color, multiplier_curve, read_jsonl, running_mean
+from .plot import BLUE, DASHES, GREEN, HELD, ORANGE, OVER, SAFE, SKY, SYMBOLS, method_color, multiplier_curve, read_jsonl, running_mean
 from .reward import modified_reward, task_rewards
 from .rollout import BudgetAware, completion_logits, encode_prompts, eos_token_ids, sample
 from .tabular import TreeCMDP, expected_optimum, hard_curve, hard_optimum, law, occupancy_optimum, one_state, policy_of, random_tree, surprisal_optimum, three_answers
@@ -59,7 +59,7 @@ def axis(label: str, low: float, high: float, **more) -> dict:
 
 
 def chart(title: str, x: dict, y: dict, marks: list[dict], alt: str, **more) -> dict:
-    "A chart: axes, marks, and the alternative text that a screen reader gets. `height` in pixels, `span` in columns."
+    "A chart: axes, marks, and the alternative text that a screen reader gets. `height` in pixels, `span` in columns, `min` width in pixels."
     return {"type": "chart", "title": title, "x": x, "y": y, "marks": marks, "alt": alt, **more}
 
 
@@ -132,7 +132,7 @@ def _paint(ax, m: dict) -> None:
     elif kind == "segments":
         for x0, y0, x1, y1, w in zip(m["x0"], m["y0"], m["x1"], m["y1"], m["width"]): ax.plot([x0, x1], [y0, y1], color=color, linewidth=w, alpha=alpha, solid_capstyle="round")
     elif kind == "text":
-        for x, y, text in zip(m["x"], m["y"], m["text"]): ax.text(x, y, text, fontsize=7, ha={"start": "left", "end": "right"}.get(m.get("anchor"), "center"), va="center")
+        for x, y, text in zip(m["x"], m["y"], m["text"]): ax.annotate(text, (x, y), (m.get("dx", 0), 0), textcoords="offset points", fontsize=7, ha={"start": "left", "end": "right"}.get(m.get("anchor"), "center"), va="center")
     elif kind == "rule": (ax.axhline if m.get("x") is None else ax.axvline)(m["y"] if m.get("x") is None else m["x"], color=color, linestyle=_LINES.get(m.get("dash", "dot"), "-"), linewidth=1)
     elif kind == "band": ax.axvspan(m.get("x0", ax.get_xlim()[0]), m.get("x1", ax.get_xlim()[1]), color=color, alpha=0.1)
 
@@ -299,7 +299,7 @@ class BudgetPanel(View):
         self.bins, self.points, self.T = 40, 1000, max(t["running"].shape[1] for t in self.traces)
         share = max(np.histogram(t["spent"].clip(min=0), self.bins, (0, self.top))[0].max() / len(t["spent"]) for t in self.traces)  # the last bar may leave the picture
         reward = np.concatenate([t["reward"] for t in self.traces])
-        self.high, self.low, self.share = 1.15 * max(float(np.nanmax(reward)), 0.1), min(-(3.0 + self.top), float(np.nanmin(reward))), min(1.0, max(1, math.ceil(10 * share)) / 10)
+        self.high, self.low, self.share = 1.6 * max(float(np.nanmax(reward)), 0.1), min(-(3.0 + self.top), float(np.nanmin(reward))), min(1.0, max(1, math.ceil(10 * share)) / 10)
         self.compute = "budget"
         self.set(**values)
         self.data = plain({k: getattr(self, k) for k in ("top", "bins", "points", "T", "low")}) | {
@@ -321,7 +321,7 @@ class BudgetPanel(View):
         first = {"d": self.limit, "method": method} | ({"trained": "nearest", "seed": seeds[0]} if seeds else {}) | {"n": 1.0}
         found = [slider("d", "budget d", 0, self.top, step, self.limit, self.unit), choice("method", "method" if seeds else "run", labels, method)]
         if seeds: found += [choice("trained", "trained for", [("nearest", "nearest to d"), *((b, f"d = {b:g}") for b in budgets)], "nearest"), choice("seed", "seed", seeds, seeds[0])]
-        presets = {text: {"method": m} for text, m in (("imitate only", "gkd"), ("reward only", "grpo"), ("fixed price λ", "soft"), ("the paper's", "cmdp"), ("smooth gate", "cmdp-smooth")) if m in labels and seeds}
+        presets = {text: {"method": m} for text, m in (("imitate only", "gkd"), ("reward only", "grpo"), ("fixed price λ", "soft"), ("the paper's", "cmdp"), ("the default", "cmdp-smooth")) if m in labels and seeds}
         return [*found, slider("n", "penalty n", 0, 3, 0.1, 1.0), buttons("presets", "presets", **presets, reset=first)]
 
     def trace(self, v: dict | None = None) -> dict:
@@ -349,7 +349,7 @@ class BudgetPanel(View):
                     {"kind": "line", "name": "stays inside", "color": SAFE, "width": 1, "opacity": 0.75, **self._fan(t, d, True)},
                     {"kind": "line", "name": "goes over", "color": OVER, "width": 1.2, "opacity": 0.8, "dash": "dot", **self._fan(t, d, False)}, {"kind": "rule", "y": 0, "dash": "solid"}],
                     "Remaining budget of some completions, token by token, from d downwards; below zero it is broken."),
-                chart("Modified reward: R inside, −(n + D) outside", axis(f"spent D, {self.unit}", 0, top), axis("modified reward", self.low, self.high), [
+                chart("Modified reward: R inside, −(n + D) outside", axis(f"spent D, {self.unit}; right edge: {top:g} and more", 0, top), axis("modified reward", self.low, self.high), [
                     {"kind": "rule", "y": 0, "dash": "solid", "color": "var(--grid)"},
                     {"kind": "points", "name": "inside", "color": SAFE, "symbol": "circle", "size": 4, "opacity": 0.7, **dots[0]},
                     {"kind": "points", "name": "over", "color": OVER, "symbol": "x", "size": 5, "opacity": 0.8, **dots[1]}, line],
@@ -417,7 +417,8 @@ def _own(records, student, teacher, tokenizer) -> tuple[list[dict], tuple]:
 
 # %% ../nbs/13_widget.ipynb #setting-controls
 SETTING_RANGES = {"lam": (0, 6, 0.05), "coef": (0, 6, 0.1), "floor": (0, 2, 0.05), "width": (0.02, 1, 0.01), "margin": (0.3, 1.2, 0.01), "penalty": (0, 5, 0.1), "limit": (0.1, 4, 0.05),
-                  "init": (0, 6, 0.1), "target": (0.5, 0.99, 0.01), "ema": (0, 0.99, 0.01)}
+                  "init": (0.1, 4, 0.1), "target": (0.5, 0.99, 0.01), "ema": (0, 0.99, 0.01)}
+OVER_TIME = {"target", "rate", "min_scale", "max_scale", "lr", "max_lam", "ki", "kd", "ema", "delay"}  # settings that act from update to update
 
 
 def setting_controls(method: str, only_numbers: bool = False) -> list[dict]:
@@ -434,26 +435,26 @@ def setting_controls(method: str, only_numbers: bool = False) -> list[dict]:
 
 # %% ../nbs/13_widget.ipynb #multiplier-view
 class MultiplierView(View):
-    """Multiplier against spent budget for every method, and the gradient it implies on one trajectory.
+    """Multiplier against spent budget for every method, at the start of a training, and the gradient (by the logits) it implies on one trajectory.
 
     records: evaluation records of several completions per prompt (a list or an eval.jsonl), with the student, teacher and tokenizer they come from;
-    without, completions of the student that ships. Controls: d (nats), method, its settings, trajectory (a number).
+    without, completions of the student that ships. Controls: d (nats), method, its settings (without those that only act from update to update), trajectory (a number).
     """
 
     def __init__(self, records=None, *, student=None, teacher=None, tokenizer=None, aggregate: str = "sum", **values):
         super().__init__("" if records is None else "records, student=student, teacher=teacher, tokenizer=tokenizer")
         records, (student, teacher, tokenizer) = _own(records, student, teacher, tokenizer)
         self.records = sorted((r for r in records[:64] if r["reward"] is not None), key=lambda r: r["spent"])
-        self.aggregate, self.texts, columns, norms = aggregate, [token_texts(r, tokenizer) for r in self.records], [], []
+        self.aggregate, self.texts, columns, self.gradients = aggregate, [token_texts(r, tokenizer) for r in self.records], [], []
         for r in self.records:
             p, q = distributions(r, student, teacher, tokenizer)
             ids, cost = torch.tensor(r["completion_ids"]), (p.exp() * (p - q)).sum(-1)
-            columns.append([token_logps(x[None], ids[None])[0].tolist() for x in (p, q)] + [r["cost_per_token"]])
-            norms.append([(p.exp() * (p - q - cost[:, None])).norm(dim=-1).tolist(), (torch.nn.functional.one_hot(ids, p.shape[-1]) - p.exp()).norm(dim=-1).tolist()])
-        logp, teacher_logp, cost = (_padded(list(rows))[0] for rows in zip(*columns))
+            columns.append([token_logps(x[None], ids[None])[0].tolist() for x in (p, q)] + [r["cost_per_token"], (q.exp() * (q - p)).sum(-1).tolist()])
+            self.gradients.append([p.exp() * (p - q - cost[:, None]), p.exp() - q.exp(), (torch.nn.functional.one_hot(ids, p.shape[-1]) - p.exp()).norm(dim=-1)])  # by the logits: of the reverse KL, the forward KL, log p
+        logp, teacher_logp, cost, forward = (_padded(list(rows))[0] for rows in zip(*columns))
         prompts = list(dict.fromkeys(str(r["prompt"]) for r in self.records))
-        self.batch = Batch(torch.tensor([float(r["reward"]) for r in self.records]), torch.tensor([prompts.index(str(r["prompt"])) for r in self.records]), _padded([r["cost_per_token"] for r in self.records])[1], logp, teacher_logp, {"divergence": cost})
-        self.norms, self.top = norms, _round_up(2.5 * max(float(np.median([r["spent"] for r in self.records])), 0.4))
+        self.batch = Batch(torch.tensor([float(r["reward"]) for r in self.records]), torch.tensor([prompts.index(str(r["prompt"])) for r in self.records]), _padded([r["cost_per_token"] for r in self.records])[1], logp, teacher_logp, {"divergence": cost, "forward_kl": forward})
+        self.top = _round_up(2.5 * max(float(np.median([r["spent"] for r in self.records])), 0.4))
         self.set(**values)
 
     def _controls(self, v: dict) -> list[dict]:
@@ -461,7 +462,7 @@ class MultiplierView(View):
         if (asked := v.get("trajectory")) in range(len(self.records)): shown = sorted({*shown, asked})
         text = lambda r: f"{r['prompt']}{r['completion']}"[:40] if isinstance(r["prompt"], str) else str(r["completion"])[:40]
         return [slider("d", "budget d", 0.05, self.top, 0.05 if self.top < 10 else self.top / 100, min(0.8, self.top), "nats"), choice("method", "method", list(METHODS), "cmdp-smooth"),
-                *setting_controls(v.get("method", "cmdp-smooth") if v.get("method") in METHODS else "cmdp-smooth"),
+                *[c for c in setting_controls(v.get("method", "cmdp-smooth") if v.get("method") in METHODS else "cmdp-smooth") if c["name"] not in OVER_TIME],
                 choice("trajectory", "trajectory", [(i, f"D = {self.records[i]['spent']:.2f}, R = {self.records[i]['reward']:g}: {text(self.records[i])}") for i in shown], shown[-3 % len(shown)])]
 
     def _blocks(self, v: dict) -> list[dict]:
@@ -469,10 +470,13 @@ class MultiplierView(View):
         settings, budget, spent = {k: v[k] for k in method_settings(name) if k in v}, Budget(d, self.aggregate), torch.linspace(0, self.top, 161)
         curves = [{"kind": "line", "name": m, "x": spent, "y": multiplier_curve(m, budget, spent), "color": method_color(m), "dash": DASHES.get(m), "width": 1.3, "opacity": 0.6} for m in METHODS if m != name]
         mine = multiplier_curve(name, budget, spent, {k: x for k, x in settings.items() if k != "scale_rewards"})
-        signal, n = METHODS[name](self.batch, budget, {}, **settings), len(self.texts[i])
+        held, n = {k: x for k, x in HELD.items() if k in method_settings(name)}, len(self.texts[i])
+        signal = METHODS[name](self.batch, budget, {}, **settings, **held)
         advantage = signal.advantage[i].expand(n) if signal.advantage.dim() == 1 else signal.advantage[i, :n]
         multiplier, at, t = signal.multipliers["divergence"][i, :n], float(self.records[i]["spent"]), np.arange(n)
-        pull, push = multiplier * torch.tensor(self.norms[i][0]), advantage * torch.tensor(self.norms[i][1])
+        reverse, forward, written = self.gradients[i]
+        other = signal.multipliers["forward_kl"][i, :n] if "forward_kl" in signal.multipliers else torch.zeros(n)
+        pull, push = (multiplier[:, None] * reverse + other[:, None] * forward).norm(dim=-1), advantage * written
         side = lambda lo: {"x0": t + lo, "x1": t + lo + 0.4}
         return [numbers(advantage=f"{float(advantage.mean()):+.2f}", multiplier=f"{float(multiplier.max()):.2f}", gradient_towards_the_teacher=f"{float(pull.norm()):.2f}", gradient_towards_what_was_written=f"{math.copysign(float(push.norm()), float(push.sum())):+.2f}"),
                 chart("What each method pays for divergence", axis("spent budget D, nats", 0, self.top), axis("multiplier λ", -0.15, 6), [*curves,
@@ -639,7 +643,7 @@ class TreeExplorer(View):
         text = [f"R = {float(r):g}, spends {float(s):.2f}{' (over)' if s > d + 1e-9 else ''}: {float(q):.1%}" for r, s, q in zip(tree.rewards, spent, p.prob)]
         leaf = lambda name, keep, color, symbol: {"kind": "points", "name": name, "x": np.full(int(keep.sum()), T), "y": y[T][keep], "color": color, "symbol": symbol, "size": 7}
         return chart(f"The tree under: {policy}", axis("", -0.15, T * 2.0 if T < 2 else T * 1.7), axis("", B - 0.4, -0.6), [seg("teacher", "#999999", opacity=0.35), seg("policy", GREEN), leaf("inside", spent <= d + 1e-9, SAFE, "circle"), leaf("over", spent > d + 1e-9, OVER, "x"),
-                     {"kind": "text", "x": np.full(B, T), "y": y[T], "text": text, "anchor": "start", "dx": 12}], "Tree of trajectories. " + "; ".join(text[:12]) + ".", axes=False, height=max(200, min(520, 60 + 34 * B)))
+                     {"kind": "text", "x": np.full(B, T), "y": y[T], "text": text, "anchor": "start", "dx": 12}], "Tree of trajectories. " + "; ".join(text[:12]) + ".", axes=False, min=440, height=max(200, min(520, 60 + 34 * B)))
 
 # %% ../nbs/13_widget.ipynb #live-trainer
 def live_setup(folder: str | os.PathLike, method: str = "cmdp-smooth", budget: float = 0.8, seed: int = 0) -> CMDPTrainer:

@@ -4,6 +4,7 @@
 const DASH = {dash: "8 4", dot: "2 3", dashdot: "8 3 2 3", longdash: "14 4", longdashdot: "14 3 2 3"};
 const esc = s => String(s).replace(/[&<>"]/g, c => `&#${c.charCodeAt(0)};`);
 const paint = c => c === "fg" || !c ? "var(--fg)" : c[0] === "#" ? `var(--c-${c.slice(1)},${c})` : c;  // a theme may replace a colour
+const KEYS = 'data-lm-suppress-shortcuts="true"';  // keys pressed in this element are not commands of JupyterLab, where x cuts a cell and arrows leave it
 const px = v => Math.max(-1e4, Math.min(1e4, v)).toFixed(1);
 const percent = x => (Math.floor(1000 * x + 0.5) / 10).toFixed(1) + "%";  // as widget.percent
 
@@ -82,7 +83,7 @@ const MARKS = {
 
 function legend(marks) {
   const items = marks.filter(m => m.name).map(m => {
-    const line = `<path d="M1 6H27" stroke="${paint(m.color)}" stroke-width="${m.width ?? 2.5}" stroke-dasharray="${DASH[m.dash] ?? ""}"/>`;
+    const line = `<path d="M1 6H27" stroke="${paint(m.color)}" stroke-width="${Math.max(2, m.width ?? 2.5)}" stroke-dasharray="${DASH[m.dash] ?? ""}"/>`;
     const key = m.kind === "points" ? `<path d="${outline(m.symbol, 14, 6, 5)}" fill="${paint(m.color)}"/>` : m.kind === "bars" ? MARKS.bars({...m, x0: [3], x1: [25], y: [1], base: [0]}, x => x, y => 11 - 10 * y) : line;
     return `<span><svg width="28" height="12" aria-hidden="true">${key}</svg>${esc(m.name)}</span>`;
   });
@@ -90,43 +91,46 @@ function legend(marks) {
 }
 
 function chart(c, width) {
-  const bare = c.axes === false, L = bare ? 4 : 52, R = 12, T = 8, B = bare ? 4 : 40, H = c.height ?? 230, w = width - L - R, h = H - T - B;
+  const bare = c.axes === false, L = bare ? 12 : 58, R = 16, T = 8, B = bare ? 4 : 40, H = c.height ?? 230, w = width - L - R, h = H - T - B;
   const [x0, x1] = c.x.range, [y0, y1] = c.y.range;
   const X = v => (v - x0) / (x1 - x0) * w, Y = v => h - (v - y0) / (y1 - y0) * h;
   let grid = "";
   if (!bare) {
-    const xs = c.x.ticks ?? ticks(c.x.range, w / 70).map(v => [v, number(v, c.x.format)]), ys = c.y.ticks ?? ticks(c.y.range, h / 40).map(v => [v, number(v, c.y.format)]);
+    const xs = c.x.ticks ?? ticks(c.x.range, w / 60).map(v => [v, number(v, c.x.format)]), ys = c.y.ticks ?? ticks(c.y.range, h / 40).map(v => [v, number(v, c.y.format)]);
     for (const [v, text] of xs) grid += (c.x.ticks ? "" : `<path class="grid" d="M${px(X(v))} 0V${h}"/>`) + `<text x="${px(X(v))}" y="${h + 16}" text-anchor="middle">${esc(text)}</text>`;
     for (const [v, text] of ys) grid += `<path class="grid" d="M0 ${px(Y(v))}H${w}"/><text x="-7" y="${px(Y(v) + 4)}" text-anchor="end">${esc(text)}</text>`;
-    grid += `<text class="axis" x="${w / 2}" y="${h + 34}" text-anchor="middle">${esc(c.x.label)}</text><text class="axis" transform="translate(-40 ${h / 2})rotate(-90)" text-anchor="middle">${esc(c.y.label)}</text>`;
+    grid += `<text class="axis" x="${w / 2}" y="${h + 34}" text-anchor="middle">${esc(c.x.label)}</text><text class="axis" transform="translate(-45 ${h / 2})rotate(-90)" text-anchor="middle">${esc(c.y.label)}</text>`;
   }
   const inside = c.marks.map(m => MARKS[m.kind](m, X, Y, w, h)).join("");
   return `<figure><figcaption>${esc(c.title)}</figcaption>${legend(c.marks)}<svg role="img" aria-label="${esc(c.alt ?? c.title)}" width="${width}" height="${H}">` +
-    `<g transform="translate(${L} ${T})">${grid}<svg width="${w}" height="${h}" overflow="hidden">${inside}</svg></g></svg></figure>`;
+    `<g transform="translate(${L} ${T})">${grid}<svg x="-6" y="-6" width="${w + 12}" height="${h + 12}" viewBox="-6 -6 ${w + 12} ${h + 12}" overflow="hidden">${inside}</svg></g></svg></figure>`;
 }
 
 // ---- other blocks -----------------------------------------------------------------------------------------------------
 
 const BLOCKS = {
   chart,
-  numbers: b => `<div class="numbers">${b.items.map(i => `<div><span>${esc(i.label)}</span> <b>${esc(i.value)}</b> <small>${esc(i.note ?? "")}</small></div>`).join("")}</div>`,
+  numbers: b => {
+    const noted = b.items.some(i => i.note);
+    return `<div class="numbers">${b.items.map(i => `<div><span>${esc(i.label)}</span> <b>${esc(i.value)}</b> ${noted ? `<small>${esc(i.note ?? "")}</small>` : ""}</div>`).join("")}</div>`;
+  },
   text: b => `<p class="${b.alert ? "alert" : "prose"}" ${b.alert ? 'role="alert"' : ""}>${esc(b.text)}</p>`,
-  code: b => `<pre class="code" tabindex="0" aria-label="Python that reproduces this"><code>${esc(b.text)}</code></pre>`,
+  code: b => `<pre ${KEYS} class="code" tabindex="0" aria-label="Python that reproduces this"><code>${esc(b.text)}</code></pre>`,
   table: b => `<div class="scroll"><table><caption>${esc(b.title)}</caption><tr>${b.columns.map(c => `<th scope="col">${esc(c)}</th>`).join("")}</tr>${b.rows.map(r => `<tr>${r.map(c => `<td>${esc(c)}</td>`).join("")}</tr>`).join("")}</table></div>`,
   tokens: b => `<div class="tokens" role="listbox" aria-label="${esc(b.label)}">${b.tokens.map((t, i) => {
     const strong = t.level > 0.55;
-    return `<button type="button" role="option" aria-selected="${i === b.selected}" tabindex="${i === b.selected ? 0 : -1}" data-token="${i}" title="${esc(t.title)}" style="background:color-mix(in srgb, #D55E00 ${Math.round(100 * t.level)}%, var(--bg))${strong ? ";color:#fff" : ""}">${esc(t.text)}</button>`;
+    return `<button ${KEYS} type="button" role="option" aria-selected="${i === b.selected}" tabindex="${i === b.selected ? 0 : -1}" data-token="${i}" title="${esc(t.title)}" style="background:color-mix(in srgb, #D55E00 ${Math.round(100 * t.level)}%, var(--bg))${strong ? ";color:#fff" : ""}">${esc(t.text)}</button>`;
   }).join("")}</div>`,
 };
 
 // ---- controls ---------------------------------------------------------------------------------------------------------
 
 const CONTROLS = {
-  range: c => `<label class="range"><span>${esc(c.label)}</span><input type="range" data-name="${c.name}" min="${c.min}" max="${c.max}" step="${c.step}"><output></output></label>`,
-  select: c => `<label><span>${esc(c.label)}</span><select data-name="${c.name}">${c.options.map(([v, text]) => `<option value="${esc(JSON.stringify(v))}">${esc(text)}</option>`).join("")}</select></label>`,
-  checkbox: c => `<label class="check"><input type="checkbox" data-name="${c.name}"><span>${esc(c.label)}</span></label>`,
-  checks: c => `<fieldset><legend>${esc(c.label)}</legend>${c.options.map(([v, text]) => `<label class="check"><input type="checkbox" data-name="${c.name}" value="${esc(JSON.stringify(v))}"><span>${esc(text)}</span></label>`).join("")}</fieldset>`,
-  buttons: c => `<div class="buttons" role="group" aria-label="${esc(c.label)}">${c.items.map((b, i) => `<button type="button" data-group="${c.name}" data-item="${i}">${esc(b.label)}</button>`).join("")}</div>`,
+  range: c => `<label class="range"><span>${esc(c.label)}</span><input ${KEYS} type="range" data-name="${c.name}" min="${c.min}" max="${c.max}" step="${c.step}"><output></output></label>`,
+  select: c => `<label class="select ${c.options.some(([_, text]) => text.length > 24) ? "long" : ""}"><span>${esc(c.label)}</span><select ${KEYS} data-name="${c.name}">${c.options.map(([v, text]) => `<option value="${esc(JSON.stringify(v))}">${esc(text)}</option>`).join("")}</select></label>`,
+  checkbox: c => `<label class="check"><input ${KEYS} type="checkbox" data-name="${c.name}"><span>${esc(c.label)}</span></label>`,
+  checks: c => `<fieldset><legend>${esc(c.label)}</legend>${c.options.map(([v, text]) => `<label class="check"><input ${KEYS} type="checkbox" data-name="${c.name}" value="${esc(JSON.stringify(v))}"><span>${esc(text)}</span></label>`).join("")}</fieldset>`,
+  buttons: c => `<div class="buttons" role="group" aria-label="${esc(c.label)}">${c.items.map((b, i) => `<button ${KEYS} type="button" data-group="${c.name}" data-item="${i}">${esc(b.label)}</button>`).join("")}</div>`,
 };
 
 function show(root, controls, values) {  // write the values into the controls, except into the one that is being moved
@@ -207,16 +211,19 @@ function render({model, el}) {
 
   function draw() {
     const all = blocks(), wide = Math.max(300, (root.clientWidth || 900) - 16), charts = all.filter(b => b.type === "chart").length;
-    const columns = Math.max(1, Math.min(charts, Math.floor((wide + 12) / 290))), width = Math.floor((wide - 12 * (columns - 1)) / columns);
+    const need = Math.max(278, ...all.map(b => b.min ?? 0));  // a chart may ask for more, so that its text fits
+    const columns = Math.max(1, Math.min(charts, Math.floor((wide + 12) / (need + 12)))), width = Math.floor((wide - 12 * (columns - 1)) / columns);
     body.style.setProperty("--columns", columns);
     if (slots.length !== all.length) { body.innerHTML = all.map(b => `<div class="block is-${b.type}"></div>`).join(""); slots = all.map(() => ""); }
     const focus = root.contains(document.activeElement) ? document.activeElement.dataset.token : undefined;
+    let left = charts;
     all.forEach((b, i) => {
-      const html = BLOCKS[b.type](b, Math.min(width * (b.span ?? 1) + 12 * ((b.span ?? 1) - 1), wide));
+      const alone = b.type === "chart" && --left === 0 && charts % columns === 1, span = Math.min(alone ? columns : b.span ?? 1, columns);  // the last picture fills its row
+      const html = BLOCKS[b.type](b, width * span + 12 * (span - 1));
       if (html === slots[i]) return;
       body.children[i].className = `block is-${b.type}`;
       body.children[i].setAttribute("aria-live", b.type === "numbers" || b.alert ? "polite" : "off");
-      body.children[i].style.gridColumn = b.type === "chart" ? `span ${Math.min(b.span ?? 1, columns)}` : "";
+      body.children[i].style.gridColumn = b.type === "chart" ? `span ${span}` : "";
       body.children[i].innerHTML = slots[i] = html;
     });
     if (focus !== undefined) body.querySelector('[data-token][tabindex="0"]')?.focus();
