@@ -5,6 +5,7 @@
 # %% ../nbs/15_source.ipynb #imports
 from __future__ import annotations
 
+import atexit
 import difflib
 import functools
 import importlib.util
@@ -43,7 +44,7 @@ _CLEAN = [(re.compile(pattern), to) for pattern, to in (
     (r"(?<=\d)(?:\{,\}|,?\\[!,])(?=\d{3}(?!\d))", ","), (r"\\[,;: ]|~", " "), (r"\\!", ""), (r"\\([$%])", r"\1"), (r"\^\{?\\circ\}?|\\degree|°", " degrees "), (r"[−–]", "-"), (r"\*\*|\\[()]|\\left|\\right", ""))]
 _NUMBER = re.compile(r"""(?P<sign>[-+]?)[ ]?(?P<money>[$€£¥]?)[ ]?(?P<minus>-?)(?:(?P<whole>[0-9]{1,40})[ ](?=[0-9]+/))?
     (?P<num>(?:[0-9]{1,3}(?:,[0-9]{3}){1,12}|[0-9]{1,40})(?:\.[0-9]{1,40})?|\.[0-9]{1,40})(?:/(?P<den>[0-9]{1,40}))?(?P<exp>[eE][-+]?[0-9]{1,2})?
-    (?P<unit>[ ]?[$€£¥%]|[A-Za-z]{1,12}|(?:[ ][A-Za-z]{2,20}(?:/[a-z]{1,12})?){1,5})?(?:\^\{?[23]\}?)?""", re.VERBOSE)
+    (?P<unit>[ ]?[$€£¥%]|[A-Za-z]{1,12}|(?:[ ][A-Za-z]{2,20}(?:/[a-z]{1,12})?){1,5}(?:\^\{?[23]\}?)?)?""", re.VERBOSE)
 
 
 def parse_number(text: str) -> tuple[Fraction, str] | None:
@@ -72,7 +73,7 @@ def same_number(a: str, b: str) -> bool | None:
 
 # %% ../nbs/15_source.ipynb #final-answer
 _MARK = re.compile(r"\\boxed\s*\{|####|<answer>")
-_SAID = re.compile(r"\banswer\**(?: is|:)[:*]*[ \t]*(\S[^\n]{0,200})", re.IGNORECASE)
+_SAID = re.compile(r"\banswer\**(?: is|:)[:*]*[ \t]*", re.IGNORECASE)
 _LAST = re.compile(r"(?<![\w.)])-?[$€£¥]?(?:[0-9]{1,3}(?:,[0-9]{3}){1,12}(?![0-9])|[0-9]{1,40})(?:\.[0-9]{1,40})?(?:/[0-9]{1,40})?%?|[$€£¥]?(?<![\w.])\.[0-9]{1,40}")
 
 
@@ -94,7 +95,7 @@ def final_answer(text: str, fallback: str | None = None) -> str | None:
         if mark[0] == "####": return rest.partition("\n")[0].partition("</answer>")[0].strip() or None
         if mark[0] == "<answer>": return rest.partition("</answer>")[0].strip() or None if "</answer>" in rest else None
         return (braced(text, mark.end()) or "").strip() or None
-    if said := _SAID.findall(text): return re.split(r"\.(?:\s|$)", said[-1])[0].strip(" *")
+    if said := list(_SAID.finditer(text)): return re.split(r"\.(?:\s|$)", text[said[-1].end():].partition("\n")[0][:200])[0].strip(" *") or None
     if fallback == "text": return text.strip() or None
     return ([None] + _LAST.findall(text))[-1] if fallback == "number" else None
 
@@ -160,11 +161,16 @@ class _Process:
             except OSError: reply = ""
             except BaseException: self.process.kill(); raise  # Ctrl-C: its reply must not be taken for that of the next question
             if reply: return tuple(json.loads(reply))
-            self.process.kill(); self.process.communicate()  # which closes the pipes, too
+            self.close()
             return 0.0, f"did not finish within {seconds:g} s of CPU time"
+
+    def close(self) -> None:
+        "End the process, if there is one."
+        if self.process is not None: self.process.kill(); self.process.communicate()  # which closes the pipes, too
 
 
 _grade = _Process()
+atexit.register(_grade.close)
 
 
 _WARNED: set[tuple[str, str]] = set()

@@ -52,11 +52,11 @@ def test_numbers_by_table():
     assert [t[:20] for t in NO_NUMBER if parse_number(t) is not None] == []
 
 
-@given(st.fractions(max_denominator=10**6).filter(lambda f: abs(f) < 10**12), st.sampled_from(["{}", "${}$", "x = {}", "{}.", "{} apples", r"\text{{}} {}"]), st.integers(0, 6))
+@given(st.fractions(max_denominator=10**6).filter(lambda f: abs(f) < 10**12), st.sampled_from(["{}", "${}$", "x = {}", "{}.", "{} apples"]), st.integers(0, 6))
 def test_exact_for_any_number(value, frame, decimals):
     "Fractions and decimals are read exactly, near misses are misses."
     text = frame.replace("{}", f"{value.numerator}/{value.denominator}")
-    if "text" not in frame: assert parse_number(text)[0] == value
+    assert parse_number(text)[0] == value
     rounded = Fraction(round(value * 10**decimals), 10**decimals)
     shown = f"{'-' * (rounded < 0)}{abs(rounded.numerator * (10**decimals // rounded.denominator)) // 10**decimals:,}" + (f".{abs(rounded * 10**decimals).numerator % 10**decimals:0{decimals}d}" if decimals else "")
     assert parse_number(shown)[0] == rounded and same_number(shown, str(value)) is (rounded == value)
