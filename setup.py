@@ -31,7 +31,7 @@ setup(
     zip_safe=False,
     python_requires=f">={cfg['min_python']}",
     install_requires=cfg["requirements"].split(),
-    extras_require={"dev": cfg["dev_requirements"].split() + cfg["notebook_requirements"].split(), "notebook": cfg["notebook_requirements"].split()},
+    extras_require={"dev": " ".join(cfg[f"{extra}_requirements"] for extra in ("dev", "notebook", "math")).split(), "notebook": cfg["notebook_requirements"].split(), "math": cfg["math_requirements"].split()},
     entry_points={
         "console_scripts": cfg["console_scripts"].split(),
         "nbdev": [f"{lib}={lib}._modidx:d"],

@@ -20,19 +20,21 @@ from pathlib import Path
 
 import torch
 import yaml
-from datasets import Dataset, load_dataset, load_from_disk
+from datasets import Dataset
 from transformers import HfArgumentParser
 from transformers.utils import logging as hf_logging
 
+from .judge import arithmetic_validity
 from .model import default_pair
 from .objective import METHODS, method_settings
 from .plot import frontier_figure, multiplier_curves, read_jsonl, remaining_fan, report_html, spent_histogram, token_heatmap, tradeoff_figure, training_curves
+from .source import KINDS, TASKS, load_rows, open_task, task_kind, with_template
 from .task import chain_dataset, chain_frontier, chain_reward, step_validity
 from .trainer import CMDPConfig, CMDPTrainer
 
 # %% auto #0
-__all__ = ['COPY_LIMIT', 'SUMMARY', 'RunArguments', 'build_parser', 'parse_args', 'load_reward', 'load_prompts', 'build_trainer',
-           'describe_teacher', 'write_run', 'distil', 'format_summary', 'run_all', 'main']
+__all__ = ['COPY_LIMIT', 'SUMMARY', 'RunArguments', 'build_parser', 'parse_args', 'load_reward', 'load_prompts', 'own_task',
+           'build_trainer', 'describe_teacher', 'write_run', 'distil', 'format_summary', 'run_all', 'main']
 
 # %% ../nbs/20_cli.ipynb #options
 @dataclass
@@ -40,9 +42,13 @@ class RunArguments:
     "What to distil from what, on which data. Nothing given: the embedded default."
     student: str | None = field(default=None, metadata={"help": "student: a folder or hub name; none = the embedded pair (then teacher, dataset and reward are embedded, too)"})
     teacher: str | None = field(default=None, metadata={"help": "teacher: a folder or hub name with the student's tokenizer"})
-    dataset: str | None = field(default=None, metadata={"help": "training prompts: a .jsonl, .csv or .parquet file, a folder of save_to_disk, or a hub name; column 'prompt'"})
-    eval_dataset: str | None = field(default=None, metadata={"help": "held-out prompts, given like dataset"})
-    reward: list[str] | None = field(default=None, metadata={"help": "reward functions as module:function (TRL signature); several may follow"})
+    dataset: str | None = field(default=None, metadata={"help": "training prompts: a .jsonl, .csv or .parquet file, a folder or a hub name, with a column 'prompt'; or gsm8k:SOURCE, math:SOURCE (such a file, folder or name) or reasoning_gym:NAME[,setting=value,...]"})
+    eval_dataset: str | None = field(default=None, metadata={"help": "held-out prompts, given like dataset; none = its split 'test', for gsm8k:, math: (not one file) and reasoning_gym:"})
+    reward: list[str] | None = field(default=None, metadata={"help": "reward functions as module:function (TRL signature); several may follow; none = the grader that belongs to gsm8k:, math: or reasoning_gym:"})
+    prompt_template: str | None = field(default=None, metadata={"help": "how the column 'prompt' is put to the model: chat (messages), plain, or a text with {prompt} in it; none = as it is, or chat with system_prompt or num_shots"})
+    system_prompt: str | None = field(default=None, metadata={"help": "a text before all prompts, or the name of one: hash (#### x), boxed, think (<think> tags)"})
+    num_shots: int = field(default=0, metadata={"help": "worked examples before every prompt, drawn from the training prompts, >= 0"})
+    n_train: int | None = field(default=None, metadata={"help": "training prompts to use, >= 1; none = all, or 1000 of reasoning_gym:NAME"})
     n_eval: int = field(default=1024, metadata={"help": "held-out prompts to evaluate on, >= 1"})
     num_threads: int | None = field(default=None, metadata={"help": "CPU threads, >= 1; none = 1 for the embedded pair (faster for tiny models), else torch's choice"})
     config: str | None = field(default=None, metadata={"help": "YAML file with any of these options; the command line wins"})
@@ -55,7 +61,9 @@ def build_parser() -> argparse.ArgumentParser:
         "Distil a student from a teacher: maximise a task reward while every completion's divergence from the teacher stays within a budget. "
         "Without options: the embedded default, two minutes on a laptop.", epilog=f"methods and their settings (--method NAME --method_kwargs 'key=value,...'; --method all runs every one):\n{methods}\n\n"
         "examples:\n  cmdp-distill\n  cmdp-distill --budget 0.5 --seed 1\n  cmdp-distill --method soft --method_kwargs lam=2\n"
-        "  cmdp-distill --student ./student --teacher ./teacher --dataset train.jsonl --eval_dataset test.jsonl --reward my_rewards:correct --budget 20")
+        "  cmdp-distill --student ./student --teacher ./teacher --dataset train.jsonl --eval_dataset test.jsonl --reward my_rewards:correct --budget 20\n"
+        "  cmdp-distill --student ./student --teacher ./teacher --dataset gsm8k:openai/gsm8k --prompt_template chat --system_prompt hash --budget 20\n"
+        "  cmdp-distill --student ./student --teacher ./teacher --dataset reasoning_gym:chain_sum,max_terms=3 --n_train 4000 --prompt_template plain --num_shots 2 --budget 20")
     parser.set_defaults(eval_on_start=True)
     return parser
 
@@ -89,32 +97,41 @@ def load_reward(spec: str) -> Callable:
     finally: sys.path.pop(0)
 
 
-def load_prompts(source: str, what: str, split: str = "train") -> Dataset:
-    "A dataset from a file, a folder or a hub name. Raises FileNotFoundError/ValueError naming the option."
-    path = Path(source).expanduser()
-    kinds = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet"}
-    try:
-        if path.is_dir(): data = load_from_disk(str(path))
-        elif path.suffix in kinds: data = load_dataset(kinds[path.suffix], data_files=str(path), split="train")
-        else: data = load_dataset(source, split=split)
-    except Exception as e: raise FileNotFoundError(f"{what}={source!r} could not be loaded: {str(e).splitlines()[0]}") from e
-    return data[split] if isinstance(data, dict) else data
+def load_prompts(source: str, what: str, split: str = "train", n: int | None = None) -> Dataset:
+    "At most `n` rows of a file, a folder, a hub name or one of `source.TASKS`. Raises FileNotFoundError/ValueError naming the option."
+    data = open_task(source, split, n) if task_kind(source) else load_rows(source, split, what)
+    return data if n is None else data.select(range(min(n, len(data))))
+
+
+def own_task(run: RunArguments) -> tuple[list[Callable], Dataset, Dataset, dict[str, Callable]]:
+    "Reward functions, training and held-out prompts, and metrics of a run with a dataset of one's own. Raises ValueError and what the loaders raise."
+    kind = task_kind(run.dataset)
+    train = load_prompts(run.dataset, "dataset", "train", run.n_train)
+    held_out = load_prompts(run.eval_dataset or run.dataset, "eval_dataset", "test", run.n_eval)
+    if run.prompt_template or run.system_prompt or run.num_shots:
+        for name, data in (("dataset", train), ("eval_dataset", held_out)):
+            if "prompt" not in data.column_names: raise ValueError(f"{name} has no 'prompt' column, only {', '.join(data.column_names)}")
+        train, held_out = (with_template(data, run.prompt_template or "chat", run.system_prompt, run.num_shots, train) for data in (train, held_out))
+    return [load_reward(r) for r in run.reward] if run.reward else [TASKS[kind]], train, held_out, {"reasoning_validity": arithmetic_validity} if kind else {}
 
 
 def build_trainer(run: RunArguments, config: CMDPConfig) -> CMDPTrainer:
     "The trainer that the options describe; raises before any long work if they cannot work."
     if run.n_eval < 1: raise ValueError(f"n_eval must be >= 1, got {run.n_eval}")
+    if run.n_train is not None and run.n_train < 1: raise ValueError(f"n_train must be >= 1, got {run.n_train}")
     if run.num_threads is not None and run.num_threads < 1: raise ValueError(f"num_threads must be >= 1, got {run.num_threads}")
     if run.student is None:
-        if given := [k for k in ("teacher", "dataset", "eval_dataset", "reward") if getattr(run, k)]: raise ValueError(f"{', '.join(given)} given without a student: name all of student, teacher, dataset, eval_dataset and reward, or none for the embedded default")
+        if given := [k for k in ("teacher", "dataset", "eval_dataset", "reward", "prompt_template", "system_prompt", "num_shots", "n_train") if getattr(run, k)]: raise ValueError(f"{', '.join(given)} given without a student: name all of student, teacher, dataset, eval_dataset and reward, or none for the embedded default")
         torch.set_num_threads(run.num_threads or 1)
         student, teacher, tokenizer = default_pair()
         trainer = CMDPTrainer(student, teacher, chain_reward, config, chain_dataset(16000), chain_dataset(run.n_eval, "test"), tokenizer, {"reasoning_validity": step_validity})
     else:
-        if missing := [k for k in ("teacher", "dataset", "eval_dataset", "reward") if not getattr(run, k)]: raise ValueError(f"{', '.join(missing)} missing: distilling your own student needs all of teacher, dataset, eval_dataset and reward")
+        kind = task_kind(run.dataset or "")
+        known = ("reward", "eval_dataset") if kind and Path(run.dataset).suffix not in KINDS else ("reward",) if kind else ()
+        if missing := [k for k in ("teacher", "dataset", "eval_dataset", "reward") if not getattr(run, k) and k not in known]: raise ValueError(f"{', '.join(missing)} missing: distilling your own student needs all of teacher, dataset, eval_dataset and reward (a dataset {', '.join(f'{k}:...' for k in TASKS)} brings its reward, and its test split unless it is one file)")
         if run.num_threads: torch.set_num_threads(run.num_threads)
-        held_out = load_prompts(run.eval_dataset, "eval_dataset", "test")
-        trainer = CMDPTrainer(run.student, run.teacher, [load_reward(r) for r in run.reward], config, load_prompts(run.dataset, "dataset"), held_out.select(range(min(run.n_eval, len(held_out)))))
+        rewards, train, held_out, metrics = own_task(run)
+        trainer = CMDPTrainer(run.student, run.teacher, rewards, config, train, held_out, eval_metrics=metrics)
     trainer.run_info = {"run": dataclasses.asdict(run), "teacher": describe_teacher(trainer.teacher)}
     return trainer
 

@@ -132,7 +132,7 @@ def _paint(ax, m: dict) -> None:
     elif kind == "segments":
         for x0, y0, x1, y1, w in zip(m["x0"], m["y0"], m["x1"], m["y1"], m["width"]): ax.plot([x0, x1], [y0, y1], color=color, linewidth=w, alpha=alpha, solid_capstyle="round")
     elif kind == "text":
-        for x, y, text in zip(m["x"], m["y"], m["text"]): ax.text(x, y, text, fontsize=7, ha={"start": "left", "end": "right"}.get(m.get("anchor"), "center"), va="center")
+        for x, y, text in zip(m["x"], m["y"], m["text"]): ax.annotate(text, (x, y), (m.get("dx", 0), 0), textcoords="offset points", fontsize=7, ha={"start": "left", "end": "right"}.get(m.get("anchor"), "center"), va="center")
     elif kind == "rule": (ax.axhline if m.get("x") is None else ax.axvline)(m["y"] if m.get("x") is None else m["x"], color=color, linestyle=_LINES.get(m.get("dash", "dot"), "-"), linewidth=1)
     elif kind == "band": ax.axvspan(m.get("x0", ax.get_xlim()[0]), m.get("x1", ax.get_xlim()[1]), color=color, alpha=0.1)
 
@@ -321,7 +321,7 @@ class BudgetPanel(View):
         first = {"d": self.limit, "method": method} | ({"trained": "nearest", "seed": seeds[0]} if seeds else {}) | {"n": 1.0}
         found = [slider("d", "budget d", 0, self.top, step, self.limit, self.unit), choice("method", "method" if seeds else "run", labels, method)]
         if seeds: found += [choice("trained", "trained for", [("nearest", "nearest to d"), *((b, f"d = {b:g}") for b in budgets)], "nearest"), choice("seed", "seed", seeds, seeds[0])]
-        presets = {text: {"method": m} for text, m in (("imitate only", "gkd"), ("reward only", "grpo"), ("fixed price λ", "soft"), ("the paper's", "cmdp"), ("smooth gate", "cmdp-smooth")) if m in labels and seeds}
+        presets = {text: {"method": m} for text, m in (("imitate only", "gkd"), ("reward only", "grpo"), ("fixed price λ", "soft"), ("the paper's", "cmdp"), ("the default", "cmdp-smooth")) if m in labels and seeds}
         return [*found, slider("n", "penalty n", 0, 3, 0.1, 1.0), buttons("presets", "presets", **presets, reset=first)]
 
     def trace(self, v: dict | None = None) -> dict:

@@ -46,16 +46,25 @@ def test_installed_metadata_agrees(ini):
 def test_every_import_of_the_library_is_a_requirement(ini):
     "A missing requirement breaks the first import in a fresh environment."
     import ast, sys
-    names, optional = set(), set()
-    extra = {re.split(r"[<>=]", r)[0] for r in ini["notebook_requirements"].split()}
+    wanted = lambda key: {re.split(r"[<>=]", r)[0].replace("pyyaml", "yaml").replace("-", "_") for r in ini[key].split()}
+    names, users = set(), {"notebook": set(), "math": set()}
     for path in (ROOT / "cmdp_nbdev").glob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
             found = {a.name.split(".")[0] for a in node.names} if isinstance(node, ast.Import) else {node.module.split(".")[0]} if isinstance(node, ast.ImportFrom) and not node.level else set()
             names |= found
-            if found & extra: optional.add(path.stem)
-    wanted = lambda key: {re.split(r"[<>=]", r)[0].replace("pyyaml", "yaml") for r in ini[key].split()}
-    assert names - set(sys.stdlib_module_names) - {"cmdp_nbdev"} <= wanted("requirements") | wanted("notebook_requirements")
-    assert optional <= {"widget"}, "only the widgets may need the extra 'notebook'"
+            for extra, modules in users.items():
+                if found & (wanted(f"{extra}_requirements") - wanted("requirements")): modules.add(path.stem)
+    assert names - set(sys.stdlib_module_names) - {"cmdp_nbdev", "sympy"} <= wanted("requirements").union(*(wanted(f"{extra}_requirements") for extra in users))
+    assert users["notebook"] <= {"widget"}, "only the widgets may need the extra 'notebook'"
+    assert users["math"] <= {"source"}, "only the tasks from elsewhere may need the extra 'math'"
+
+
+def test_extras_are_imported_when_needed():
+    "The library must load and run without the extras 'notebook' and 'math': no module but the widgets imports them at its top."
+    import ast
+    for path in (ROOT / "cmdp_nbdev").glob("*.py"):
+        top = {(a.name if isinstance(n, ast.Import) else n.module or "").split(".")[0] for n in ast.parse(path.read_text()).body if isinstance(n, (ast.Import, ast.ImportFrom)) for a in n.names}
+        assert path.stem == "widget" or not top & {"anywidget", "ipywidgets", "matplotlib", "reasoning_gym", "math_verify", "sympy"}, path.stem
 
 
 @pytest.mark.parametrize("name", ["CITATION.cff", "CHANGELOG.md"])

@@ -142,7 +142,7 @@ class Notebook:
 
     def text(self, cell: str) -> str:
         "What a cell printed."
-        return "".join(x if isinstance(x, str) else "".join(x) for o in self.outputs(cell) for x in [o.get("text", "")])
+        return "".join(x if isinstance(x, str) else "".join(x) for o in self.outputs(cell) if o.get("name") == "stdout" for x in [o["text"]])
 
     def _check(self) -> None:
         for o in self.outputs():

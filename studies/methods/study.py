@@ -57,7 +57,7 @@ TRIALS = {
     "saute-augmented": [({"penalty": n, "coef": c}, {}) for n, c in ((1.0, 1.0), (0.0, 1.0), (0.0, 3.0), (0.0, 5.0))],
     "cmdp": [({"penalty": n, "coef": c}, {}) for n, c in ((1.0, 1.0), (0.0, 1.0), (0.0, 3.0), (0.0, 5.0))],
     "hinge": [({"coef": c}, {}) for c in (1.0, 3.0, 6.0, 12.0)],
-    "weakest-link": [({"limit": d, "burn_in": b}, {}) for d, b in ((0.4, 8), (0.8, 8), (0.8, 0), (1.6, 0))],  # a first grid, .1 to .4, collapsed in all trials: see README.md
+    "weakest-link": [({"limit": d, "burn_in": b}, {}) for d, b in ((0.1, 8), (0.2, 8), (0.4, 8), (0.4, 0), (0.8, 8), (0.8, 0), (1.6, 0))],  # the first four collapsed, so it was given three more, which did, too
     DEFAULT: [({}, {})],  # was designed on this task with more trials than four: see README.md beside this file
 }
 USES_BUDGET = ("dual", "pid", "chance-dual", "cmdp", "hinge", DEFAULT)

@@ -3,7 +3,7 @@
     python studies/traces/make_traces.py        # trains what studies/methods/traces does not hold; may be stopped at any time and goes on there
 
 Writes cmdp_nbdev/data/traces.npz (read by widget.load_traces) and studies/traces/config.json (settings, versions, machine). The students are those of
-the tables of studies/methods, seeds 2 and 3: the first 400 test completions of each, with the cost of every token of the first 40.
+the tables of studies/methods, seeds 2 and 3 (other budgets than 0.8: seed 2): the first 400 test completions of each, with the cost of every token of the first 40.
 """
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ import study
 TARGET, CONFIG = ROOT / "cmdp_nbdev" / "data" / "traces.npz", Path(__file__).with_name("config.json")
 CURVE = np.round(np.arange(0, 2.001, 0.05), 2)  # budgets of the exact optimum
 LABELS = {"soft": lambda settings: "soft" if settings["lam"] == 1 else f"soft λ={settings['lam']:g}"}
-READS_NONE = ("grpo", "gkd", "gkd off-policy", "minillm", "kdrl", "soft", "weakest-link")  # methods that do not read d (weakest-link has a limit of its own)
+READS_NONE = ("grpo", "gkd", "minillm", "kdrl", "soft", "weakest-link")  # methods that do not read d (weakest-link has a limit of its own)
 
 
 def wanted() -> list[tuple[dict, dict]]:
     "(row of the file, job of the study), seed by seed."
-    jobs = [j for stage in ("report", "views", "budgets") for j in study.plan(stage) if j["seed"] in study.TRACE_SEEDS]
+    jobs = [j for stage in ("report", "views", "budgets") for j in study.plan(stage) if j["name"] == j["method"] and j["seed"] in (study.TRACE_SEEDS if stage != "budgets" else study.TRACE_SEEDS[:1])]
     budget = lambda j: j["config"].get("budget", CMDPConfig().budget)
     row = lambda j: {"label": LABELS.get(j["method"], lambda settings: j["name"])(j["settings"]), "method": j["method"], "settings": j["settings"], "budget": None if j["name"] in READS_NONE else budget(j), "seed": j["seed"]}
     return sorted(((row(j), j) for j in jobs), key=lambda pair: (pair[0]["seed"], list(study.TRIALS).index(pair[1]["name"]) if pair[1]["name"] in study.TRIALS else 99, pair[0]["budget"] or 0))

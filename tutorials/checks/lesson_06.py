@@ -67,3 +67,25 @@ def loss(function) -> str:
         need(float(got.norm()) > 1e-8, "its mean gradient is zero: k1 as a loss does nothing but noise, because the mean of grad log pi is 0")
         need(_gap(got, right) < 1e-6, f"its mean gradient is off by {_gap(got, right):.0%} from that of the reverse KL")
     return "The mean of l times grad log pi is the gradient of the reverse KL, although the mean of the value is not the reverse KL: the reverse of k3."
+
+
+@exercise(hint="What does `.detach()` remove here that the reward alone never had? D depends on the weights in two ways, through what is sampled and through the distributions themselves.")
+def penalised(function) -> str:
+    for seed, lam in ((0, 0.5), (1, 2.0), (2, 1.0)):
+        tree, table, p = _student(seed)
+        R, D = tree.rewards, p.cost.sum(-1)
+        value = function(p.logp, p.cost, R, lam)
+        need(value is not None and value.shape == R.shape, f"one number per trajectory: expected shape ({len(R)},), got {None if value is None else tuple(value.shape)}")
+        need(value.requires_grad, "it has no gradient: everything in it is detached")
+        grad = lambda x: torch.autograd.grad((p.prob.detach() * x).sum(), table, retain_graph=True)[0]
+        got, right = grad(value), torch.autograd.grad(-p.expect(R - lam * D), table, retain_graph=True)[0]
+        logp, pay = p.logp.sum(-1), (R - lam * D).detach()
+        classic = [(-pay * logp, "the exact divergence is in the reward only, and detached: the exact-KL trap. What pulls the distributions themselves is missing"),
+                   (-pay * logp - lam * D, "the sign of the pathwise part: this is a loss, so divergence is added to it"),
+                   (-R * logp + lam * D, "the divergence left the advantage: its pathwise part alone does not see that another token leads to dearer texts"),
+                   (-(R - lam * D) * logp, "the advantage carries a gradient now: the cost is differentiated inside the product with log-probabilities, which is neither of the two parts"),
+                   (-pay * logp + D, "the pathwise part needs the weight lam as well, or the two parts belong to different objectives"),
+                   (-pay * logp + lam * p.cost.mean(-1), "the mean over tokens is not the sum; the score part has the sum")]
+        for wrong, why in classic: need(_gap(got, right) < 1e-6 or _gap(got, grad(wrong)) > 1e-6, why)
+        need(_gap(got, right) < 1e-6, f"its mean gradient is off by {_gap(got, right):.0%} from that of the objective")
+    return "Advantage R - lam D, and lam times D with its gradient: this is `soft` with complete=True. In the widget above, `soft` shows both parts: blue bars are the pathwise one."

@@ -56,3 +56,33 @@ def divergence_loss(logp, teacher_logp):
 # %% loss wrong: it has no gradient
 def divergence_loss(logp, teacher_logp):
     return (logp - teacher_logp).detach() ** 2
+
+# %% penalised
+def penalised_loss(logp, cost, reward, lam):
+    pay = reward - lam * cost.sum(-1)
+    advantage = (pay - pay.mean()).detach()
+    return -advantage * logp.sum(-1) + lam * cost.sum(-1)  # the cost also pulls through its own gradient
+
+# %% penalised wrong: the exact-KL trap
+def penalised_loss(logp, cost, reward, lam):
+    pay = reward - lam * cost.sum(-1)
+    advantage = (pay - pay.mean()).detach()
+    return -advantage * logp.sum(-1)
+
+# %% penalised wrong: the sign of the pathwise part
+def penalised_loss(logp, cost, reward, lam):
+    pay = (reward - lam * cost.sum(-1)).detach()
+    return -pay * logp.sum(-1) - lam * cost.sum(-1)
+
+# %% penalised wrong: the divergence left the advantage
+def penalised_loss(logp, cost, reward, lam):
+    return -(reward - reward.mean()) * logp.sum(-1) + lam * cost.sum(-1)
+
+# %% penalised wrong: the advantage carries a gradient
+def penalised_loss(logp, cost, reward, lam):
+    return -(reward - lam * cost.sum(-1)) * logp.sum(-1)
+
+# %% penalised wrong: the weight lam
+def penalised_loss(logp, cost, reward, lam):
+    pay = (reward - lam * cost.sum(-1)).detach()
+    return -pay * logp.sum(-1) + cost.sum(-1)
