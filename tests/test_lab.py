@@ -104,10 +104,11 @@ def test_the_live_trainer_obeys_while_it_runs(lab, capsys):
     report = lambda: (notebook.run_cell("report"), json.loads(notebook.text("report")))[1]
     status = lambda text: notebook.page.wait_for_function("text => document.querySelector('[data-cell=start] .numbers small').textContent === text", arg=text)
     live.press("start"); status("running")
+    end = time.monotonic() + 30
+    while not report()["rows"]: assert time.monotonic() < end, "no update was made"; time.sleep(0.05)
     live.set(d=0.3)
     first = report()  # the kernel answers although the training goes on
     assert first["status"] == "running"
-    end = time.monotonic() + 30
     while (now := report())["rows"][-1][1] != 0.3: assert time.monotonic() < end, "the new limit never took effect"; time.sleep(0.05)
     assert now["rows"][0][1] == 0.8 and [row[0] for row in now["rows"]] == list(range(1, now["updates"] + 1))
     curve = next(m for b in live.blocks() for m in b.get("marks", ()) if m.get("name") == "limit d")

@@ -86,4 +86,4 @@ def interval(function) -> str:
         need(not near(t * d.std(ddof=1)), "this is the spread of one difference; the mean of n of them varies less, by the square root of n")
         need(not near(t * d.std() / np.sqrt(n)), "np.std divides by n unless you say ddof=1; with few seeds that is far too small")
         need(near(t * d.std(ddof=1) / np.sqrt(n)), f"the half-width is {t * d.std(ddof=1) / np.sqrt(n):.4f}, got {half:.4f}")
-    return "`compare` does this, and adds the luck of the prompts. With two seeds t is 12.7: choose `all methods` in the shoot-out of a study, ShootOut(list(runs.values())), and look for the longest bars."
+    return "`compare` does this, and adds the luck of the prompts. With two seeds t is 12.7: choose `all methods` in the shoot-out of a study, ShootOut(list(runs.values())), and look for the longest bars: few seeds, or seeds that differ."
