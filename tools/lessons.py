@@ -37,12 +37,20 @@ def plotly_png(figure: dict) -> bytes:
     return go.Figure(figure).to_image(format="png", width=900, height=figure.get("layout", {}).get("height", 420), scale=1)
 
 
+def plotly_alt(figure: dict) -> str:
+    "The titles of a plotly figure, of its parts, axes and lines: its alternative text."
+    layout, title = figure.get("layout", {}), lambda x: (x.get("title") or {}).get("text", "")
+    axes = [title(v) for k, v in layout.items() if re.match(r"[xy]axis", k)]
+    names = [title(layout), *(a.get("text", "") for a in layout.get("annotations", ())), *axes, *(t.get("name", "") for t in figure.get("data", ()) if t.get("showlegend", True))]
+    return ". ".join(dict.fromkeys(re.sub(r"<[^>]*>", "", n) for n in names if n))
+
+
 def kept(output: dict) -> dict | None:
     "What is stored of one output; None for nothing."
     if output["output_type"] == "stream": return {k: output[k] for k in ("name", "output_type", "text")} if output["name"] == "stdout" else None
     data, meta = output.get("data", {}), output.get("metadata", {})
     png = data.get("image/png")
-    if "application/vnd.plotly.v1+json" in data: png = plotly_png({k: data["application/vnd.plotly.v1+json"][k] for k in ("data", "layout")})
+    if figure := data.get("application/vnd.plotly.v1+json"): png, meta = plotly_png({k: figure[k] for k in ("data", "layout")}), {"image/png": {"alt": plotly_alt(figure)}}
     new = {"image/png": small_png(png)} if png else {}
     if not png and "text/plain" in data and not re.search(r"\d+%\|", data["text/plain"]): new["text/plain"] = data["text/plain"]  # no progress bars
     return {"output_type": "display_data", "data": new, "metadata": {k: v for k, v in meta.items() if k == "image/png" and "alt" in v} if png else {}} if new else None
