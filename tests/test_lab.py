@@ -77,13 +77,13 @@ def test_the_slider_of_lesson_00_shows_the_trace_file(lab, capsys):
     for key in ("ArrowRight", "ArrowRight", "ArrowUp"): notebook.page.keyboard.press(key)
     seen.append(check_picture(panel, traces))
     assert seen[-1]["d"] == pytest.approx(0.43)
-    panel.set(trained=1.0, n=0.5)
+    panel.set(trained=0.4, n=0.5)
     seen.append(check_picture(panel, traces))
     panel.press("reward only")
     seen.append(check_picture(panel, traces))
     assert seen[-1]["method"] == "grpo" and len({json.dumps(v) for v in seen}) == 5
     notebook.run_cell("panel-state")
-    assert notebook.text("panel-state").strip() == "BudgetPanel(d=0.43, method='grpo', trained=1.0, seed=2, n=0.5)"
+    assert notebook.text("panel-state").strip() == f"BudgetPanel(d=0.43, method='grpo', trained=0.4, seed={seen[0]['seed']}, n=0.5)"
     cells = notebook.page.locator(".jp-Notebook .jp-Cell").count()
     panel.control("method").focus()
     for key in "xab": notebook.page.keyboard.press(key)  # in JupyterLab: cut the cell, insert one above, one below
@@ -104,10 +104,11 @@ def test_the_live_trainer_obeys_while_it_runs(lab, capsys):
     report = lambda: (notebook.run_cell("report"), json.loads(notebook.text("report")))[1]
     status = lambda text: notebook.page.wait_for_function("text => document.querySelector('[data-cell=start] .numbers small').textContent === text", arg=text)
     live.press("start"); status("running")
+    end = time.monotonic() + 30
+    while not report()["rows"]: assert time.monotonic() < end, "no update was made"; time.sleep(0.05)
     live.set(d=0.3)
     first = report()  # the kernel answers although the training goes on
     assert first["status"] == "running"
-    end = time.monotonic() + 30
     while (now := report())["rows"][-1][1] != 0.3: assert time.monotonic() < end, "the new limit never took effect"; time.sleep(0.05)
     assert now["rows"][0][1] == 0.8 and [row[0] for row in now["rows"]] == list(range(1, now["updates"] + 1))
     curve = next(m for b in live.blocks() for m in b.get("marks", ()) if m.get("name") == "limit d")

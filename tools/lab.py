@@ -190,7 +190,7 @@ class Widget:
             control = self.control(name)
             kind = control.first.evaluate("e => e.tagName === 'SELECT' ? 'select' : e.type")
             if kind == "range": control.fill(str(value))
-            elif kind == "select": control.select_option(value=json.dumps(value, ensure_ascii=False))
+            elif kind == "select": control.select_option(value=json.dumps(int(value) if isinstance(value, float) and value.is_integer() else value, ensure_ascii=False))  # as JavaScript writes it
             elif isinstance(value, bool): control.set_checked(value)
             else:
                 for box in control.all(): box.set_checked(json.loads(box.get_attribute("value")) in value)
