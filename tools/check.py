@@ -3,7 +3,7 @@
     python tools/check.py                 every stage, in order; stops at the first failure
     python tools/check.py export readme   only these stages
 
-Stages: notebooks-clean  nbdev-clean would change nothing in nbs/ and tutorials/; no widget state, no large outputs
+Stages: notebooks-clean  nbdev-clean would change nothing in nbs/; no widget state, no large outputs
         export           nbdev-export of nbs/ gives exactly cmdp_nbdev/*.py
         readme           README.md is what nbs/index.ipynb gives
         nbs              every cell of nbs/ runs (nbdev-test)
@@ -67,13 +67,12 @@ def differences(folder: str, pattern: str, copy: Path) -> list[str]:
 
 
 def notebooks_clean() -> None:
-    "nbdev-clean on a copy changes nothing; no widget state or large outputs."
+    "nbdev-clean on a copy of nbs/ changes nothing; no widget state or large outputs. The lessons' outputs are tools/lessons.py's (nbdev-clean would drop the pictures' alternative texts)."
     with tempfile.TemporaryDirectory() as tmp:
         copy_tree(Path(tmp))
-        for folder in NOTEBOOK_DIRS:
-            if (Path(tmp) / folder).is_dir(): run("nbdev-clean", "--fname", folder, cwd=Path(tmp))
-        found = [d for folder in NOTEBOOK_DIRS for d in differences(folder, "*.ipynb", Path(tmp))]
-    if found: raise Failed("\n".join(found) + "\nnotebooks are not clean; run: nbdev-clean && nbdev-clean --fname tutorials")
+        run("nbdev-clean", "--fname", "nbs", cwd=Path(tmp))
+        found = differences("nbs", "*.ipynb", Path(tmp))
+    if found: raise Failed("\n".join(found) + "\nnotebooks are not clean; run: nbdev-clean")
     for path in (p for folder in NOTEBOOK_DIRS for p in sorted((ROOT / folder).rglob("*.ipynb")) if ".ipynb_checkpoints" not in p.parts):
         name = path.relative_to(ROOT).as_posix()
         if "widgets" in json.loads(path.read_text(encoding="utf-8"))["metadata"]: raise Failed(f"{name} stores widget state; delete metadata.widgets")
