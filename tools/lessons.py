@@ -57,13 +57,13 @@ def kept(output: dict) -> dict | None:
 
 
 def run(path: Path) -> int:
-    "Execute one lesson, store its outputs, return the seconds it took."
+    "Execute one lesson, store its outputs, return the seconds it took, to the next five."
     import nbclient
     import nbformat
     source, nb = json.loads(path.read_text(encoding="utf-8")), nbformat.read(path, as_version=4)
     began = time.monotonic()
     nbclient.NotebookClient(nb, timeout=300, kernel_name="python3", resources={"metadata": {"path": str(TUTORIALS)}}, store_widget_state=False).execute()
-    seconds = round(time.monotonic() - began)
+    seconds = max(5, 5 * round((time.monotonic() - began) / 5))
     for old, new in zip(source["cells"], nb.cells):
         if old["cell_type"] != "code": continue
         outputs: list[dict] = []
@@ -74,7 +74,7 @@ def run(path: Path) -> int:
             if isinstance(o.get("text"), str): o["text"] = o["text"].splitlines(keepends=True)
             if isinstance(o.get("data", {}).get("text/plain"), str): o["data"]["text/plain"] = o["data"]["text/plain"].splitlines(keepends=True)
         old["outputs"], old["execution_count"] = outputs, None
-    for cell in source["cells"]: cell["source"] = [re.sub(r"(\*\*Takes\*\* about )\d+( s on two cores)", rf"\g<1>{max(5, 5 * round(seconds / 5))}\g<2>", line) for line in cell["source"]]
+    for cell in source["cells"]: cell["source"] = [re.sub(r"(\*\*Takes\*\* about )\d+( s on two cores)", rf"\g<1>{seconds}\g<2>", line) for line in cell["source"]]
     text = json.dumps(source, indent=1, sort_keys=True, ensure_ascii=False) + "\n"
     if len(text.encode()) > MAX_BYTES: raise SystemExit(f"{path.name} would have {len(text.encode())} bytes, more than {MAX_BYTES}: fewer or smaller pictures")
     path.write_text(text, encoding="utf-8")
@@ -93,7 +93,7 @@ def main() -> None:
         print(f"{path.stem}: {seconds} s, {path.stat().st_size / 1000:.0f} kB", flush=True)
         if (readme := TUTORIALS / "README.md").exists():
             text = readme.read_text(encoding="utf-8")
-            readme.write_text(re.sub(rf"(\({re.escape(path.name)}\)[^\n]*?\| )\d+ s", rf"\g<1>{max(5, 5 * round(seconds / 5))} s", text), encoding="utf-8")
+            readme.write_text(re.sub(rf"(\({re.escape(path.name)}\)[^\n]*?\| )\d+ s", rf"\g<1>{seconds} s", text), encoding="utf-8")
 
 
 if __name__ == "__main__": main()

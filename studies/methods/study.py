@@ -134,7 +134,7 @@ def run(job: dict) -> dict:
         seconds = time.perf_counter() - began
         result, records = trainer.evaluate(return_records=True)
         teachers = teacher_validity(teacher, tokenizer, task, job)
-    if job["seed"] in TRACE_SEEDS and stage_of_traces(job): save_trace(job, config.budget, records)
+    if job["seed"] in TRACE_SEEDS and may_be_shown(job): save_trace(job, config.budget, records)
     valid, theirs = np.array([r["reasoning_validity"] for r in records]), np.array(teachers)
     other = {f"{k}_at_{d}": v[m] for d in BUDGETS for v in [summarize(records, Budget(d))] for k, m in (("satisfaction", "satisfaction_rate"), ("within", "accuracy_within_budget"))}
     last = history[-50:]
@@ -145,7 +145,7 @@ def run(job: dict) -> dict:
             "cmdp_nbdev": __version__, "torch": torch.__version__, "transformers": transformers.__version__, "machine": f"{platform.machine()}, {os.cpu_count()} CPUs, 1 thread"}
 
 
-def stage_of_traces(job: dict) -> bool:
+def may_be_shown(job: dict) -> bool:
     "Whether the widgets may show this run: the embedded pair on test prompts, rewards as they are, one budget."
     return (job["split"], job["pair"], job["reward_scale"], job["length_limit"]) == ("test", "embedded", 1.0, None)
 
