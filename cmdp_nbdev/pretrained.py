@@ -170,7 +170,7 @@ def finetune(base: str | os.PathLike | PreTrainedModel, tokenizer: PreTrainedTok
     with contextlib.nullcontext(scratch) if scratch else tempfile.TemporaryDirectory() as scratch:
         args = TrainingArguments(str(scratch), max_steps=steps, per_device_train_batch_size=batch_size, per_device_eval_batch_size=batch_size, learning_rate=learning_rate, lr_scheduler_type="cosine", warmup_steps=min(20, steps // 10),
                                  eval_strategy="steps", eval_steps=eval_steps, save_strategy="steps", save_steps=eval_steps, save_total_limit=1, load_best_model_at_end=True, metric_for_best_model="eval_loss", eval_on_start=True,
-                                 logging_steps=10, report_to="none", remove_unused_columns=False, bf16=bf16, seed=seed, disable_tqdm=disable_tqdm, dataloader_pin_memory=False)
+                                 logging_steps=10, report_to="none", remove_unused_columns=False, bf16=bf16, use_cpu=not (torch.cuda.is_available() or torch.backends.mps.is_available()), seed=seed, disable_tqdm=disable_tqdm, dataloader_pin_memory=False)
         trainer = Trainer(model, args, data_collator=collate, train_dataset=train.select_columns(["prompt", "completion"]), eval_dataset=held_out.select_columns(["prompt", "completion"]), callbacks=[EarlyStoppingCallback(patience)])
         trainer.train(resume_from_checkpoint=get_last_checkpoint(str(scratch)))
     losses = [h["eval_loss"] for h in trainer.state.log_history if "eval_loss" in h]
