@@ -158,7 +158,7 @@ def finetune(base: str | os.PathLike | PreTrainedModel, tokenizer: PreTrainedTok
     if lora_rank < 0: raise ValueError(f"lora_rank must be >= 0 (0 = all weights), got {lora_rank}")
     began, model = time.perf_counter(), load_model(base, "base", dtype=torch.float32) if isinstance(base, (str, os.PathLike)) else base.float()
     if lora_rank:
-        if importlib.util.find_spec("peft") is None: raise ImportError(f"lora_rank={lora_rank} needs the package peft; install it or set lora_rank=0")
+        if importlib.util.find_spec("peft") is None: raise ImportError(f"lora_rank={lora_rank} needs the package peft; run pip install 'cmdp_nbdev[lora]' or set lora_rank=0")
         from peft import LoraConfig, get_peft_model
         model = get_peft_model(model, LoraConfig(r=lora_rank, lora_alpha=2 * lora_rank, target_modules="all-linear", task_type="CAUSAL_LM"))
 
