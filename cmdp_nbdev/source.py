@@ -5,12 +5,14 @@
 # %% ../nbs/15_source.ipynb #imports
 from __future__ import annotations
 
+import ast
 import atexit
 import difflib
 import functools
 import importlib.util
 import inspect
 import json
+import operator
 import random
 import re
 import subprocess
@@ -31,7 +33,7 @@ from .task import SPLITS, split_of
 # %% auto #0
 __all__ = ['UNITS', 'MAX_ANSWER', 'KINDS', 'PLAIN', 'SYSTEM_PROMPTS', 'TASKS', 'parse_number', 'same_number', 'braced',
            'final_answer', 'same_answer', 'numeric_reward', 'math_reward', 'load_rows', 'load_gsm8k', 'load_math',
-           'gym_dataset', 'gym_reward', 'worked_text', 'with_template', 'task_kind', 'open_task']
+           'worked_steps', 'gym_dataset', 'gym_reward', 'worked_text', 'with_template', 'task_kind', 'open_task']
 
 # %% ../nbs/15_source.ipynb #number
 UNITS = {word: names.split()[0] for names in (
@@ -308,6 +310,34 @@ def load_math(source: str, split: str = "train") -> Dataset:
         return (final_answer(answer) or answer if answer else None), solution
     return _standard(load_rows(source, split), ("problem", "question", "prompt"), read, f"MATH data {source!r}")
 
+# %% ../nbs/15_source.ipynb #worked-steps
+_OPERATIONS = {ast.Add: ("+", operator.add), ast.Sub: ("-", operator.sub), ast.Mult: ("*", operator.mul), ast.Div: ("/", operator.truediv)}
+
+
+def worked_steps(expression: str) -> str:
+    "The operations of an arithmetic `expression`, one `a + b = c` a line, and `#### result`. Raises ValueError for what is not made of whole numbers, + - * / and brackets, and for a division by 0."
+    lines = []
+    def value(node) -> Fraction:
+        if isinstance(node, ast.Constant) and type(node.value) is int: return Fraction(node.value)
+        if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub): return -value(node.operand)
+        if not (isinstance(node, ast.BinOp) and type(node.op) in _OPERATIONS): raise ValueError(f"{expression!r} is no expression of whole numbers, + - * / and brackets")
+        (sign, operation), a, b = _OPERATIONS[type(node.op)], value(node.left), value(node.right)
+        if sign == "/" and b == 0: raise ValueError(f"{expression!r} divides by 0")
+        lines.append(f"{a} {sign} {b} = {operation(a, b)}")
+        return operation(a, b)
+    try: tree = ast.parse(expression.strip(), mode="eval").body
+    except SyntaxError as e: raise ValueError(f"{expression!r} is no expression") from e
+    result = value(tree)
+    return "\n".join([*lines, f"#### {result}"])
+
+
+def _solution(item: dict) -> str | None:
+    "The worked solution of a reasoning-gym item: its own, or one written from its expression if that gives the answer."
+    if "answer_cot" in item["metadata"]: return item["metadata"]["answer_cot"]
+    try: work = worked_steps(str(item["metadata"]["expression"]))
+    except (KeyError, ValueError): return None
+    return work if same_number(final_answer(work), str(item["answer"])) else None
+
 # %% ../nbs/15_source.ipynb #gym
 def _pack(x):
     "Metadata as JSON can hold it: tuples marked, since some scorers compare them, and what JSON does not know as text."
@@ -325,7 +355,7 @@ def _unpack(x: dict):
 def gym_dataset(name: str, n: int = 1000, split: str = "train", seed: int = 0, max_seconds: float = 60.0, **config) -> Dataset:
     """`n` distinct items of a split of reasoning-gym's dataset `name`, with columns prompt, answer, solution and entry; `config` are that dataset's settings (`min_digits=2`).
 
-    `solution` is filled for gsm_symbolic only. `seed` >= 0 chooses other items of the same split. Raises ImportError without reasoning-gym, ValueError for unknown names and settings and
+    `solution` is there for gsm_symbolic and for arithmetic expressions (`worked_steps`), else None. `seed` >= 0 chooses other items of the same split. Raises ImportError without reasoning-gym, ValueError for unknown names and settings and
     when there are not so many items, TimeoutError when drawing them takes more than `max_seconds`.
     """
     _need("reasoning_gym")
@@ -348,7 +378,7 @@ def gym_dataset(name: str, n: int = 1000, split: str = "train", seed: int = 0, m
             answer = None if item["answer"] is None else str(item["answer"])
             entry = json.dumps({"dataset": name, "config": config, "question": question, "answer": answer, "metadata": _pack(item["metadata"])})
             if not rows and answer is not None and not (score := items.score_answer(answer, json.loads(entry, object_hook=_unpack))) >= 1: raise ValueError(f"{name!r} cannot be graded from a column of a dataset: its scorer gives its own answer {score}")
-            rows[question] = {"prompt": question, "answer": answer, "solution": item["metadata"].get("answer_cot"), "entry": entry}
+            rows[question] = {"prompt": question, "answer": answer, "solution": _solution(item), "entry": entry}
             if len(rows) == n: break
         if len(rows) == before: raise ValueError(f"n={n} is too many: {name!r} with these settings has only {len(rows)} distinct {split} items among {chunk} draws")
         first += chunk
