@@ -244,6 +244,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                    'cmdp_nbdev.source._Process.__call__': ('source.html#_process.__call__', 'cmdp_nbdev/source.py'),
                                    'cmdp_nbdev.source._Process.__init__': ('source.html#_process.__init__', 'cmdp_nbdev/source.py'),
                                    'cmdp_nbdev.source._Process.close': ('source.html#_process.close', 'cmdp_nbdev/source.py'),
+                                   'cmdp_nbdev.source._latex': ('source.html#_latex', 'cmdp_nbdev/source.py'),
                                    'cmdp_nbdev.source._need': ('source.html#_need', 'cmdp_nbdev/source.py'),
                                    'cmdp_nbdev.source._pack': ('source.html#_pack', 'cmdp_nbdev/source.py'),
                                    'cmdp_nbdev.source._plain': ('source.html#_plain', 'cmdp_nbdev/source.py'),
