@@ -142,7 +142,7 @@ _LATEX = [(re.compile(pattern), to) for pattern, to in (
 _TOKEN = re.compile(r"""
     (?P<num>(?:[$€£¥][ ]?)?(?:(?:\d{1,3}(?:,\d{3}){1,12}(?!\d)|\d{1,40})(?:\.\d{1,40})?|\.\d{1,40})(?:[ ]?%)?)
   | (?P<other>\*\*|\^|[<>!]=|=>|[-−–]>) | (?P<eq>==?|≈)
-  | (?P<of>(?<=%[ ])of(?=[ ]))
+  | (?P<of>(?<=%[ ])of(?=[ ][$€£¥\d.]))
   | (?P<word>/?[A-Za-z]{2,40}(?:[/-][A-Za-z]{1,40}){0,3})
   | (?P<op>[-+*/×÷·⋅−–]|(?<=[\s\d%])[xX](?=[ ]?[$€£¥.\d])) | (?P<rest>\S)""", re.VERBOSE)
 _OPS = {"+": "+", "of": "*", **dict.fromkeys("-−–", "-"), **dict.fromkeys("*×·⋅xX", "*"), **dict.fromkeys("/÷", "÷")}
@@ -158,7 +158,7 @@ def _stretches(line: str) -> list[dict]:
         number = run is not None and run["tokens"][-1][0] == "num"
         if kind == "word":
             name = text.lower()
-            if number and words < 4 and name not in _NO_UNIT and (not touching or text[0] == "/" or any(name in group for group in MEASURES)): run["tokens"][-1][4].add(name); words += 1
+            if number and words < 6 and (name not in _NO_UNIT or name == "of" and words) and (not touching or text[0] == "/" or any(name in group for group in MEASURES)): run["tokens"][-1][4].update([name][:words < 4]); words += 1  # later words are no unit: 2 = 2 people after the second day
             else:
                 if run: run["right"] = not touching
                 run = None
