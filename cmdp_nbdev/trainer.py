@@ -426,7 +426,8 @@ class CMDPTrainer:
         if not self.reward_funcs: raise ValueError("reward_funcs is empty; give at least one function f(prompts, completions, **columns) -> list of numbers")
         if bad := [f for f in self.reward_funcs if not callable(f)]: raise ValueError(f"reward_funcs must be functions, got {bad[0]!r}")
         rows = self.train_dataset[:2]
-        probe = generate(student, tokenizer, rows.pop("prompt"), rows, max_completion_length=min(8, args.max_completion_length), generator=self._generator(1))
+        ids = max(tokenizer.get_vocab().values()) + 1  # both models have at least these
+        probe = generate(student, tokenizer, rows.pop("prompt"), rows, max_completion_length=min(8, args.max_completion_length), generator=self._generator(1), vocab_size=ids)
         task_rewards(self.reward_funcs, probe, args.reward_weights)
         for f, b in self.constraints.values(): b.spent(call_cost(f, probe), probe.completion_mask)
         with torch.no_grad(): student_logits, teacher_logits = completion_logits(student, probe), completion_logits(self.teacher, probe)

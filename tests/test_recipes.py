@@ -133,7 +133,7 @@ def test_padded_vocabulary_changes_nothing(longer, pairs, tmp_path):
     model.save_pretrained(tmp_path / "cropped"); tok.save_pretrained(tmp_path / "cropped")
     other = "student" if longer == "teacher" else "teacher"
     for name, folder in (("padded", long), ("cropped", tmp_path / "cropped")):
-        assert main([*options, f"--{longer}", str(folder), f"--{other}", short, "--eos_token", tok.eos_token if longer == "student" else "<|im_end|>", "--output_dir", str(tmp_path / name), "--bf16", "false", "--learning_rate", "1e-3"]) == 0
+        assert main([*options, f"--{longer}", str(folder), f"--{other}", short, "--eos_token", "<|im_end|>" if longer == "teacher" else "<|endoftext|>", "--output_dir", str(tmp_path / name), "--bf16", "false", "--learning_rate", "1e-3"]) == 0
     a, b = ([{k: v for k, v in m.items() if k != "seconds"} for m in read_lines(tmp_path / name / "metrics.jsonl")] for name in ("padded", "cropped"))
     assert [m.keys() for m in a] == [m.keys() for m in b] and len(a) == 3
     for x, y in zip(a, b): assert x == pytest.approx(y, rel=1e-4, abs=1e-6, nan_ok=True)

@@ -7,6 +7,7 @@ No framework overhead, no fragmentation: expect a few GB more.
 from __future__ import annotations
 
 import argparse
+import functools
 import tempfile
 import warnings
 import weakref
@@ -30,6 +31,7 @@ MODELS = {  # the config.json of each, as far as it decides sizes
 }
 
 
+@functools.cache
 def parameters(name: str) -> int:
     "Number of parameters, counted on the meta device."
     model_class, config = MODELS[name]
@@ -59,7 +61,7 @@ class PeakBytes(TorchDispatchMode):
         return out
 
 
-def bytes_per_logit(values: dict, student: str, teacher: str, vocab_size: int = 20000, batch_size: int = 4, length: int = 64) -> tuple[float, float]:
+def bytes_per_logit(values: dict, student: str, teacher: str, vocab_size: int = 10000, batch_size: int = 4, length: int = 32) -> tuple[float, float]:
     "Peak bytes of an update, and of an evaluation, per (completion token, vocabulary entry) of a batch: measured on the CPU with the recipe's method and precision."
     tok, small = char_tokenizer(), dict(hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1, num_key_value_heads=1, eos_token_id=[], bos_token_id=None, pad_token_id=0)
     student, teacher = (Qwen2ForCausalLM(Qwen2Config(vocab_size=v, **small)) for v in (vocab_size, vocab_size + 8 * (MODELS[student][1].vocab_size != MODELS[teacher][1].vocab_size)))
