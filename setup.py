@@ -7,7 +7,7 @@ from setuptools import find_packages, setup
 cfg = ConfigParser(delimiters=["="])
 cfg.read(Path(__file__).parent / "settings.ini", encoding="utf-8")
 cfg = cfg["DEFAULT"]
-lib = cfg["lib_path"]
+lib, extras = cfg["lib_path"], ("notebook", "math", "smollm", "lora")
 
 setup(
     name=cfg["lib_name"],
@@ -31,7 +31,7 @@ setup(
     zip_safe=False,
     python_requires=f">={cfg['min_python']}",
     install_requires=cfg["requirements"].split(),
-    extras_require={"dev": " ".join(cfg[f"{extra}_requirements"] for extra in ("dev", "notebook", "math")).split(), "notebook": cfg["notebook_requirements"].split(), "math": cfg["math_requirements"].split()},
+    extras_require={extra: cfg[f"{extra}_requirements"].split() for extra in extras} | {"dev": " ".join(cfg[f"{extra}_requirements"] for extra in ("dev", *extras)).split()},
     entry_points={
         "console_scripts": cfg["console_scripts"].split(),
         "nbdev": [f"{lib}={lib}._modidx:d"],

@@ -311,7 +311,7 @@ Verdict: A
 Verdict: B
 Verdict: tie"""
 
-_VERDICT = re.compile(r"verdict[ \t]*\**[ \t]*[:=][ \t]*[\"'`*\[({ \t]*(?:solution[ \t]+)?(a|b|tie)[\"'`*\])} \t.!]*$", re.IGNORECASE | re.MULTILINE)
+_VERDICT = re.compile(r"verdict[ \t*]{0,20}[:=][\"'`*\[({ \t]{0,20}(?:solution[ \t]{1,20})?(a|b|tie)[\"'`*\])} \t.!]*$", re.IGNORECASE | re.MULTILINE)
 
 
 def parse_verdict(text: str) -> float | None:

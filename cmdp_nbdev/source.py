@@ -5,12 +5,14 @@
 # %% ../nbs/15_source.ipynb #imports
 from __future__ import annotations
 
+import ast
 import atexit
 import difflib
 import functools
 import importlib.util
 import inspect
 import json
+import operator
 import random
 import re
 import subprocess
@@ -31,20 +33,23 @@ from .task import SPLITS, split_of
 # %% auto #0
 __all__ = ['UNITS', 'MAX_ANSWER', 'KINDS', 'PLAIN', 'SYSTEM_PROMPTS', 'TASKS', 'parse_number', 'same_number', 'braced',
            'final_answer', 'same_answer', 'numeric_reward', 'math_reward', 'load_rows', 'load_gsm8k', 'load_math',
-           'gym_dataset', 'gym_reward', 'worked_text', 'with_template', 'task_kind', 'open_task']
+           'worked_steps', 'gym_dataset', 'gym_reward', 'worked_text', 'with_template', 'task_kind', 'open_task']
 
 # %% ../nbs/15_source.ipynb #number
 UNITS = {word: names.split()[0] for names in (
     "$ dollar dollars usd", "€ euro euros eur", "£", "¥ yen", "cent cents", "second seconds sec secs", "minute minutes min mins", "hour hours hr hrs", "day days", "week weeks", "month months", "year years",
     "mm", "cm centimeter centimeters", "meter meters metre metres", "km kilometer kilometers", "inch inches", "foot feet ft", "yard yards", "mile miles", "mg", "g gram grams", "kg kilogram kilograms",
     "ounce ounces oz", "pound pounds lb lbs", "ton tons", "ml", "liter liters litre litres", "cup cups", "pint pints", "quart quarts", "gallon gallons", "degree degrees", "mph", "% percent") for word in names.split()}
-_NO_UNIT = set("and or to of times plus minus over by per mod base choose factorial squared cubed pi sqrt log ln sin cos tan infinity half third quarter dozen hundred thousand million billion trillion more less".split())
+_NO_UNIT = set("and or to of times plus minus over by mod base choose factorial squared cubed pi sqrt log ln sin cos tan infinity half third quarter dozen hundred thousand million billion trillion than less".split())
 _CLEAN = [(re.compile(pattern), to) for pattern, to in (
+    (r"([0-9]{1,20})\.([0-9]{0,20})\\overline\{([0-9]{1,20})\}", lambda m: f" {int(m[1] + m[2] + m[3]) - int(m[1] + m[2])}/{(10**len(m[3]) - 1) * 10**len(m[2])}"),
+    (r"½", " 1/2"), (r"¼", " 1/4"), (r"¾", " 3/4"), (r"²", "^2"), (r"³", "^3"), (r"(?<=[0-9])\s?(?:\\times|\\cdot|[×·*x])\s?10\s?\^\s?\{?([-−+]?[0-9]{1,2})(?![0-9])\}?", r"e\1"),
     (r"\\[dt]?frac\s*(\d)\s*(\d)", r" \1/\2"), (r"\\[dt]?frac\s*\{([^{}]*)\}\s*\{([^{}]*)\}", r" \1/\2"), (r"\\(?:text|mathrm|mbox|textbf)\s*\{([^{}]*)\}", r" \1 "),
     (r"(?<=\d)(?:\{,\}|,?\\[!,])(?=\d{3}(?!\d))", ","), (r"\\[,;: ]|~", " "), (r"\\!", ""), (r"\\([$%])", r"\1"), (r"\^\{?\\circ\}?|\\degree|°", " degrees "), (r"[−–]", "-"), (r"\*\*|\\[()]|\\left|\\right", ""))]
 _NUMBER = re.compile(r"""(?P<sign>[-+]?)[ ]?(?P<money>[$€£¥]?)[ ]?(?P<minus>-?)(?:(?P<whole>[0-9]{1,40})[ ](?=[0-9]+/))?
     (?P<num>(?:[0-9]{1,3}(?:,[0-9]{3}){1,12}|[0-9]{1,40})(?:\.[0-9]{1,40})?|\.[0-9]{1,40})(?:/(?P<den>[0-9]{1,40}))?(?P<exp>[eE][-+]?[0-9]{1,2})?
-    (?P<unit>[ ]?[$€£¥%]|[A-Za-z]{1,12}|(?:[ ][A-Za-z]{2,20}(?:/[a-z]{1,12})?){1,5}(?:\^\{?[23]\}?)?)?""", re.VERBOSE)
+    (?P<unit>[ ]?[$€£¥%]|[A-Za-z]{1,12}|(?:[ ](?:[A-Za-z]{2,20}|(?<=[a-z0-9][ ])a(?=[ ][A-Za-z]{2}))(?:/[a-z]{1,12})?){1,5}(?:[ ]?\^\{?[23]\}?)?)?""", re.VERBOSE)
+_VARIABLE, _EXPRESSION = re.compile(r"(?<![A-Za-z\\])[A-Za-z](?![A-Za-z])"), re.compile(r"[-+*/^]|[0-9]\s?[A-Za-z]")
 
 
 def parse_number(text: str) -> tuple[Fraction, str] | None:
@@ -53,7 +58,10 @@ def parse_number(text: str) -> tuple[Fraction, str] | None:
     for pattern, to in _CLEAN: text = pattern.sub(to, text)
     text = re.sub(r"\s+", " ", text).strip().rstrip(".").strip()
     if text.startswith("$") and text.endswith("$"): text = text[1:-1].strip()
-    text = re.sub(r"^[^=,;]{0,40}=\s*", "", text)  # x = 5
+    if left := re.match(r"([^=,;<>!≤≥≠]{0,40})=\s*", text):  # x = 5, 3 x 4 = 12, f(-1) = 5, but not 2x = 5
+        name = re.sub(r"(?<=[0-9]) ?x ?(?=[$€£¥]?[0-9])|[A-Za-z]\(-?[0-9]{1,9}\)", "*", left[1])
+        if _VARIABLE.search(name) and _EXPRESSION.search(name): return None
+        text = text[left.end():]
     m = _NUMBER.fullmatch(text)
     if m is None or m["sign"] and m["minus"] or m["whole"] and "." in m["num"] or m["exp"] and m["den"] or m["den"] and not int(m["den"]): return None
     words = re.split(r"[ /]+", (m["unit"] or "").strip().lower())
@@ -113,9 +121,17 @@ def _serve() -> None:
 
     @functools.cache
     def latex():
+        from dataclasses import replace
         from math_verify import LatexExtractionConfig, parse, verify
-        read = lambda text: parse(f"${text}$", [LatexExtractionConfig()], parsing_timeout=None)
-        return lambda gold, answer: verify(read(gold), read(answer), timeout_seconds=None)
+        with_units = LatexExtractionConfig()
+        plain = replace(with_units, normalization_config=replace(with_units.normalization_config, units=False))
+
+        def same(gold, answer):
+            letters = re.search("[A-Za-z]", re.sub(r"\\[A-Za-z]+", "", gold)) and not re.search(r"\\(text|mathrm|mbox)", gold)  # then the h of 2h is no unit
+            a, b = (parse(f"${text}$", [plain if letters else with_units], parsing_timeout=None) for text in (gold, answer))
+            return verify(a, b, allow_set_relation_comp=True, timeout_seconds=None)
+
+        return same
 
     @functools.cache
     def gym(name, config):
@@ -189,21 +205,39 @@ def _need(module: str) -> None:
 
 # %% ../nbs/15_source.ipynb #grading
 MAX_ANSWER = 300  # characters of a LaTeX answer that is parsed
+_SIGNS = {ord(c): to + " " * to[-1].isalpha() for c, to in zip("π∞≤≥≠±×·∪∩∅−–²³½¼¾°", (r"\pi", r"\infty", r"\le", r"\ge", r"\ne", r"\pm", r"\times", r"\cdot", r"\cup", r"\cap", r"\emptyset", "-", "-", "^2", "^3", r"\frac{1}{2}", r"\frac{1}{4}", r"\frac{3}{4}", r"^\circ"))}
+_BASE = re.compile(r"[0-9A-Z]{1,40}_[0-9]{1,2}")
+
+
+def _latex(text: str) -> str:
+    "LaTeX for the signs that a model may write instead: √12, 2π, x ≤ 3."
+    for pattern, to in ((r"√\s?([0-9]+|[A-Za-z])", r"\\sqrt{\1}"), (r"√\s?\(([^()]*)\)", r"\\sqrt{\1}"), (r"(?<![\\A-Za-z])pi(?![A-Za-z])", r"\\pi "), (r"\\varnothing", r"\\emptyset")): text = re.sub(pattern, to, text)
+    return text.translate(_SIGNS)
 
 
 def _plain(latex: str) -> str:
     "LaTeX without spaces, sizes, text commands and dollar signs; words in lower case."
-    for pattern, to in ((r"\\(?:text|mathrm|mbox|textbf)\s*\{([^{}]*)\}", r"\1"), (r"\\left|\\right|\\[,;:! ]|[\s$]", ""), (r"\\[dt]frac", r"\\frac")): latex = re.sub(pattern, to, latex)
+    for pattern, to in ((r"\\(?:text|mathrm|mbox|textbf)\s*\{([^{}]*)\}", r"\1"), (r"_\{([0-9]{1,2})\}", r"_\1"), (r"\\left|\\right|\\[,;:! ]|[\s$]", ""), (r"\\[dt]frac", r"\\frac")): latex = re.sub(pattern, to, latex)
     latex = latex.rstrip(".")
     latex = latex[1:-1] if re.fullmatch(r"\([A-Za-z]\)", latex) else latex  # (B)
     return latex.casefold() if latex.isalpha() and len(latex) > 1 else latex
 
 
 def same_answer(gold: str, answer: str, seconds: float = 5.0) -> bool:
-    "Whether two final answers, numbers or LaTeX, are the same: by number, by text, else by math-verify in the grading process, which may take `seconds` of CPU time. Raises ImportError if that is needed and missing."
+    """Whether two final answers, numbers or LaTeX, are the same: by number, by text, else by math-verify in the grading process, which may take `seconds` of CPU time.
+
+    Known limits. Counted right: an expression left unevaluated (`9\\cdot 2` for 18); an equation by its right side (`2x=18` for
+    18); a letter in either case; digits with a space between; a descending `[2,-3]` for (2,-3); `90'` for 90°; inside
+    expressions, decimals that agree to six places; a unit that is not in `UNITS`, whichever. Counted wrong: number words, words
+    before a number or "of" after it, rounded fractions, decimal commas, "5 million", several units together, currencies by
+    code, "m²", times of day with a.m. or p.m.; of several boxes only the last is the answer. Raises ImportError if math-verify
+    is needed and missing.
+    """
     if (same := same_number(gold, answer)) is not None: return same
-    if _plain(gold) == _plain(answer): return True
-    if len(answer) > MAX_ANSWER: return False
+    if len(answer) > MAX_ANSWER: return _plain(gold) == _plain(answer)
+    gold, answer = _latex(gold), _latex(answer)
+    if (a := _plain(gold)) == (b := _plain(answer)): return True
+    if _BASE.fullmatch(a) and _BASE.fullmatch(b): return False  # math-verify drops the base
     _need("math_verify")
     score, trouble = _grade("latex", [], gold, answer, seconds=seconds)
     _warn("math-verify", trouble, answer)
@@ -276,6 +310,34 @@ def load_math(source: str, split: str = "train") -> Dataset:
         return (final_answer(answer) or answer if answer else None), solution
     return _standard(load_rows(source, split), ("problem", "question", "prompt"), read, f"MATH data {source!r}")
 
+# %% ../nbs/15_source.ipynb #worked-steps
+_OPERATIONS = {ast.Add: ("+", operator.add), ast.Sub: ("-", operator.sub), ast.Mult: ("*", operator.mul), ast.Div: ("/", operator.truediv)}
+
+
+def worked_steps(expression: str) -> str:
+    "The operations of an arithmetic `expression`, one `a + b = c` a line, and `#### result`. Raises ValueError for what is not made of whole numbers, + - * / and brackets, and for a division by 0."
+    lines = []
+    def value(node) -> Fraction:
+        if isinstance(node, ast.Constant) and type(node.value) is int: return Fraction(node.value)
+        if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub): return -value(node.operand)
+        if not (isinstance(node, ast.BinOp) and type(node.op) in _OPERATIONS): raise ValueError(f"{expression!r} is no expression of whole numbers, + - * / and brackets")
+        (sign, operation), a, b = _OPERATIONS[type(node.op)], value(node.left), value(node.right)
+        if sign == "/" and b == 0: raise ValueError(f"{expression!r} divides by 0")
+        lines.append(f"{a} {sign} {b} = {operation(a, b)}")
+        return operation(a, b)
+    try: tree = ast.parse(expression.strip(), mode="eval").body
+    except SyntaxError as e: raise ValueError(f"{expression!r} is no expression") from e
+    result = value(tree)
+    return "\n".join([*lines, f"#### {result}"])
+
+
+def _solution(item: dict) -> str | None:
+    "The worked solution of a reasoning-gym item: its own, or one written from its expression if that gives the answer."
+    if "answer_cot" in item["metadata"]: return item["metadata"]["answer_cot"]
+    try: work = worked_steps(str(item["metadata"]["expression"]))
+    except (KeyError, ValueError): return None
+    return work if same_number(final_answer(work), str(item["answer"])) else None
+
 # %% ../nbs/15_source.ipynb #gym
 def _pack(x):
     "Metadata as JSON can hold it: tuples marked, since some scorers compare them, and what JSON does not know as text."
@@ -293,7 +355,7 @@ def _unpack(x: dict):
 def gym_dataset(name: str, n: int = 1000, split: str = "train", seed: int = 0, max_seconds: float = 60.0, **config) -> Dataset:
     """`n` distinct items of a split of reasoning-gym's dataset `name`, with columns prompt, answer, solution and entry; `config` are that dataset's settings (`min_digits=2`).
 
-    `solution` is filled for gsm_symbolic only. `seed` >= 0 chooses other items of the same split. Raises ImportError without reasoning-gym, ValueError for unknown names and settings and
+    `solution` is there for gsm_symbolic and for arithmetic expressions (`worked_steps`), else None. `seed` >= 0 chooses other items of the same split. Raises ImportError without reasoning-gym, ValueError for unknown names and settings and
     when there are not so many items, TimeoutError when drawing them takes more than `max_seconds`.
     """
     _need("reasoning_gym")
@@ -316,7 +378,7 @@ def gym_dataset(name: str, n: int = 1000, split: str = "train", seed: int = 0, m
             answer = None if item["answer"] is None else str(item["answer"])
             entry = json.dumps({"dataset": name, "config": config, "question": question, "answer": answer, "metadata": _pack(item["metadata"])})
             if not rows and answer is not None and not (score := items.score_answer(answer, json.loads(entry, object_hook=_unpack))) >= 1: raise ValueError(f"{name!r} cannot be graded from a column of a dataset: its scorer gives its own answer {score}")
-            rows[question] = {"prompt": question, "answer": answer, "solution": item["metadata"].get("answer_cot"), "entry": entry}
+            rows[question] = {"prompt": question, "answer": answer, "solution": _solution(item), "entry": entry}
             if len(rows) == n: break
         if len(rows) == before: raise ValueError(f"n={n} is too many: {name!r} with these settings has only {len(rows)} distinct {split} items among {chunk} draws")
         first += chunk

@@ -11,6 +11,7 @@ import json
 import os
 import shutil
 import time
+import warnings
 from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -346,7 +347,7 @@ def model_card(names: dict[str, str], args: CMDPConfig, limit: str, steps: int, 
 class CMDPTrainer:
     """Constrained distillation of `model` from `teacher`: maximise `reward_funcs` while the divergence keeps to a budget.
 
-    model, teacher: a causal LM, a folder or a hub name; the model may be wrapped by peft (LoRA, say), the teacher may also be a callable `(input_ids, attention_mask) -> (B, L, V)` log-probabilities.
+    model, teacher: a causal LM, a folder or a hub name (then the student is loaded in float32, whatever it was saved in); the model may be wrapped by peft (LoRA, say), the teacher may also be a callable `(input_ids, attention_mask) -> (B, L, V)` log-probabilities.
     reward_funcs: one or several functions as in TRL, `f(prompts, completions, **columns) -> list[float | None]`.
     train_dataset, eval_dataset: `datasets.Dataset` with a `prompt` column (text or chat messages); other columns reach the reward functions.
     processing_class: the tokenizer (object, folder or name); None = the one saved with the model.
@@ -366,7 +367,8 @@ class CMDPTrainer:
         if isinstance(model, torch.nn.Module) and isinstance(teacher, torch.nn.Module) and {*map(id, model.parameters())} & {*map(id, teacher.parameters())}:
             raise ValueError("teacher is the same object as model, or shares weights with it: training the one would move the other; pass a copy (copy.deepcopy)")
         self.names, self.measured = {"student": model_name(model), "teacher": model_name(teacher)}, None
-        student, self.teacher = load_model(model), teacher if _is_function(teacher) else load_model(teacher, "teacher")
+        student, self.teacher = load_model(model, **({"dtype": torch.float32} if isinstance(model, (str, os.PathLike)) else {})), teacher if _is_function(teacher) else load_model(teacher, "teacher")
+        if half := {str(p.dtype) for p in student.parameters() if p.requires_grad and p.dtype in (torch.bfloat16, torch.float16)}: warnings.warn(f"model has trainable weights in {', '.join(half)}: small updates round to nothing there; give its folder or name (then they are loaded in float32) or model.float(), and bf16=True for the speed", stacklevel=2)
         self.processing_class = load_tokenizer(tokenizer)
         precision = "bf16" if args.bf16 else "fp16" if args.fp16 else "no"
         if AcceleratorState._shared_state and AcceleratorState().mixed_precision != precision: AcceleratorState._reset_state()  # an earlier trainer of this process
@@ -605,7 +607,8 @@ class CMDPTrainer:
         if dataset is None: raise ValueError("eval_dataset is missing: give one to the trainer or to evaluate()")
         share, model = dataset.select(range(self.rank, len(dataset), self.world)), self.accelerator.unwrap_model(self.model)
         if isinstance(model, BudgetAware): model.tell(self.teacher, self.budget, **args.cost_settings())
-        records = evaluate_records(model, self.teacher, share, self.processing_class, self.reward_funcs, self.budget, metrics=self.eval_metrics,
+        with self.accelerator.autocast():
+            records = evaluate_records(model, self.teacher, share, self.processing_class, self.reward_funcs, self.budget, metrics=self.eval_metrics,
                                    reward_weights=args.reward_weights, correct_at=args.correct_at, num_generations=args.eval_num_generations, max_completion_length=args.max_completion_length,
                                    temperature=args.eval_temperature, divergence=args.divergence, beta=args.beta, floor=args.floor, constraints=self.constraints,
                                    student_temperature=args.student_temperature, teacher_temperature=args.teacher_temperature, batch_size=args.per_device_eval_batch_size,

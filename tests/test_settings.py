@@ -40,14 +40,14 @@ def test_installed_metadata_agrees(ini):
     assert found.version == VERSION and found.metadata["Requires-Python"] == f">={ini['min_python']}"
     plain = {re.split(r"[<>=;\s]", r)[0] for r in found.requires if "extra" not in r}
     assert plain == {re.split(r"[<>=]", r)[0] for r in ini["requirements"].split()}
-    assert {e.name: e.value for e in found.entry_points if e.group == "console_scripts"} == {"cmdp-distill": "cmdp_nbdev.cli:main"}
+    assert {e.name: e.value for e in found.entry_points if e.group == "console_scripts"} == {"cmdp-distill": "cmdp_nbdev.cli:main", "cmdp-prepare": "cmdp_nbdev.pretrained:main"}
 
 
 def test_every_import_of_the_library_is_a_requirement(ini):
     "A missing requirement breaks the first import in a fresh environment."
     import ast, sys
     wanted = lambda key: {re.split(r"[<>=]", r)[0].replace("pyyaml", "yaml").replace("-", "_") for r in ini[key].split()}
-    names, users = set(), {"notebook": set(), "math": set()}
+    names, users = set(), {"notebook": set(), "math": set(), "lora": set()}
     for path in (ROOT / "cmdp_nbdev").glob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
             found = {a.name.split(".")[0] for a in node.names} if isinstance(node, ast.Import) else {node.module.split(".")[0]} if isinstance(node, ast.ImportFrom) and not node.level else set()
@@ -57,6 +57,7 @@ def test_every_import_of_the_library_is_a_requirement(ini):
     assert names - set(sys.stdlib_module_names) - {"cmdp_nbdev", "sympy"} <= wanted("requirements").union(*(wanted(f"{extra}_requirements") for extra in users))
     assert users["notebook"] <= {"widget"}, "only the widgets may need the extra 'notebook'"
     assert users["math"] <= {"source"}, "only the tasks from elsewhere may need the extra 'math'"
+    assert users["lora"] <= {"pretrained"}, "only the fine-tuning may need the extra 'lora'"
 
 
 def test_extras_are_imported_when_needed():

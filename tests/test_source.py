@@ -1,146 +1,19 @@
-"Tasks from elsewhere: answers graded as a teacher would, splits that cannot overlap, scorers that misbehave, prompts as asked for."
-import builtins
+"Tasks from elsewhere: splits that cannot overlap, scorers that misbehave, prompts as asked for."
 import importlib.util
 import json
-import threading
-import time
 import warnings
-from fractions import Fraction
 
 import pytest
-from conftest import SMALL
-from datasets import Dataset, DatasetDict, concatenate_datasets
-from hypothesis import given
-from hypothesis import strategies as st
+from datasets import Dataset, DatasetDict
 
 from cmdp_nbdev import source
 from cmdp_nbdev.cli import RunArguments, main, own_task
 from cmdp_nbdev.judge import arithmetic_validity
 from cmdp_nbdev.model import char_tokenizer, tiny_model
-from cmdp_nbdev.reward import task_rewards
-from cmdp_nbdev.rollout import given_rollout
-from cmdp_nbdev.source import (SYSTEM_PROMPTS, final_answer, gym_dataset, gym_reward, load_gsm8k, load_math, load_rows, math_reward, numeric_reward, open_task, parse_number, same_answer, same_number,
-                               with_template, worked_text)
+from cmdp_nbdev.source import (SYSTEM_PROMPTS, final_answer, gym_dataset, gym_reward, load_gsm8k, load_math, load_rows, math_reward, numeric_reward, with_template, worked_text)
 
 have = importlib.util.find_spec
 gym = pytest.mark.skipif(not have("reasoning_gym"), reason="the extra 'math' is not installed")
-latex = pytest.mark.skipif(not have("math_verify"), reason="the extra 'math' is not installed")
-
-
-# --- numbers
-
-SAME = {
-    "8": ["8", "8.0", "8.00", "+8", " 8 ", "8.", "$8", "$8.00", "8 dollars", "8 apples", "8 red apples left", r"8\text{ cm}", r"\$8", "$8$", "**8**", "x = 8", "x=8", "6+2=8", r"\(8\)", "8e0", "16/2", r"\frac{16}{2}", "8 km/h", "8 cm^2", "8.0 kg", "8kg", "8%", "800%", "8°", r"8^\circ", "08", "8 €", "€8", r"\textbf{8}"],
-    "-3": ["-3", "−3", "–3", "-3.0", "-$3", "$-3", "-6/2", r"-\frac{6}{2}", r"-\dfrac62", "- 3"],
-    "1234567": ["1,234,567", "1234567.0", "$1,234,567", r"1{,}234{,}567", r"1,\!234,\!567", r"1\,234\,567", "1234567 people"],
-    "0.5": ["1/2", ".5", "0.50", r"\frac12", r"\tfrac{1}{2}", "50%", r"50\%", "0.5%", "2/4", "5e-1", "50 percent"],
-    "2.75": ["2 3/4", "11/4", r"2\frac{3}{4}", "2.750", "$2.75"],
-    "20%": ["20", "0.2", "1/5", "20 percent", r"20\%", "20.0%"],
-    "5 minutes": ["5", "5 min", "5 minute", "5mins"],
-}
-DIFFERENT = [("8", t) for t in ("80", "-8", "8.01", "0.8", "8/3", "1 8/9", "88", "18")] + [
-    ("1/3", "0.333"), ("1/3", "0.3333333333333333"), ("5 minutes", "5 hours"), ("5 cm", "5 km"), ("$20", "20%"), ("20%", "2"), ("20%", "2000"), ("1000", "1.000"), ("-3", "3"), ("0.5", "5%"), ("2 1/2", "21/2"), ("0", "-1"), ("100", "1e3"), ("$5", "5 cents")]
-NO_NUMBER = ["", " ", "x", "eighteen", "1,23", "12,34,567", "1234,567", "1,2345", "0,5", "3-4", "3–4", "3 - 4", "3:4", "12:30", "5x", "2pi", r"5\pi", r"\sqrt{2}", "2 or 3", "17, 18", "17 18", "(1, 2)", "5 million", "2 dozen", "1/0", "1.2.3", "1/2/3", "--3", "+-3", "1.5 1/2", "3+4",
-             "x=3 or x=4", "x=3, y=4", "2^3", "1e999999999", "9" * 41, "9" * 10**6, "nan", "inf", "٣", "²", "0x10", "1_000", "5 hours 30 minutes", "half", "1 000", "#", "5 times", "{5}", "5!", "±5", "5 per 6", "$", "%", "-", ".", "1.5e2.5", "3 squared", "≈5"]
-PAIRS = [(gold, text, True) for gold, texts in SAME.items() for text in texts] + [(a, b, False) for a, b in DIFFERENT]
-
-
-def test_numbers_by_table():
-    "The grader must not fail a right answer for its dress, nor pass another number."
-    wrong = [(a, b, same_number(a, b)) for a, b, same in PAIRS if same_number(a, b) is not same or same_number(b, a) is not same]
-    assert not wrong and len(PAIRS) + len(NO_NUMBER) > 140
-    assert [t[:20] for t in NO_NUMBER if parse_number(t) is not None] == []
-
-
-@given(st.fractions(max_denominator=10**6).filter(lambda f: abs(f) < 10**12), st.sampled_from(["{}", "${}$", "x = {}", "{}.", "{} apples"]), st.integers(0, 6))
-def test_exact_for_any_number(value, frame, decimals):
-    "Fractions and decimals are read exactly, near misses are misses."
-    text = frame.replace("{}", f"{value.numerator}/{value.denominator}")
-    assert parse_number(text)[0] == value
-    rounded = Fraction(round(value * 10**decimals), 10**decimals)
-    shown = f"{'-' * (rounded < 0)}{abs(rounded.numerator * (10**decimals // rounded.denominator)) // 10**decimals:,}" + (f".{abs(rounded * 10**decimals).numerator % 10**decimals:0{decimals}d}" if decimals else "")
-    assert parse_number(shown)[0] == rounded and same_number(shown, str(value)) is (rounded == value)
-
-
-@given(st.text(alphabet="0123456789,./-+$%€ \\{}frac()^=xeE#*\n<>think|answer:is", max_size=60))
-def test_no_text_breaks_the_reading(text):
-    "Students write anything: no exception, and what is no number equals nothing."
-    for fallback in (None, "number", "text"):
-        answer = final_answer(text, fallback)
-        assert answer is None or answer in text or answer.strip() == answer
-    assert same_number(text, "1") in (True, False, None)
-    assert numeric_reward([""], [text], ["7"])[0] in (0.0, 1.0)
-
-
-@pytest.mark.parametrize("unit", ["1", "1,", "{", "}", "\\boxed{", "####", "answer is ", "<think>", "</think>", "<answer>", "1/", "$", "a ", "1 a", "\\frac{", "\\text{", "-", "*", "1,234", "answer: *", "   ", "=", "1 apples "])
-def test_time_is_linear(unit):
-    "One hostile completion must not stop a run."
-    def seconds(length):
-        text, took = unit * (length // len(unit)), []
-        for _ in range(3):
-            began = time.process_time(); numeric_reward([""], [text], ["7"]); same_number(text, "7"); took.append(time.process_time() - began)
-        return min(took)
-    assert seconds(16000) < 0.02 + 9 * seconds(4000)
-
-
-# --- the final answer
-
-@pytest.mark.parametrize("text,answer", [
-    ("#### 5", "5"), ("####5", "5"), ("#### 5\nthe end", "5"), ("#### 4\n#### 5", "5"), ("####", None), (r"\boxed{5}", "5"), (r"\boxed {5}", "5"), (r"\boxed{\frac{1}{2}}", r"\frac{1}{2}"), (r"\boxed{\{1,2\}}", r"\{1,2\}"), (r"\boxed{4}, \boxed{5}", "5"), (r"\boxed{4}, \boxed{5", None), (r"\boxed{}", None),
-    (r"#### \boxed{5}", "5"), ("<answer>5</answer>", "5"), ("<answer>5", None), (r"<answer>\boxed{5}</answer>", "5"), ("<answer>#### 5</answer>", "5"), ("The answer is 5.", "5"), ("The final answer is: $5.50.", "$5.50"), ("**Answer:** 5", "5"), ("answer is 4. No, the answer is 5", "5"),
-    ("#### 5\nI hope the answer is right.", "5"), ("it is 5", None), ("<think>#### 4</think>\n#### 5", "5"), ("<think>#### 4", None), ("thinking #### 4</think> five", None), ("<think>a</think>#### 5<think>", None)])
-def test_final_answer(text, answer):
-    "What is graded is the last marked answer after the thinking, nothing else."
-    assert final_answer(text) == answer
-    assert numeric_reward([""], [text], ["5"]) == [float(answer in ("5",) or text == "it is 5")]
-
-
-def test_cut_off_is_never_right(pair):
-    "A completion without EOS may hold the right answer so far; the trainer must not pay for it."
-    tok = char_tokenizer()
-    rollout = given_rollout(tok, ["1+1="] * 2, ["#2", "#2;1+1=2;1+1=2"], {"answer": ["2", "2"]}, max_completion_length=4)
-    assert rollout.terminated.tolist() == [True, False]
-    rollout.completions = ["#### 2", "#### 2"]
-    assert task_rewards([numeric_reward], rollout)[0].tolist() == [1.0, 0.0]
-    assert task_rewards([math_reward], rollout)[0].tolist() == [1.0, 0.0]
-
-
-def test_answers_that_do_not_apply():
-    "No reference answer, no reward; one that is no number cannot be graded as one, and that is said."
-    assert numeric_reward([""] * 2, ["#### 1"] * 2, [None, "1"]) == [None, 1.0] and math_reward([""], ["#### 1"], [None]) == [None]
-    with pytest.raises(ValueError, match="'x\\+1'.*math_reward"): numeric_reward([""], ["#### 1"], ["x+1"])
-    assert numeric_reward([[{"role": "user", "content": "q"}]], [[{"role": "assistant", "content": "#### 1"}]], ["1"]) == [1.0]
-
-
-# --- LaTeX
-
-RIGHT = [("x^2+1", "1+x^2"), (r"\frac{\sqrt{3}}{2}", r"\dfrac{\sqrt3}{2}"), ("2x+4", "2(x+2)"), (r"\{1,2\}", r"\{2,1\}"), ("(3,4)", r"\left( 3, 4 \right)"), (r"3\pi", r"\pi\cdot 3"), ("[0,1)", r"\left[0,1\right)"), (r"\text{Monday}", "monday"), (r"\text{(B)}", "B"), (r"\sqrt{8}", r"2\sqrt{2}"),
-         ("x^2-1", "(x-1)(x+1)"), (r"\frac{1}{x}", "x^{-1}"), (r"\begin{pmatrix}1\\2\end{pmatrix}", r"\begin{pmatrix} 1 \\ 2 \end{pmatrix}"), (r"\frac{1}{2}", "0.5"), (r"50\%", "0.5"), (r"12\text{ cm}", "12"), ("y=2x", "y = 2x"), (r"\infty", r"\infty")]
-WRONG = [("x^2+1", "x^2-1"), ("(3,4)", "(4,3)"), ("[0,1)", "[0,1]"), (r"\{1,2\}", r"\{1,2,3\}"), (r"3\pi", r"9.42"), ("A", "B"), (r"\sqrt{2}", "1.4"), ("x", ""), ("x", "x" * 10**5), ("18", "17, 18"), ("18", r"17 \text{ or } 18"), (r"\frac{1}{2}", r"\frac{1}{3}"), ("x", "y"), (r"\text{Monday}", r"\text{Tuesday}"),
-         ("2x", r"\undefined{"), ("x+1", "}{"), ("x", "__import__('os')"), ("(1,2)", "1,2,3")]
-
-
-@latex
-def test_latex_by_table():
-    "Equivalent forms count, near misses do not, and no text breaks the grader."
-    graded = [(a, b, same, same_answer(a, b)) for pairs, same in ((RIGHT, True), (WRONG, False)) for a, b in pairs]
-    assert [g for g in graded if g[2] is not g[3]] == []
-
-
-@latex
-def test_a_hanging_answer_costs_a_moment_and_a_warning():
-    "The watchdog must end what no signal can, also in a thread (the live trainer's), and the next answer must be graded."
-    source._WARNED.clear()
-    seen = []
-
-    def work():
-        with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always")
-            seen.append([same_answer("x^2", t, seconds=0.5) for t in ("x^{9^{9^{9^{9}}}}", "x^{9^{9^{9^{8}}}}", "x^2+0")]); seen.append([str(w.message) for w in caught])
-
-    thread = threading.Thread(target=work); thread.start(); thread.join(60)
-    assert seen[0] == [False, False, True]
-    assert len(seen[1]) == 1 and "did not finish within 0.5 s" in seen[1][0] and "9^{9" in seen[1][0]
 
 
 def test_missing_extras_say_what_to_install(monkeypatch):

@@ -1,0 +1,130 @@
+"""Constrained distillation of a pruned SmolLM2 on reasoning-gym's chain_sum: the study behind lesson 09 and the README's section on real models.
+
+    cmdp-prepare                                 the pair: fine-tuned teacher, pruned and healed student
+    python studies/real/study.py warm            on-policy distillation alone; the budget is read off its student (suggest_budget)
+    python studies/real/study.py report          every method from that student, same data, updates and learning rate, one budget
+    python studies/real/study.py show            prints the tables from the CSV
+    python studies/real/study.py readme          writes them into README.md, between its two marks
+
+`--pair FOLDER` if the pair is not in the cache, `--seeds N`, `--only METHOD`, `--workers N`. A run that is in report.csv is not repeated. The last completions of
+each run are kept in records/, for the lesson and the judges.
+"""
+import argparse
+import csv
+import json
+import os
+import platform
+import resource
+import time
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from multiprocessing import get_context
+from pathlib import Path
+
+HERE = Path(__file__).parent
+TASK, TEMPLATE = "reasoning_gym:chain_sum,min_terms=2,max_terms=3,min_digits=1,max_digits=2", "{prompt}"
+SHARED = dict(per_device_train_batch_size=48, num_generations=8, max_completion_length=40, learning_rate=1e-4, warmup_steps=5, bf16=True, kl_chunk_size=512, per_device_eval_batch_size=50, disable_tqdm=True)
+WARM_STEPS, STEPS, QUANTILE, N_EVAL, N_SHOWN = 30, 60, 0.8, 200, 60
+METHODS = {"cmdp-smooth": {}, "grpo": {}, "gkd": {}, "soft": {"lam": 0.3}, "cmdp": {"penalty": 0.0, "coef": 1.0}}
+
+
+def trainer_of(pair: Path, student: Path, method: str, settings: dict, folder: Path, seed: int, budget: float, steps: int):
+    "The trainer of one run; training and held-out prompts do not depend on it."
+    from cmdp_nbdev.judge import arithmetic_validity
+    from cmdp_nbdev.source import gym_reward, open_task, with_template
+    from cmdp_nbdev.trainer import CMDPConfig, CMDPTrainer
+    train, test = (with_template(open_task(TASK, split, n), TEMPLATE) for split, n in (("train", 8000), ("test", N_EVAL)))
+    config = CMDPConfig(method=method, method_kwargs=settings, budget=budget, max_steps=steps, seed=seed, output_dir=str(folder), save_steps=10, save_total_limit=1, resume_from_checkpoint="auto", eval_on_start=True, **SHARED)
+    return CMDPTrainer(str(student), str(pair / "teacher"), gym_reward, config, train, test, eval_metrics={"reasoning_validity": arithmetic_validity})
+
+
+def run(pair: str, method: str, settings: dict, seed: int, warm: bool = False) -> dict:
+    "Train, evaluate and save one student; the row of report.csv."
+    import torch
+    import transformers
+    from cmdp_nbdev import __version__
+    torch.set_num_threads(1)
+    transformers.utils.logging.disable_progress_bar()
+    pair, runs = Path(pair), Path(pair) / "study"
+    budget = 1.0 if warm else json.loads((HERE / "budget.json").read_text())["budget"]
+    folder = runs / ("warm" if warm else f"{method}-{seed}")
+    trainer = trainer_of(pair, pair / "student" if warm else runs / "warm" / "student", method, settings, folder, seed, budget, WARM_STEPS if warm else STEPS)
+    began, note = time.perf_counter(), ""
+    try: trainer.train()
+    except (FloatingPointError, RuntimeError) as e: note = f"stopped at update {trainer.global_step}: {type(e).__name__}"
+    trained = time.perf_counter() - began
+    result, records = trainer.evaluate(return_records=True)
+    trainer.save_model(folder / "student")
+    history = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    start = {f"start_{k[5:]}": v for k, v in history[0].items() if k.startswith("eval_") and not k.endswith(("_low", "_high"))}
+    if warm:
+        from cmdp_nbdev.budget import suggest_budget
+        from cmdp_nbdev.source import open_task, with_template
+        spent = [r["spent"] for r in trainer.evaluate(with_template(open_task(TASK, "validation", N_EVAL), TEMPLATE), return_records=True)[1]]
+        (HERE / "budget.json").write_text(json.dumps({"budget": round(suggest_budget(spent, QUANTILE), 2), "quantile": QUANTILE, "prompts": f"{N_EVAL} of the validation split", "student": f"after {WARM_STEPS} updates of on-policy distillation"}, indent=1) + "\n")
+    (HERE / "records").mkdir(exist_ok=True)
+    keep = lambda r: {k: r[k] for k in ("prompt", "completion", "answer", "correct", "within_budget", "completion_ids")} | {"spent": round(r["spent"], 3), "cost_per_token": [round(c, 3) for c in r["cost_per_token"]], "reasoning_validity": r["reasoning_validity"]}
+    if seed == 0: (HERE / "records" / f"{folder.name}.jsonl").write_text("".join(json.dumps(keep(r)) + "\n" for r in records[:N_SHOWN]))
+    if seed == 0: (HERE / "records" / f"{folder.name}-curve.json").write_text(json.dumps([{k: round(m[k], 4) for k in ("step", "accuracy", "satisfaction_rate", "kl_mean", "length_mean", "multiplier_mean")} for m in history if m["step"] > 0 and "accuracy" in m]) + "\n")
+    return {"method": "warm" if warm else method, "settings": json.dumps(settings), "seed": seed, "budget": budget, "steps": trainer.global_step, **{k: round(float(v), 5) for k, v in {**start, **result}.items()},
+            "seconds": round(trained, 1), "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024, "note": note, **{k: v for k, v in SHARED.items() if k != "disable_tqdm"},
+            "cmdp_nbdev": __version__, "torch": torch.__version__, "transformers": transformers.__version__, "machine": f"{platform.machine()}, {os.cpu_count()} CPUs, 1 thread"}
+
+
+def read() -> list[dict]:
+    "The rows of report.csv."
+    path = HERE / "report.csv"
+    if not path.exists(): return []
+    with open(path, newline="") as f: return list(csv.DictReader(f))
+
+
+def write(row: dict) -> None:
+    "Append a row; a new column would be an error."
+    path = HERE / "report.csv"
+    new = not path.exists()
+    with open(path, "a", newline="") as f:
+        writer = csv.DictWriter(f, list(row) if new else list(read()[0]))
+        if new: writer.writeheader()
+        writer.writerow(row)
+
+
+def table(rows: list[dict]) -> str:
+    "One line a run, in markdown; rates with their 95% intervals."
+    def rate(r, k): return f"{float(r[k]):.3f} [{float(r[f'{k}_low']):.2f}, {float(r[f'{k}_high']):.2f}]"
+    head = "| method | settings | seed | accuracy | satisfaction | both | KL mean / p95 | reasoning valid | length | minutes |\n|---|---|---|---|---|---|---|---|---|---|"
+    lines = []
+    if rows:
+        r = next((r for r in rows if r["method"] == "warm"), None)
+        if r: lines.append(f"| *healed student* | | | {float(r['start_accuracy']):.3f} | | | {float(r['start_kl_mean']):.2f} / {float(r['start_kl_p95']):.2f} | {float(r['start_reasoning_validity']):.3f} | {float(r['start_length_mean']):.1f} | |")
+        o = next((r for r in rows if r["method"] != "warm"), None)
+        if o: lines.append(f"| *after on-policy distillation: where all methods start* | | | {float(o['start_accuracy']):.3f} | {float(o['start_satisfaction_rate']):.3f} | {float(o['start_accuracy_within_budget']):.3f} | {float(o['start_kl_mean']):.2f} / {float(o['start_kl_p95']):.2f} | {float(o['start_reasoning_validity']):.3f} | {float(o['start_length_mean']):.1f} | {float(r['seconds']) / 60:.0f} |")
+    for r in sorted((r for r in rows if r["method"] != "warm"), key=lambda r: (list(METHODS).index(r["method"]), r["seed"])):
+        lines.append(f"| `{r['method']}` | {r['settings'] if r['settings'] != '{}' else ''} | {r['seed']} | {rate(r, 'accuracy')} | {rate(r, 'satisfaction_rate')} | {rate(r, 'accuracy_within_budget')} | {float(r['kl_mean']):.2f} / {float(r['kl_p95']):.2f} | {float(r['reasoning_validity']):.3f} | {float(r['length_mean']):.1f} | {float(r['seconds']) / 60:.0f} |")
+    return "\n".join([head, *lines])
+
+
+def readme() -> None:
+    "Put the table between the marks of README.md."
+    path = HERE / "README.md"
+    before, rest = path.read_text().split("<!-- table -->\n", 1)
+    path.write_text(before + "<!-- table -->\n" + table(read()) + "\n<!-- end -->" + rest.split("<!-- end -->", 1)[1])
+
+
+def main() -> None:
+    "See the top of this file."
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("stage", choices=("warm", "report", "show", "readme")); parser.add_argument("--pair"); parser.add_argument("--seeds", type=int, default=1); parser.add_argument("--only", default=""); parser.add_argument("--workers", type=int, default=1)
+    args = parser.parse_args()
+    if args.stage == "show": return print(table(read()))
+    if args.stage == "readme": return readme()
+    from cmdp_nbdev.pretrained import cache_dir
+    pair = args.pair or str(cache_dir() / "smollm2-pair")
+    done = {(r["method"], r["settings"], int(r["seed"])) for r in read()}
+    jobs = [("gkd", {}, 0, True)] if args.stage == "warm" else [(m, s, seed, False) for seed in range(args.seeds) for m, s in METHODS.items() if args.only in m]
+    jobs = [j for j in jobs if ("warm" if j[3] else j[0], json.dumps(j[1]), j[2]) not in done]
+    with ProcessPoolExecutor(args.workers, mp_context=get_context("spawn")) as pool:
+        for future in as_completed([pool.submit(run, pair, *job) for job in jobs]):
+            write(row := future.result())
+            print(f"{row['method']} seed {row['seed']}: accuracy {row['accuracy']:.3f}, satisfaction {row['satisfaction_rate']:.3f}, KL {row['kl_mean']:.2f}, {row['seconds']:.0f} s", flush=True)
+
+
+if __name__ == "__main__": main()
