@@ -5,6 +5,7 @@
 # %% ../nbs/08_model.ipynb #imports
 from __future__ import annotations
 
+import copy
 import os
 import random
 import re
@@ -20,8 +21,8 @@ from transformers.utils import logging
 from .task import ChainTask, chain_prompts, write_chain
 
 # %% auto #0
-__all__ = ['CHAIN_CHARS', 'DATA', 'load_model', 'load_tokenizer', 'check_pair', 'check_vocab', 'char_tokenizer', 'tiny_model',
-           'pretrain', 'default_pair']
+__all__ = ['CHAIN_CHARS', 'DATA', 'load_model', 'load_tokenizer', 'save_plain', 'check_pair', 'check_vocab', 'char_tokenizer',
+           'tiny_model', 'pretrain', 'default_pair']
 
 # %% ../nbs/08_model.ipynb #load
 def _from_pretrained(auto, source: str | os.PathLike, what: str, **kwargs):
@@ -52,6 +53,12 @@ def load_tokenizer(tokenizer: PreTrainedTokenizerBase | str | os.PathLike, what:
     if tokenizer.pad_token_id is None: tokenizer.pad_token = tokenizer.eos_token
     tokenizer.padding_side = "left"
     return tokenizer
+
+# %% ../nbs/08_model.ipynb #save
+def save_plain(model: PreTrainedModel, path: str | os.PathLike, state_dict: dict | None = None) -> None:
+    "Write `model` as a folder that `AutoModelForCausalLM` loads; a peft model with its adapters merged (in a copy; `state_dict` is not used then)."
+    if hasattr(model, "merge_and_unload"): model, state_dict = copy.deepcopy(model).merge_and_unload(), None
+    model.save_pretrained(path, state_dict=state_dict)
 
 # %% ../nbs/08_model.ipynb #compatible
 def check_pair(student: PreTrainedTokenizerBase, teacher: PreTrainedTokenizerBase) -> None:

@@ -33,7 +33,7 @@ from .budget import Budget, row_budget, suggest_budget
 from .divergence import KINDS, SAMPLED_COSTS, align_vocab, check_cost, token_cost, token_divergence, token_logps
 from .evaluate import evaluate_records, summarize
 from .mdp import Rollout, masked, select, trajectory_cost, trim
-from .model import check_pair, check_vocab, load_model, load_tokenizer
+from .model import check_pair, check_vocab, load_model, load_tokenizer, save_plain
 from .objective import METHODS, SCALES, Batch, Signal, method_settings, signal_loss
 from .reward import call_cost, constrained_reward, task_rewards
 from .rollout import BudgetAware, completion_logits, encode_prompts, eos_token_ids, generate, given_rollout, is_chat
@@ -352,7 +352,7 @@ def model_card(names: dict[str, str], args: CMDPConfig, limit: str, steps: int, 
 class CMDPTrainer:
     """Constrained distillation of `model` from `teacher`: maximise `reward_funcs` while the divergence keeps to a budget.
 
-    model, teacher: a causal LM, a folder or a hub name (then the student is loaded in float32, whatever it was saved in); the teacher may also be a callable `(input_ids, attention_mask) -> (B, L, V)` log-probabilities.
+    model, teacher: a causal LM, a folder or a hub name (then the student is loaded in float32, whatever it was saved in); the model may be wrapped by peft (LoRA, say), the teacher may also be a callable `(input_ids, attention_mask) -> (B, L, V)` log-probabilities.
     reward_funcs: one or several functions as in TRL, `f(prompts, completions, **columns) -> list[float | None]`.
     train_dataset, eval_dataset: `datasets.Dataset` with a `prompt` column (text or chat messages); other columns reach the reward functions.
     processing_class: the tokenizer (object, folder or name); None = the one saved with the model.
@@ -369,7 +369,8 @@ class CMDPTrainer:
         self.train_dataset, self.eval_dataset, self.constraints = train_dataset, eval_dataset, constraints or {}
         tokenizer = processing_class or (model if isinstance(model, (str, os.PathLike)) else getattr(model, "name_or_path", None))
         if not tokenizer: raise ValueError("processing_class is missing and the model does not say where it was loaded from; pass the tokenizer")
-        if teacher is model and isinstance(model, torch.nn.Module): raise ValueError("teacher is the same object as model: training the one would move the other; pass a copy (copy.deepcopy)")
+        if isinstance(model, torch.nn.Module) and isinstance(teacher, torch.nn.Module) and {*map(id, model.parameters())} & {*map(id, teacher.parameters())}:
+            raise ValueError("teacher is the same object as model, or shares weights with it: training the one would move the other; pass a copy (copy.deepcopy)")
         self.names, self.measured = {"student": model_name(model), "teacher": model_name(teacher)}, None
         self.processing_class = load_tokenizer(tokenizer, "processing_class" if processing_class else "model", args.eos_token)
         if not _is_function(teacher): check_teacher_tokenizer(teacher, self.processing_class)  # before anything large is loaded
@@ -401,6 +402,9 @@ class CMDPTrainer:
     def _check(self, student) -> None:
         "Refuse what cannot work, on a probe of two prompts; also finds the number of ids common to both models."
         args, tokenizer = self.args, self.processing_class
+        if getattr(student, "_hf_peft_config_loaded", False): raise ValueError("model carries adapters that transformers put into it (load_adapter, add_adapter), and would be saved without its own weights; wrap the base with peft: get_peft_model(base, config), or PeftModel.from_pretrained(base, folder, is_trainable=True)")
+        if not any(p.requires_grad for p in student.parameters()): raise ValueError("model has no weight to train (requires_grad); adapters are loaded to be trained with PeftModel.from_pretrained(base, folder, is_trainable=True)")
+        if any(c.is_prompt_learning for c in getattr(student, "peft_config", {}).values()): raise ValueError("model learns virtual prompt tokens, which cannot be merged into its weights; use LoRA or another method of peft that changes weights")
         check_vocab(student, tokenizer, "model")
         if not _is_function(self.teacher): check_vocab(self.teacher, tokenizer, "teacher")
         context = getattr(student.config.get_text_config(), "max_position_embeddings", None)
@@ -634,11 +638,11 @@ class CMDPTrainer:
         return (result, records) if return_records else result
 
     def save_model(self, path: str | os.PathLike) -> None:
-        "A plain Hugging Face folder: weights, config, tokenizer and a model card with the last evaluation; loadable by `AutoModelForCausalLM` without this package."
+        "A plain Hugging Face folder: weights (of a peft model with its adapters merged), config, tokenizer and a model card with the last evaluation; loadable by `AutoModelForCausalLM` without this package."
         model = self.accelerator.unwrap_model(self.model)
         state = self.accelerator.get_state_dict(self.model)
         if not self.accelerator.is_main_process: return
-        model.save_pretrained(path, state_dict=state); self.processing_class.save_pretrained(path)
+        save_plain(model, path, state); self.processing_class.save_pretrained(path)
         rewards = [getattr(f, "__name__", type(f).__name__) for f in self.reward_funcs]
         limit = "of each prompt, its column `budget`" if self.train_dataset is not None and "budget" in self.train_dataset.column_names else f"{self.budget.limit:g} nats"
         (Path(path) / "README.md").write_text(model_card(self.names, self.args, limit, self.global_step, len(self.train_dataset) if self.train_dataset is not None else 0, rewards, self.measured), encoding="utf-8")
