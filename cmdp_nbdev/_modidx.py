@@ -44,6 +44,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                 'cmdp_nbdev.cli._HelpFormatter': ('cli.html#_helpformatter', 'cmdp_nbdev/cli.py'),
                                 'cmdp_nbdev.cli.build_parser': ('cli.html#build_parser', 'cmdp_nbdev/cli.py'),
                                 'cmdp_nbdev.cli.build_trainer': ('cli.html#build_trainer', 'cmdp_nbdev/cli.py'),
+                                'cmdp_nbdev.cli.command_of': ('cli.html#command_of', 'cmdp_nbdev/cli.py'),
                                 'cmdp_nbdev.cli.describe_teacher': ('cli.html#describe_teacher', 'cmdp_nbdev/cli.py'),
                                 'cmdp_nbdev.cli.distil': ('cli.html#distil', 'cmdp_nbdev/cli.py'),
                                 'cmdp_nbdev.cli.format_summary': ('cli.html#format_summary', 'cmdp_nbdev/cli.py'),

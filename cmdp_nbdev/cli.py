@@ -12,6 +12,7 @@ import hashlib
 import importlib
 import json
 import os
+import shlex
 import sys
 import time
 from collections.abc import Callable
@@ -34,7 +35,8 @@ from .trainer import CMDPConfig, CMDPTrainer
 
 # %% auto #0
 __all__ = ['COPY_LIMIT', 'SUMMARY', 'RunArguments', 'build_parser', 'parse_args', 'load_reward', 'load_prompts', 'own_task',
-           'build_trainer', 'describe_teacher', 'write_run', 'distil', 'format_summary', 'run_all', 'main']
+           'command_of', 'build_trainer', 'describe_teacher', 'write_run', 'distil', 'format_summary', 'run_all',
+           'main']
 
 # %% ../nbs/20_cli.ipynb #options
 @dataclass
@@ -116,6 +118,17 @@ def own_task(run: RunArguments) -> tuple[list[Callable], Dataset, Dataset, dict[
     return [load_reward(r) for r in run.reward] if run.reward else [TASKS[kind]], train, held_out, {"reasoning_validity": arithmetic_validity} if kind else {}
 
 
+def command_of(run: RunArguments, config: CMDPConfig) -> str:
+    "The command line of a run: every option that is not at its default."
+    words = ["cmdp-distill"]
+    for given, default in ((run, RunArguments()), (config, CMDPConfig())):
+        for f in dataclasses.fields(given):
+            value = getattr(given, f.name)
+            if value == getattr(default, f.name) or f.name in ("config", "eval_on_start", "resume_from_checkpoint", "disable_tqdm"): continue
+            words += [f"--{f.name}", *([str(v) for v in value] if isinstance(value, list) else [json.dumps(value)] if isinstance(value, dict) else [str(value)])]
+    return shlex.join(words)
+
+
 def build_trainer(run: RunArguments, config: CMDPConfig) -> CMDPTrainer:
     "The trainer that the options describe; raises before any long work if they cannot work."
     if run.n_eval < 1: raise ValueError(f"n_eval must be >= 1, got {run.n_eval}")
@@ -133,7 +146,7 @@ def build_trainer(run: RunArguments, config: CMDPConfig) -> CMDPTrainer:
         if run.num_threads: torch.set_num_threads(run.num_threads)
         rewards, train, held_out, metrics = own_task(run)
         trainer = CMDPTrainer(run.student, run.teacher, rewards, config, train, held_out, eval_metrics=metrics)
-    trainer.run_info = {"run": dataclasses.asdict(run), "teacher": describe_teacher(trainer.teacher)}
+    trainer.run_info = {"command": command_of(run, config), "run": dataclasses.asdict(run), "teacher": describe_teacher(trainer.teacher)}
     return trainer
 
 # %% ../nbs/20_cli.ipynb #teacher

@@ -327,11 +327,11 @@ def model_name(model) -> str:
     return Path(name).name if Path(name).exists() or Path(name).is_absolute() else name
 
 
-def model_card(names: dict[str, str], args: CMDPConfig, limit: str, steps: int, prompts: int, rewards: list[str], measured: tuple[int, dict] | None) -> str:
+def model_card(names: dict[str, str], args: CMDPConfig, limit: str, steps: int, prompts: int, rewards: list[str], measured: tuple[int, dict] | None, command: str | None = None) -> str:
     """The README.md of a saved student, with the metadata that the Hugging Face hub reads.
 
     names: `student` and `teacher`; limit: the budget in words; steps: updates made; prompts: size of the training set; rewards: names of the reward functions; measured: (update,
-    result of `CMDPTrainer.evaluate`) or None if the student was not evaluated.
+    result of `CMDPTrainer.evaluate`) or None if the student was not evaluated; command: the command line of the run, if there was one.
     """
     defaults = CMDPConfig()
     changed = {f.name: getattr(args, f.name) for f in dataclasses.fields(args) if f.name not in RESUMABLE and getattr(args, f.name) != getattr(defaults, f.name)}
@@ -345,8 +345,9 @@ def model_card(names: dict[str, str], args: CMDPConfig, limit: str, steps: int, 
         lines += [f"| {k.replace('_', ' ')} | {r[k]:.3f}, 95% interval [{r[f'{k}_low']:.3f}, {r[f'{k}_high']:.3f}] |" for k in ("accuracy", "satisfaction_rate", "accuracy_within_budget")]
         lines += [f"| violation rate, upper bound | {1 - r['satisfaction_rate_low']:.3f} |", f"| divergence from the teacher, nats per completion | mean {r['kl_mean']:.3f}, 95th percentile {r['kl_p95']:.3f} |", f"| divergence, nats per token | {r['kl_per_token_mean']:.4f} |", f"| length, tokens | {r['length_mean']:.1f} |"]
     call = ", ".join(f"{k}={v!r}" for k, v in changed.items())
+    code = ["The command:", "", "```bash", command, "```"] if command else [f"Settings, where they are not the defaults of cmdp_nbdev {version('cmdp_nbdev')}:", "", "```python", f"CMDPConfig({call})", "```"]
     return "\n".join(lines + ["", "The rates hold for prompts like the evaluated ones, sampled at the temperature of the evaluation; no bound is promised for other prompts. The student needs neither the teacher nor the package that trained it.",
-                              "", f"Settings, where they are not the defaults of cmdp_nbdev {version('cmdp_nbdev')}:", "", "```python", f"CMDPConfig({call})", "```", ""])
+                              "", *code, ""])
 
 # %% ../nbs/11_trainer.ipynb #trainer
 class CMDPTrainer:
@@ -645,7 +646,7 @@ class CMDPTrainer:
         save_plain(model, path, state); self.processing_class.save_pretrained(path)
         rewards = [getattr(f, "__name__", type(f).__name__) for f in self.reward_funcs]
         limit = "of each prompt, its column `budget`" if self.train_dataset is not None and "budget" in self.train_dataset.column_names else f"{self.budget.limit:g} nats"
-        (Path(path) / "README.md").write_text(model_card(self.names, self.args, limit, self.global_step, len(self.train_dataset) if self.train_dataset is not None else 0, rewards, self.measured), encoding="utf-8")
+        (Path(path) / "README.md").write_text(model_card(self.names, self.args, limit, self.global_step, len(self.train_dataset) if self.train_dataset is not None else 0, rewards, self.measured, self.run_info.get("command")), encoding="utf-8")
 
     def save_checkpoint(self) -> Path:
         "Write `checkpoint-<step>`: weights, optimiser, scheduler, random states, the method's state. Complete or absent."

@@ -22,18 +22,19 @@ from pathlib import Path
 
 HERE = Path(__file__).parent
 TASK, TEMPLATE = "reasoning_gym:chain_sum,min_terms=2,max_terms=3,min_digits=1,max_digits=2", "{prompt}"
-SHARED = dict(per_device_train_batch_size=48, num_generations=8, max_completion_length=40, learning_rate=1e-4, warmup_steps=5, bf16=True, kl_chunk_size=512, per_device_eval_batch_size=50, disable_tqdm=True)
+SHARED = dict(per_device_train_batch_size=32, num_generations=4, max_completion_length=40, learning_rate=1e-4, warmup_steps=5, bf16=True, kl_chunk_size=512, per_device_eval_batch_size=50, disable_tqdm=True)
+WARM = {**SHARED, "per_device_train_batch_size": 48, "num_generations": 8}
 WARM_STEPS, STEPS, QUANTILE, N_EVAL, N_SHOWN = 30, 60, 0.8, 200, 60
 METHODS = {"cmdp-smooth": {}, "grpo": {}, "gkd": {}, "soft": {"lam": 0.3}, "cmdp": {"penalty": 0.0, "coef": 1.0}}
 
 
-def trainer_of(pair: Path, student: Path, method: str, settings: dict, folder: Path, seed: int, budget: float, steps: int):
+def trainer_of(pair: Path, student: Path, method: str, settings: dict, folder: Path, seed: int, budget: float, steps: int, shared: dict):
     "The trainer of one run; training and held-out prompts do not depend on it."
     from cmdp_nbdev.judge import arithmetic_validity
     from cmdp_nbdev.source import gym_reward, open_task, with_template
     from cmdp_nbdev.trainer import CMDPConfig, CMDPTrainer
     train, test = (with_template(open_task(TASK, split, n), TEMPLATE) for split, n in (("train", 8000), ("test", N_EVAL)))
-    config = CMDPConfig(method=method, method_kwargs=settings, budget=budget, max_steps=steps, seed=seed, output_dir=str(folder), save_steps=10, save_total_limit=1, resume_from_checkpoint="auto", eval_on_start=True, **SHARED)
+    config = CMDPConfig(method=method, method_kwargs=settings, budget=budget, max_steps=steps, seed=seed, output_dir=str(folder), save_steps=10, save_total_limit=1, resume_from_checkpoint="auto", eval_on_start=True, **shared)
     return CMDPTrainer(str(student), str(pair / "teacher"), gym_reward, config, train, test, eval_metrics={"reasoning_validity": arithmetic_validity})
 
 
@@ -47,7 +48,7 @@ def run(pair: str, method: str, settings: dict, seed: int, warm: bool = False) -
     pair, runs = Path(pair), Path(pair) / "study"
     budget = 1.0 if warm else json.loads((HERE / "budget.json").read_text())["budget"]
     folder = runs / ("warm" if warm else f"{method}-{seed}")
-    trainer = trainer_of(pair, pair / "student" if warm else runs / "warm" / "student", method, settings, folder, seed, budget, WARM_STEPS if warm else STEPS)
+    trainer = trainer_of(pair, pair / "student" if warm else runs / "warm" / "student", method, settings, folder, seed, budget, WARM_STEPS if warm else STEPS, WARM if warm else SHARED)
     began, note = time.perf_counter(), ""
     try: trainer.train()
     except (FloatingPointError, RuntimeError) as e: note = f"stopped at update {trainer.global_step}: {type(e).__name__}"
@@ -66,7 +67,7 @@ def run(pair: str, method: str, settings: dict, seed: int, warm: bool = False) -
     if seed == 0: (HERE / "records" / f"{folder.name}.jsonl").write_text("".join(json.dumps(keep(r)) + "\n" for r in records[:N_SHOWN]))
     if seed == 0: (HERE / "records" / f"{folder.name}-curve.json").write_text(json.dumps([{k: round(m[k], 4) for k in ("step", "accuracy", "satisfaction_rate", "kl_mean", "length_mean", "multiplier_mean")} for m in history if m["step"] > 0 and "accuracy" in m]) + "\n")
     return {"method": "warm" if warm else method, "settings": json.dumps(settings), "seed": seed, "budget": budget, "steps": trainer.global_step, **{k: round(float(v), 5) for k, v in {**start, **result}.items()},
-            "seconds": round(trained, 1), "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024, "note": note, **{k: v for k, v in SHARED.items() if k != "disable_tqdm"},
+            "seconds": round(trained, 1), "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024, "note": note, **{k: v for k, v in (WARM if warm else SHARED).items() if k != "disable_tqdm"},
             "cmdp_nbdev": __version__, "torch": torch.__version__, "transformers": transformers.__version__, "machine": f"{platform.machine()}, {os.cpu_count()} CPUs, 1 thread"}
 
 
