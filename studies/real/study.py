@@ -22,8 +22,8 @@ from pathlib import Path
 
 HERE = Path(__file__).parent
 TASK, TEMPLATE = "reasoning_gym:chain_sum,min_terms=2,max_terms=3,min_digits=1,max_digits=2", "{prompt}"
-SHARED = dict(per_device_train_batch_size=24, num_generations=4, max_completion_length=40, learning_rate=3e-4, warmup_steps=5, bf16=True, kl_chunk_size=512, per_device_eval_batch_size=50, disable_tqdm=True)
-WARM = {**SHARED, "per_device_train_batch_size": 48, "num_generations": 8, "learning_rate": 1e-4}
+SHARED = dict(per_device_train_batch_size=24, num_generations=4, max_completion_length=40, learning_rate=1e-4, warmup_steps=5, bf16=True, kl_chunk_size=512, per_device_eval_batch_size=50, disable_tqdm=True)
+WARM = {**SHARED, "per_device_train_batch_size": 48, "num_generations": 8}
 WARM_STEPS, STEPS, QUANTILE, N_EVAL, N_SHOWN = 30, 50, 0.8, 200, 60
 METHODS = {"cmdp-smooth": {}, "grpo": {}, "gkd": {}, "soft": {"lam": 0.3}}
 
