@@ -12,6 +12,7 @@ import hashlib
 import importlib
 import json
 import os
+import shlex
 import sys
 import time
 from collections.abc import Callable
@@ -34,7 +35,8 @@ from .trainer import CMDPConfig, CMDPTrainer
 
 # %% auto #0
 __all__ = ['COPY_LIMIT', 'SUMMARY', 'RunArguments', 'build_parser', 'parse_args', 'load_reward', 'load_prompts', 'own_task',
-           'build_trainer', 'describe_teacher', 'write_run', 'distil', 'format_summary', 'run_all', 'main']
+           'command_of', 'build_trainer', 'describe_teacher', 'write_run', 'distil', 'format_summary', 'run_all',
+           'main']
 
 # %% ../nbs/20_cli.ipynb #options
 @dataclass
@@ -63,6 +65,7 @@ def build_parser() -> argparse.ArgumentParser:
         "examples:\n  cmdp-distill\n  cmdp-distill --budget 0.5 --seed 1\n  cmdp-distill --method soft --method_kwargs lam=2\n"
         "  cmdp-distill --student ./student --teacher ./teacher --dataset train.jsonl --eval_dataset test.jsonl --reward my_rewards:correct --budget 20\n"
         "  cmdp-distill --student ./student --teacher ./teacher --dataset gsm8k:openai/gsm8k --prompt_template chat --system_prompt hash --budget 20\n"
+        "  cmdp-distill --config recipes/qwen2.5-math-gsm8k.yaml --output_dir runs/qwen\n"
         "  cmdp-distill --student ./student --teacher ./teacher --dataset reasoning_gym:chain_sum,max_terms=3 --n_train 4000 --prompt_template plain --num_shots 2 --budget 20")
     parser.set_defaults(eval_on_start=True)
     return parser
@@ -115,6 +118,17 @@ def own_task(run: RunArguments) -> tuple[list[Callable], Dataset, Dataset, dict[
     return [load_reward(r) for r in run.reward] if run.reward else [TASKS[kind]], train, held_out, {"reasoning_validity": arithmetic_validity} if kind else {}
 
 
+def command_of(run: RunArguments, config: CMDPConfig) -> str:
+    "The command line of a run: every option that is not at its default."
+    words = ["cmdp-distill"]
+    for given, default in ((run, RunArguments()), (config, CMDPConfig())):
+        for f in dataclasses.fields(given):
+            value = getattr(given, f.name)
+            if value == getattr(default, f.name) or f.name in ("config", "eval_on_start", "resume_from_checkpoint", "disable_tqdm"): continue
+            words += [f"--{f.name}", *([str(v) for v in value] if isinstance(value, list) else [json.dumps(value)] if isinstance(value, dict) else [str(value)])]
+    return shlex.join(words)
+
+
 def build_trainer(run: RunArguments, config: CMDPConfig) -> CMDPTrainer:
     "The trainer that the options describe; raises before any long work if they cannot work."
     if run.n_eval < 1: raise ValueError(f"n_eval must be >= 1, got {run.n_eval}")
@@ -132,7 +146,7 @@ def build_trainer(run: RunArguments, config: CMDPConfig) -> CMDPTrainer:
         if run.num_threads: torch.set_num_threads(run.num_threads)
         rewards, train, held_out, metrics = own_task(run)
         trainer = CMDPTrainer(run.student, run.teacher, rewards, config, train, held_out, eval_metrics=metrics)
-    trainer.run_info = {"run": dataclasses.asdict(run), "teacher": describe_teacher(trainer.teacher)}
+    trainer.run_info = {"command": command_of(run, config), "run": dataclasses.asdict(run), "teacher": describe_teacher(trainer.teacher)}
     return trainer
 
 # %% ../nbs/20_cli.ipynb #teacher
@@ -151,7 +165,7 @@ def describe_teacher(teacher) -> dict:
     return {"path": teacher.name_or_path, "revision": getattr(teacher.config, "_commit_hash", None), "bytes": size, "sha256": digest.hexdigest() if files else None}
 
 # %% ../nbs/20_cli.ipynb #run
-SUMMARY = ("accuracy", "satisfaction_rate", "accuracy_within_budget", "kl_mean", "kl_p95", "reasoning_validity", "length_mean", "truncated_rate")
+SUMMARY = ("accuracy", "satisfaction_rate", "accuracy_within_budget", "length_mean", "truncated_rate", "spent_mean", "kl_mean", "kl_p95", "kl_per_token_mean", "reasoning_validity")
 
 
 def write_run(trainer: CMDPTrainer, result: dict, records: list[dict], start: dict, seconds: float, optimum: float | None = None) -> dict:
@@ -162,7 +176,8 @@ def write_run(trainer: CMDPTrainer, result: dict, records: list[dict], start: di
         trainer.teacher.save_pretrained(out / "teacher"); trainer.processing_class.save_pretrained(out / "teacher")
     (out / "eval.jsonl").write_text("".join(json.dumps(r, default=str) + "\n" for r in records))
     summary = {**result, "budget": trainer.budget.limit, "aggregate": args.aggregate, "method": args.method, "seed": args.seed, "steps": trainer.global_step, "seconds": round(seconds, 1),
-               **({"optimal_accuracy": optimum} if optimum is not None else {}), **{f"start_{k}": start[k] for k in SUMMARY if k in start}}
+               **({"optimal_accuracy": optimum} if optimum is not None else {}), **({"budget_quantile": args.budget_quantile, "distill_steps": args.distill_steps} if args.budget_quantile is not None else {}),
+               **{f"start_{k}": start[k] for k in SUMMARY if k in start and not (args.budget_quantile is not None and k in ("satisfaction_rate", "accuracy_within_budget"))}}  # there was no budget yet
     (out / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
     budget = trainer.budget
     figures = [training_curves(out / "metrics.jsonl", budget.limit if budget.aggregate == "sum" else None), spent_histogram(records, budget), remaining_fan(records, budget), token_heatmap(records, trainer.processing_class), multiplier_curves(budget)]
@@ -185,7 +200,8 @@ def distil(run: RunArguments, config: CMDPConfig) -> dict:
 # %% ../nbs/20_cli.ipynb #table
 def format_summary(s: dict) -> str:
     "A summary as the table that the command prints."
-    lines = [f"{s['method']}, budget {s['budget']:g} nats ({s['aggregate']}), {s['n_eval']} held-out prompts, {s['steps']} updates, {s['seconds']:.0f} s", f"{'':24}{'start':>8}{'end':>8}   95% interval"]
+    chosen = f", chosen: quantile {s['budget_quantile']:g} after {s['distill_steps']} updates of distillation" if "budget_quantile" in s else ""
+    lines = [f"{s['method']}, budget {s['budget']:g} nats{'' if s['aggregate'] == 'sum' else ' per token'} ({s['aggregate']}{chosen}), {s['n_eval']} held-out prompts, {s['steps']} updates, {s['seconds']:.0f} s", f"{'':24}{'start':>8}{'end':>8}   95% interval"]
     for k in SUMMARY:
         if k not in s: continue
         start = f"{s[f'start_{k}']:8.3f}" if f"start_{k}" in s else " " * 8
@@ -227,3 +243,6 @@ def main(argv: list[str] | None = None) -> int:
         print(f"cmdp-distill: error: {e}", file=sys.stderr); return 2
     if summary: print(format_summary(summary), f"\nstudent, records and pictures: {summary['output_dir']}/", sep="\n")
     return 0
+
+# %% ../nbs/20_cli.ipynb #main
+if __name__ == "__main__" and "__file__" in globals(): sys.exit(main())  # a notebook has no __file__

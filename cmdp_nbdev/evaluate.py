@@ -43,6 +43,7 @@ def evaluate_records(
     divergence: str = "reverse_kl", beta: float = 0.5, floor: float = 0.0, student_temperature: float = 1.0, teacher_temperature: float = 1.0,  # the cost, see divergence.token_cost
     constraints: dict[str, tuple[Callable, Budget]] | None = None,  # further budgets, see reward.call_cost
     batch_size: int = 256,  # completions at a time
+    chunk_size: int | None = None,  # token positions whose divergence is computed at a time; None = all
     vocab_size: int | None = None,  # sample only ids below this (the ids common to student and teacher)
     seed: int = 0,
 ) -> list[dict]:
@@ -57,9 +58,9 @@ def evaluate_records(
         reward, _ = task_rewards(funcs, r, reward_weights)
         extra = {name: call_reward(f, r) for name, f in (metrics or {}).items()}
         student, target = completion_logits(model, r), completion_logits(teacher, r)
-        kl = token_divergence(student, target, mask=r.completion_mask)
+        kl = token_divergence(student, target, mask=r.completion_mask, chunk_size=chunk_size)
         exact = (divergence, floor, student_temperature, teacher_temperature) == ("reverse_kl", 0.0, 1.0, 1.0)
-        cost = kl if exact else token_cost(student, target, r.completion_ids, divergence, r.completion_mask, beta=beta, floor=floor, student_temperature=student_temperature, teacher_temperature=teacher_temperature)
+        cost = kl if exact else token_cost(student, target, r.completion_ids, divergence, r.completion_mask, beta=beta, floor=floor, chunk_size=chunk_size, student_temperature=student_temperature, teacher_temperature=teacher_temperature)
         spent, kl, lengths = budget.spent(cost, r.completion_mask), trajectory_cost(kl, r.completion_mask), r.lengths
         within = ~row_budget(budget, r.columns, cost.device).violated(cost, r.completion_mask)
         for name, (f, b) in (constraints or {}).items():
@@ -78,7 +79,7 @@ def evaluate_records(
 # %% ../nbs/10_evaluate.ipynb #summarize
 VALUES: dict[str, Callable[[dict], float]] = {
     "accuracy": lambda r: r["correct"], "satisfaction_rate": lambda r: r["within_budget"], "accuracy_within_budget": lambda r: r["correct"] and r["within_budget"],
-    "kl_mean": lambda r: r["kl"], "kl_p95": lambda r: r["kl"], "spent_mean": lambda r: r["spent"], "spent_p95": lambda r: r["spent"],
+    "kl_mean": lambda r: r["kl"], "kl_p95": lambda r: r["kl"], "kl_per_token_mean": lambda r: r["kl"] / len(r["completion_ids"]), "spent_mean": lambda r: r["spent"], "spent_p95": lambda r: r["spent"],
     "reward_mean": lambda r: r["reward"], "length_mean": lambda r: len(r["completion_ids"]), "truncated_rate": lambda r: not r["terminated"]}
 
 

@@ -5,6 +5,7 @@
 # %% ../nbs/08_model.ipynb #imports
 from __future__ import annotations
 
+import copy
 import os
 import random
 import re
@@ -20,8 +21,8 @@ from transformers.utils import logging
 from .task import ChainTask, chain_prompts, write_chain
 
 # %% auto #0
-__all__ = ['CHAIN_CHARS', 'DATA', 'load_model', 'load_tokenizer', 'check_pair', 'check_vocab', 'char_tokenizer', 'tiny_model',
-           'pretrain', 'default_pair']
+__all__ = ['CHAIN_CHARS', 'DATA', 'load_model', 'load_tokenizer', 'save_plain', 'check_pair', 'check_vocab', 'char_tokenizer',
+           'tiny_model', 'pretrain', 'default_pair']
 
 # %% ../nbs/08_model.ipynb #load
 def _from_pretrained(auto, source: str | os.PathLike, what: str, **kwargs):
@@ -41,25 +42,34 @@ def load_model(model: PreTrainedModel | str | os.PathLike, what: str = "model", 
     return model
 
 
-def load_tokenizer(tokenizer: PreTrainedTokenizerBase | str | os.PathLike, what: str = "processing_class") -> PreTrainedTokenizerBase:
-    "A tokenizer from an object, a folder or a name, padding on the left; where there is no pad token EOS serves (masks, not ids, mark padding)."
+def load_tokenizer(tokenizer: PreTrainedTokenizerBase | str | os.PathLike, what: str = "processing_class", eos_token: str | None = None) -> PreTrainedTokenizerBase:
+    "A tokenizer from an object, a folder or a name, padding on the left; `eos_token` replaces its EOS. Where there is no pad token EOS serves (masks, not ids, mark padding)."
     if isinstance(tokenizer, (str, os.PathLike)): tokenizer = _from_pretrained(AutoTokenizer, tokenizer, what)
     if not callable(tokenizer) or not hasattr(tokenizer, "eos_token_id"): raise TypeError(f"{what} must be a tokenizer, a folder or a name, got {type(tokenizer).__name__}")
+    if eos_token is not None:
+        if eos_token not in tokenizer.get_vocab(): raise ValueError(f"eos_token={eos_token!r} is no token of {what}")
+        tokenizer.eos_token = eos_token
     if tokenizer.eos_token_id is None: raise ValueError(f"{what} has no eos_token: a completion could never end; set tokenizer.eos_token")
     if tokenizer.pad_token_id is None: tokenizer.pad_token = tokenizer.eos_token
     tokenizer.padding_side = "left"
     return tokenizer
 
+# %% ../nbs/08_model.ipynb #save
+def save_plain(model: PreTrainedModel, path: str | os.PathLike, state_dict: dict | None = None) -> None:
+    "Write `model` as a folder that `AutoModelForCausalLM` loads; a peft model with its adapters merged (in a copy; `state_dict` is not used then)."
+    if hasattr(model, "merge_and_unload"): model, state_dict = copy.deepcopy(model).merge_and_unload(), None
+    model.save_pretrained(path, state_dict=state_dict)
+
 # %% ../nbs/08_model.ipynb #compatible
 def check_pair(student: PreTrainedTokenizerBase, teacher: PreTrainedTokenizerBase) -> None:
-    "Raise ValueError, naming the first differing tokens, unless both tokenizers give the same id to the same string."
+    "Raise ValueError, naming the first differing tokens, unless both tokenizers give the same id to the same string; the teacher may have further ids after the student's."
     s, t = ({i: tok for tok, i in tk.get_vocab().items()} for tk in (student, teacher))
-    wrong = [i for i in sorted(s.keys() | t.keys()) if s.get(i) != t.get(i)]
+    wrong = [i for i in sorted(s.keys() | t.keys()) if i <= max(s) and s.get(i) != t.get(i)]
     if wrong:
         shown = "; ".join(f"id {i}: student {s.get(i)!r}, teacher {t.get(i)!r}" for i in wrong[:3])
         raise ValueError(f"student and teacher do not share a tokenizer: {len(wrong)} of {max(len(s), len(t))} ids differ ({shown})")
     if student.eos_token_id != teacher.eos_token_id:
-        raise ValueError(f"student and teacher end a text differently: EOS is {student.eos_token!r} for the student, {teacher.eos_token!r} for the teacher")
+        raise ValueError(f"student and teacher end a text differently: EOS is {student.eos_token!r} for the student, {teacher.eos_token!r} for the teacher; eos_token={teacher.eos_token!r} would end the student's completions as the teacher's")
 
 
 def check_vocab(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, what: str) -> None:

@@ -17,6 +17,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from .budget import Budget, row_budget
 from .divergence import token_cost, token_divergence, token_logps
 from .mdp import Rollout, completion_mask, masked, position_ids
+from .model import save_plain
 
 # %% auto #0
 __all__ = ['is_chat', 'encode_prompts', 'sample_token', 'Reader', 'BudgetAware', 'budget_share', 'sample', 'eos_token_ids',
@@ -59,8 +60,8 @@ def _parameters(forward: Callable) -> frozenset[str]:
 
 
 def _accepted(model, **kwargs) -> dict:
-    "The keyword arguments that the model's forward knows."
-    known = _parameters(type(model).forward)
+    "The keyword arguments that the model's forward knows; a peft model passes on all that its base knows."
+    known = _parameters(type(getattr(model, "get_base_model", lambda: model)()).forward)
     return {k: v for k, v in kwargs.items() if k in known}
 
 
@@ -114,7 +115,7 @@ class BudgetAware(torch.nn.Module):
     def save_pretrained(self, path, state_dict: dict | None = None) -> None:
         "The base as a Hugging Face folder (it loads alone, without the budget), and `budget_embedding.safetensors`."
         state = self.state_dict() if state_dict is None else state_dict
-        self.base.save_pretrained(path, state_dict={k[5:]: v for k, v in state.items() if k.startswith("base.")})
+        save_plain(self.base, path, {k[5:]: v for k, v in state.items() if k.startswith("base.")})
         save_file({"weight": state["embedding.weight"].detach().cpu().contiguous()}, f"{path}/budget_embedding.safetensors")
 
     @classmethod

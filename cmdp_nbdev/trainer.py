@@ -33,10 +33,10 @@ from .budget import Budget, row_budget, suggest_budget
 from .divergence import KINDS, SAMPLED_COSTS, align_vocab, check_cost, token_cost, token_divergence, token_logps
 from .evaluate import evaluate_records, summarize
 from .mdp import Rollout, masked, select, trajectory_cost, trim
-from .model import check_pair, check_vocab, load_model, load_tokenizer
+from .model import check_pair, check_vocab, load_model, load_tokenizer, save_plain
 from .objective import METHODS, SCALES, Batch, Signal, method_settings, signal_loss
 from .reward import call_cost, constrained_reward, task_rewards
-from .rollout import BudgetAware, completion_logits, encode_prompts, generate, given_rollout, is_chat
+from .rollout import BudgetAware, completion_logits, encode_prompts, eos_token_ids, generate, given_rollout, is_chat
 
 # %% auto #0
 __all__ = ['RANGES', 'RESUMABLE', 'EVALUATION', 'Settings', 'CMDPConfig', 'prompt_order', 'fold_seed', 'check_dataset',
@@ -83,6 +83,10 @@ class CMDPConfig:
     constraint_penalty: float = _f(1.0, "penalty n >= 0 for breaking one of the further budgets (the trainer's `constraints`)")
     lmbda: float = _f(1.0, "share of updates on the student's own completions, in [0, 1]; the others use the dataset's column 'completion' (or the teacher's, seq_kd); gkd only")
     seq_kd: bool = _f(False, "off-policy updates (lmbda < 1) use completions sampled from the teacher instead of the dataset's")
+    # the models, where they are given by name
+    model_init_kwargs: Settings = _f({}, "settings of from_pretrained for the student, e.g. 'attn_implementation=sdpa,revision=main'; its dtype is float32 unless given (in bfloat16 small updates are rounded away)")
+    teacher_model_init_kwargs: Settings = _f({}, "the same for the teacher; its dtype is that of its weights unless given")
+    eos_token: str | None = _f(None, "the token that ends a completion, where the student's tokenizer ends a text with another one than the teacher's; None = the tokenizer's")
     # the cost
     divergence: str = _f("reverse_kl", "per-token cost: reverse_kl, forward_kl, jsd, log_ratio or surprisal")
     student_temperature: float = _f(1.0, "the student's logits are divided by this in the cost, > 0; the budget is in the units of the cost")
@@ -136,7 +140,7 @@ class CMDPConfig:
     disable_tqdm: bool = _f(False, "no progress bar")
 
     def __post_init__(self):
-        for name in ("method_kwargs", "lr_scheduler_kwargs"):
+        for name in ("model_init_kwargs", "teacher_model_init_kwargs", "method_kwargs", "lr_scheduler_kwargs"):
             try: setattr(self, name, Settings(getattr(self, name)))
             except (ValueError, TypeError) as e: raise ValueError(f"{name}={getattr(self, name)!r} is neither a dict nor JSON nor 'key=value,key=value'") from e
         self.budget_object()  # checks budget, aggregate, burn_in
@@ -261,9 +265,10 @@ def check_trackers(report_to: str) -> list[str] | None:
 
 
 def check_teacher_tokenizer(teacher, tokenizer) -> None:
-    "Compare the tokenizer saved beside the teacher, where there is one, with the student's (see model.check_pair)."
-    folder = getattr(teacher, "name_or_path", "")
-    if folder and (Path(folder) / "tokenizer_config.json").is_file(): check_pair(tokenizer, load_tokenizer(folder, "teacher"))
+    "Compare the teacher's tokenizer with the student's (see model.check_pair): the one of a hub name, or the one saved in a folder, where there is one. `teacher`: a model, a folder or a name."
+    named = isinstance(teacher, (str, os.PathLike))
+    source = os.path.expanduser(teacher) if named else getattr(teacher, "name_or_path", "")
+    if source and (Path(source) / "tokenizer_config.json").is_file() or named and not Path(source).is_dir(): check_pair(tokenizer, load_tokenizer(source, "teacher"))
 
 # %% ../nbs/11_trainer.ipynb #disk
 # fields that may differ between a run and its continuation; every other one would change what is being computed
@@ -322,11 +327,11 @@ def model_name(model) -> str:
     return Path(name).name if Path(name).exists() or Path(name).is_absolute() else name
 
 
-def model_card(names: dict[str, str], args: CMDPConfig, limit: str, steps: int, prompts: int, rewards: list[str], measured: tuple[int, dict] | None) -> str:
+def model_card(names: dict[str, str], args: CMDPConfig, limit: str, steps: int, prompts: int, rewards: list[str], measured: tuple[int, dict] | None, command: str | None = None) -> str:
     """The README.md of a saved student, with the metadata that the Hugging Face hub reads.
 
     names: `student` and `teacher`; limit: the budget in words; steps: updates made; prompts: size of the training set; rewards: names of the reward functions; measured: (update,
-    result of `CMDPTrainer.evaluate`) or None if the student was not evaluated.
+    result of `CMDPTrainer.evaluate`) or None if the student was not evaluated; command: the command line of the run, if there was one.
     """
     defaults = CMDPConfig()
     changed = {f.name: getattr(args, f.name) for f in dataclasses.fields(args) if f.name not in RESUMABLE and getattr(args, f.name) != getattr(defaults, f.name)}
@@ -338,16 +343,17 @@ def model_card(names: dict[str, str], args: CMDPConfig, limit: str, steps: int, 
         step, r = measured
         lines += [f"| evaluated | after update {step}, {r['n_eval']:g} completions |"]
         lines += [f"| {k.replace('_', ' ')} | {r[k]:.3f}, 95% interval [{r[f'{k}_low']:.3f}, {r[f'{k}_high']:.3f}] |" for k in ("accuracy", "satisfaction_rate", "accuracy_within_budget")]
-        lines += [f"| violation rate, upper bound | {1 - r['satisfaction_rate_low']:.3f} |", f"| divergence from the teacher, nats per completion | mean {r['kl_mean']:.3f}, 95th percentile {r['kl_p95']:.3f} |"]
+        lines += [f"| violation rate, upper bound | {1 - r['satisfaction_rate_low']:.3f} |", f"| divergence from the teacher, nats per completion | mean {r['kl_mean']:.3f}, 95th percentile {r['kl_p95']:.3f} |", f"| divergence, nats per token | {r['kl_per_token_mean']:.4f} |", f"| length, tokens | {r['length_mean']:.1f} |"]
     call = ", ".join(f"{k}={v!r}" for k, v in changed.items())
+    code = ["The command:", "", "```bash", command, "```"] if command else [f"Settings, where they are not the defaults of cmdp_nbdev {version('cmdp_nbdev')}:", "", "```python", f"CMDPConfig({call})", "```"]
     return "\n".join(lines + ["", "The rates hold for prompts like the evaluated ones, sampled at the temperature of the evaluation; no bound is promised for other prompts. The student needs neither the teacher nor the package that trained it.",
-                              "", f"Settings, where they are not the defaults of cmdp_nbdev {version('cmdp_nbdev')}:", "", "```python", f"CMDPConfig({call})", "```", ""])
+                              "", *code, ""])
 
 # %% ../nbs/11_trainer.ipynb #trainer
 class CMDPTrainer:
     """Constrained distillation of `model` from `teacher`: maximise `reward_funcs` while the divergence keeps to a budget.
 
-    model, teacher: a causal LM, a folder or a hub name (then the student is loaded in float32, whatever it was saved in); the teacher may also be a callable `(input_ids, attention_mask) -> (B, L, V)` log-probabilities.
+    model, teacher: a causal LM, a folder or a hub name (then the student is loaded in float32, whatever it was saved in); the model may be wrapped by peft (LoRA, say), the teacher may also be a callable `(input_ids, attention_mask) -> (B, L, V)` log-probabilities.
     reward_funcs: one or several functions as in TRL, `f(prompts, completions, **columns) -> list[float | None]`.
     train_dataset, eval_dataset: `datasets.Dataset` with a `prompt` column (text or chat messages); other columns reach the reward functions.
     processing_class: the tokenizer (object, folder or name); None = the one saved with the model.
@@ -364,11 +370,16 @@ class CMDPTrainer:
         self.train_dataset, self.eval_dataset, self.constraints = train_dataset, eval_dataset, constraints or {}
         tokenizer = processing_class or (model if isinstance(model, (str, os.PathLike)) else getattr(model, "name_or_path", None))
         if not tokenizer: raise ValueError("processing_class is missing and the model does not say where it was loaded from; pass the tokenizer")
-        if teacher is model and isinstance(model, torch.nn.Module): raise ValueError("teacher is the same object as model: training the one would move the other; pass a copy (copy.deepcopy)")
+        if isinstance(model, torch.nn.Module) and isinstance(teacher, torch.nn.Module) and {*map(id, model.parameters())} & {*map(id, teacher.parameters())}:
+            raise ValueError("teacher is the same object as model, or shares weights with it: training the one would move the other; pass a copy (copy.deepcopy)")
         self.names, self.measured = {"student": model_name(model), "teacher": model_name(teacher)}, None
-        student, self.teacher = load_model(model, **({"dtype": torch.float32} if isinstance(model, (str, os.PathLike)) else {})), teacher if _is_function(teacher) else load_model(teacher, "teacher")
+        self.processing_class = load_tokenizer(tokenizer, "processing_class" if processing_class else "model", args.eos_token)
+        if not _is_function(teacher): check_teacher_tokenizer(teacher, self.processing_class)  # before anything large is loaded
+        student = load_model(model, **{"dtype": "float32", **args.model_init_kwargs})
+        self.teacher = teacher if _is_function(teacher) else load_model(teacher, "teacher", **args.teacher_model_init_kwargs)
         if half := {str(p.dtype) for p in student.parameters() if p.requires_grad and p.dtype in (torch.bfloat16, torch.float16)}: warnings.warn(f"model has trainable weights in {', '.join(half)}: small updates round to nothing there; give its folder or name (then they are loaded in float32) or model.float(), and bf16=True for the speed", stacklevel=2)
-        self.processing_class = load_tokenizer(tokenizer)
+        ends = eos_token_ids(student, self.processing_class)
+        if getattr(student, "generation_config", None): student.generation_config.eos_token_id = ends if len(ends) > 1 else ends[0]  # deployed, it ends where it ended in training
         precision = "bf16" if args.bf16 else "fp16" if args.fp16 else "no"
         if AcceleratorState._shared_state and AcceleratorState().mixed_precision != precision: AcceleratorState._reset_state()  # an earlier trainer of this process
         self.accelerator = Accelerator(mixed_precision=precision, cpu=args.device == "cpu", log_with=check_trackers(args.report_to), project_dir=args.output_dir or "runs")
@@ -392,8 +403,11 @@ class CMDPTrainer:
     def _check(self, student) -> None:
         "Refuse what cannot work, on a probe of two prompts; also finds the number of ids common to both models."
         args, tokenizer = self.args, self.processing_class
+        if getattr(student, "_hf_peft_config_loaded", False): raise ValueError("model carries adapters that transformers put into it (load_adapter, add_adapter), and would be saved without its own weights; wrap the base with peft: get_peft_model(base, config), or PeftModel.from_pretrained(base, folder, is_trainable=True)")
+        if not any(p.requires_grad for p in student.parameters()): raise ValueError("model has no weight to train (requires_grad); adapters are loaded to be trained with PeftModel.from_pretrained(base, folder, is_trainable=True)")
+        if any(c.is_prompt_learning for c in getattr(student, "peft_config", {}).values()): raise ValueError("model learns virtual prompt tokens, which cannot be merged into its weights; use LoRA or another method of peft that changes weights")
         check_vocab(student, tokenizer, "model")
-        if not _is_function(self.teacher): check_vocab(self.teacher, tokenizer, "teacher"); check_teacher_tokenizer(self.teacher, tokenizer)
+        if not _is_function(self.teacher): check_vocab(self.teacher, tokenizer, "teacher")
         context = getattr(student.config.get_text_config(), "max_position_embeddings", None)
         check_dataset("train_dataset", self.train_dataset, context, args.max_completion_length, tokenizer)
         if self.eval_dataset is not None: check_dataset("eval_dataset", self.eval_dataset, context, args.max_completion_length, tokenizer)
@@ -419,7 +433,8 @@ class CMDPTrainer:
         if not self.reward_funcs: raise ValueError("reward_funcs is empty; give at least one function f(prompts, completions, **columns) -> list of numbers")
         if bad := [f for f in self.reward_funcs if not callable(f)]: raise ValueError(f"reward_funcs must be functions, got {bad[0]!r}")
         rows = self.train_dataset[:2]
-        probe = generate(student, tokenizer, rows.pop("prompt"), rows, max_completion_length=min(8, args.max_completion_length), generator=self._generator(1))
+        ids = max(tokenizer.get_vocab().values()) + 1  # both models have at least these
+        probe = generate(student, tokenizer, rows.pop("prompt"), rows, max_completion_length=min(8, args.max_completion_length), generator=self._generator(1), vocab_size=ids)
         task_rewards(self.reward_funcs, probe, args.reward_weights)
         for f, b in self.constraints.values(): b.spent(call_cost(f, probe), probe.completion_mask)
         with torch.no_grad(): student_logits, teacher_logits = completion_logits(student, probe), completion_logits(self.teacher, probe)
@@ -437,7 +452,7 @@ class CMDPTrainer:
         "One update: prompts -> rollout -> score -> reward -> signal -> loss -> step. Returns its metrics and appends them to metrics.jsonl."
         self._start()
         args, started = self.args, time.perf_counter()
-        if args.budget_quantile is not None and self.global_step == args.distill_steps: self.budget = dataclasses.replace(self.budget, limit=self.suggest_budget(args.budget_quantile))
+        if args.budget_quantile is not None and self.global_step == args.distill_steps: self._choose_budget(self.suggest_budget(args.budget_quantile)); self._write_config()
         rollout = self.rollout = self._sample()
         rewards, each = task_rewards(self.reward_funcs, rollout, args.reward_weights, args.truncated_reward)
         costs = {name: call_cost(f, rollout) for name, (f, _) in self.constraints.items()}
@@ -570,7 +585,8 @@ class CMDPTrainer:
             check_resumable({k: saved.get(k) for k in dataclasses.asdict(args)}, json.loads(json.dumps(dataclasses.asdict(args))), folder)
         self.output_dir = folder  # only now: a refused start leaves nothing behind
         self.accelerator.project_configuration.set_directories(str(folder))
-        if main: self._keep_metrics(self.global_step); (self.output_dir / "config.json").write_text(json.dumps(run_config(args, **self.run_info), indent=1) + "\n")
+        if main: self._keep_metrics(self.global_step)
+        self._write_config()
         if args.report_to != "none": self.accelerator.init_trackers("cmdp_nbdev", {k: v if isinstance(v, (int, float, str, bool)) else str(v) for k, v in dataclasses.asdict(args).items()})
         if args.eval_on_start and self.global_step == 0: self._log({"step": 0, **{f"eval_{k}": v for k, v in self.evaluate().items()}})
 
@@ -589,6 +605,15 @@ class CMDPTrainer:
             with open(self.output_dir / "metrics.jsonl", "a") as f: f.write(json.dumps(metrics) + "\n")
         if self.args.report_to != "none" and metrics["step"] % self.args.logging_steps == 0: self.accelerator.log({k: v for k, v in metrics.items() if k != "step"}, step=metrics["step"])
 
+    def _choose_budget(self, limit: float) -> None:
+        "Replace the limit of `args` by one that was measured."
+        self.budget = dataclasses.replace(self.budget, limit=limit)
+        self.run_info["chosen_budget"] = limit
+
+    def _write_config(self) -> None:
+        "config.json (main process)."
+        if self.accelerator.is_main_process: (self.output_dir / "config.json").write_text(json.dumps(run_config(self.args, **self.run_info), indent=1) + "\n")
+
     def _keep_metrics(self, step: int) -> None:
         "Cut metrics.jsonl back to what the loaded checkpoint had seen: lines of later updates will be written again."
         path = self.output_dir / "metrics.jsonl"
@@ -603,11 +628,10 @@ class CMDPTrainer:
         if dataset is None: raise ValueError("eval_dataset is missing: give one to the trainer or to evaluate()")
         share, model = dataset.select(range(self.rank, len(dataset), self.world)), self.accelerator.unwrap_model(self.model)
         if isinstance(model, BudgetAware): model.tell(self.teacher, self.budget, **args.cost_settings())
-        with self.accelerator.autocast():
-            records = evaluate_records(model, self.teacher, share, self.processing_class, self.reward_funcs, self.budget, metrics=self.eval_metrics,
+        with self.accelerator.autocast(): records = evaluate_records(model, self.teacher, share, self.processing_class, self.reward_funcs, self.budget, metrics=self.eval_metrics,
                                    reward_weights=args.reward_weights, correct_at=args.correct_at, num_generations=args.eval_num_generations, max_completion_length=args.max_completion_length,
                                    temperature=args.eval_temperature, divergence=args.divergence, beta=args.beta, floor=args.floor, constraints=self.constraints,
-                                   student_temperature=args.student_temperature, teacher_temperature=args.teacher_temperature, batch_size=args.per_device_eval_batch_size,
+                                   student_temperature=args.student_temperature, teacher_temperature=args.teacher_temperature, batch_size=args.per_device_eval_batch_size, chunk_size=args.kl_chunk_size,
                                    vocab_size=self.vocab_size, seed=fold_seed(args.seed, self.rank, 2))
         records = gather_object(records) if self.world > 1 else records
         result = summarize(records, metrics=self.eval_metrics, constraints=self.constraints)
@@ -615,14 +639,14 @@ class CMDPTrainer:
         return (result, records) if return_records else result
 
     def save_model(self, path: str | os.PathLike) -> None:
-        "A plain Hugging Face folder: weights, config, tokenizer and a model card with the last evaluation; loadable by `AutoModelForCausalLM` without this package."
+        "A plain Hugging Face folder: weights (of a peft model with its adapters merged), config, tokenizer and a model card with the last evaluation; loadable by `AutoModelForCausalLM` without this package."
         model = self.accelerator.unwrap_model(self.model)
         state = self.accelerator.get_state_dict(self.model)
         if not self.accelerator.is_main_process: return
-        model.save_pretrained(path, state_dict=state); self.processing_class.save_pretrained(path)
+        save_plain(model, path, state); self.processing_class.save_pretrained(path)
         rewards = [getattr(f, "__name__", type(f).__name__) for f in self.reward_funcs]
         limit = "of each prompt, its column `budget`" if self.train_dataset is not None and "budget" in self.train_dataset.column_names else f"{self.budget.limit:g} nats"
-        (Path(path) / "README.md").write_text(model_card(self.names, self.args, limit, self.global_step, len(self.train_dataset) if self.train_dataset is not None else 0, rewards, self.measured), encoding="utf-8")
+        (Path(path) / "README.md").write_text(model_card(self.names, self.args, limit, self.global_step, len(self.train_dataset) if self.train_dataset is not None else 0, rewards, self.measured, self.run_info.get("command")), encoding="utf-8")
 
     def save_checkpoint(self) -> Path:
         "Write `checkpoint-<step>`: weights, optimiser, scheduler, random states, the method's state. Complete or absent."
@@ -646,5 +670,5 @@ class CMDPTrainer:
         saved = json.loads((checkpoint / "trainer_state.json").read_text())
         check_resumable(saved["args"], json.loads(json.dumps(dataclasses.asdict(self.args))), checkpoint)
         self.accelerator.load_state(str(checkpoint))
-        self.budget = dataclasses.replace(self.budget, limit=saved["budget"])
         self.method_state, self.global_step = torch.load(checkpoint / "method_state.pt", weights_only=True), saved["global_step"]
+        if self.args.budget_quantile is not None and self.global_step > self.args.distill_steps: self._choose_budget(saved["budget"])

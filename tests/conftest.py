@@ -51,7 +51,7 @@ def gradients_of_step(trainer) -> tuple[dict, torch.Tensor]:
 
     def record(parameters, *args, **kwargs):
         parameters = list(parameters)
-        seen.append(torch.cat([p.grad.flatten().clone() for p in parameters]))
+        seen.append(torch.cat([p.grad.flatten().clone() for p in parameters if p.requires_grad]))
         return clip(parameters, *args, **kwargs)
 
     trainer.accelerator.clip_grad_norm_ = record

@@ -24,7 +24,7 @@ def test_readme_shows_the_tables_of_the_csv_files(study):
     assert text[text.index(start) + len(start):text.index(end)] == study.tables(), "run `python studies/methods/study.py readme`"
 
 
-@pytest.mark.parametrize("stage", ["tune", "report", "lambdas", "targets", "budgets", "second", "ablate", "scale", "both"])
+@pytest.mark.parametrize("stage", ["tune", "report", "lambdas", "targets", "budgets", "second", "ablate", "scale"])
 def test_rows_are_possible_and_of_the_plan(study, stage):
     "Every row is a planned run with its seed and versions; nothing in it contradicts itself."
     rows, planned = study.read(stage), {study.key(j) for j in study.plan(stage)}

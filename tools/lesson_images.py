@@ -31,6 +31,8 @@ MAIN = {
     "06_gradients": ("view", {"method": "cmdp", "d": 0.4}),
     "07_train_it_live": ("live", {"d": 0.3}, (150, 400)),
     "08_compare_methods": ("shoot", {"budget": 0.4}),
+    "09_a_real_model": ("micro", {"follow": True}),
+    "10_your_own_models": ("panel", {"d": 3.4}),
 }
 
 

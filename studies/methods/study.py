@@ -9,7 +9,6 @@
     python studies/methods/study.py second      a second teacher with another flaw, two seeds
     python studies/methods/study.py ablate      the default without each of its parts, five seeds, d = 0.8
     python studies/methods/study.py scale       rewards times ten and divided by ten, three seeds
-    python studies/methods/study.py both        divergence <= 0.8 and length <= 20 at once, three seeds
     python studies/methods/study.py show        prints the tables from the CSV files
     python studies/methods/study.py readme      writes them into README.md, between its two marks
 
@@ -67,9 +66,9 @@ ABLATIONS = {  # the default without one of its parts, or with another one in it
 }
 
 
-def job(name: str, settings: dict, config: dict, seed: int, split: str = "test", pair: str = "embedded", scale: float = 1.0, length: int | None = None) -> dict:
+def job(name: str, settings: dict, config: dict, seed: int, split: str = "test", pair: str = "embedded", scale: float = 1.0) -> dict:
     "One run. `name` is the method, or 'gkd off-policy'."
-    return {"name": name, "method": name.split()[0], "settings": settings, "config": config, "seed": seed, "split": split, "pair": pair, "reward_scale": scale, "length_limit": length}
+    return {"name": name, "method": name.split()[0], "settings": settings, "config": config, "seed": seed, "split": split, "pair": pair, "reward_scale": scale}
 
 
 def plan(stage: str) -> list[dict]:
@@ -86,7 +85,6 @@ def plan(stage: str) -> list[dict]:
                 + [job(m, *chosen(m), seed, pair=pair) for m in ("grpo", "gkd", "cmdp", "hinge", "chance-dual")]]
     if stage == "ablate": return [job(DEFAULT, s, {}, seed) for seed in SEEDS for s in ABLATIONS.values()]
     if stage == "scale": return [job(m, s, {"correct_at": x, **c}, seed, scale=x) for seed in range(3) for x in (0.1, 1.0, 10.0) for m, s, c in ((DEFAULT, {}, {}), ("soft", {"lam": 1.2}, {}), ("soft", {"lam": 0.5, "scale_rewards": "none"}, {}))]
-    if stage == "both": return [job(DEFAULT, {}, {}, seed, length=n) for seed in range(3) for n in (20, None)]
     raise SystemExit(f"unknown stage {stage!r}")
 
 
@@ -108,7 +106,6 @@ def run(job: dict) -> dict:
     from cmdp_nbdev.budget import Budget
     from cmdp_nbdev.evaluate import summarize
     from cmdp_nbdev.model import default_pair, load_model, load_tokenizer
-    from cmdp_nbdev.reward import length_cost
     from cmdp_nbdev.task import ChainTask, Flaw, chain_dataset, chain_reward, step_validity
     from cmdp_nbdev.trainer import CMDPConfig, CMDPTrainer
 
@@ -122,11 +119,10 @@ def run(job: dict) -> dict:
         student, teacher, tokenizer = load_model(folder / "student"), load_model(folder / "teacher"), load_tokenizer(folder / "student")
     def scaled(prompts, completions, answer): return [job["reward_scale"] * r for r in chain_reward(prompts, completions, answer)]
     reward = chain_reward if job["reward_scale"] == 1 else scaled
-    constraints = {"length": (length_cost, Budget(job["length_limit"]))} if job["length_limit"] else None
     row = {k: json.dumps(v) if isinstance(v, dict) else v for k, v in job.items()}
     with tempfile.TemporaryDirectory() as folder:
         config = CMDPConfig(method=job["method"], method_kwargs=job["settings"], seed=job["seed"], output_dir=folder, disable_tqdm=True, **job["config"])
-        trainer = CMDPTrainer(student, teacher, reward, config, chain_dataset(16000, task=task), chain_dataset(N_EVAL, job["split"], task=task), tokenizer, {"reasoning_validity": step_validity}, constraints=constraints)
+        trainer = CMDPTrainer(student, teacher, reward, config, chain_dataset(16000, task=task), chain_dataset(N_EVAL, job["split"], task=task), tokenizer, {"reasoning_validity": step_validity})
         history, note, began = [], "", time.perf_counter()
         trainer.callbacks.append(lambda t, metrics: history.append(metrics))
         try: trainer.train()
@@ -146,8 +142,8 @@ def run(job: dict) -> dict:
 
 
 def may_be_shown(job: dict) -> bool:
-    "Whether the widgets may show this run: the embedded pair on test prompts, rewards as they are, one budget."
-    return (job["split"], job["pair"], job["reward_scale"], job["length_limit"]) == ("test", "embedded", 1.0, None)
+    "Whether the widgets may show this run: the embedded pair on test prompts, rewards as they are."
+    return (job["split"], job["pair"], job["reward_scale"]) == ("test", "embedded", 1.0)
 
 
 def trace_path(name: str, settings: dict, budget: float, seed: int) -> Path:
@@ -176,7 +172,7 @@ def teacher_validity(teacher, tokenizer, task, job: dict) -> list[int]:
     return json.loads(path.read_text())
 
 
-TEXTS = {"name", "method", "settings", "config", "split", "pair", "note", "cmdp_nbdev", "torch", "transformers", "machine", "length_limit"}
+TEXTS = {"name", "method", "settings", "config", "split", "pair", "note", "cmdp_nbdev", "torch", "transformers", "machine"}
 
 
 def read(stage: str) -> list[dict]:
@@ -199,7 +195,7 @@ def soft_rows() -> list[dict]:
 def key(row: dict) -> tuple:
     "What identifies a run."
     text = lambda x: x if isinstance(x, str) else json.dumps(x)
-    return row["name"], text(row["settings"]), text(row["config"]), int(row["seed"]), row["split"], row["pair"], float(row["reward_scale"]), str(row["length_limit"] or "")
+    return row["name"], text(row["settings"]), text(row["config"]), int(row["seed"]), row["split"], row["pair"], float(row["reward_scale"])
 
 
 def work(stage: str, workers: int, only: str, seeds: int) -> None:
@@ -310,18 +306,7 @@ def tables() -> str:
     parts = [f"{title}\n\n{table(rows)}" for stage, title in TITLES.items() if (rows := read(stage))]
     if rows := read("targets"): parts.insert(1, f"The default asked for four rates at three budgets\n\n{targets(rows)}\n\n{against_sweep(rows, soft_rows())}")
     if read("second"): parts.append(f"A second teacher\n\n{second_table()}")
-    if rows := read("both"): parts.append(f"Divergence and length\n\n{both(rows)}")
     return "\n\n\n".join(parts)
-
-
-def both(rows: list[dict]) -> str:
-    "Two budgets at once: what is kept with and without the limit on the length."
-    lines = [f"{'length limit':14}{'accuracy':>10}{'divergence kept':>17}{'length mean':>13}{'length kept':>13}{'seeds':>7}"]
-    for limit in dict.fromkeys(r["length_limit"] for r in rows):
-        g = [r for r in rows if r["length_limit"] == limit]
-        kept = f"{mean(g, 'length_satisfaction_rate'):13.3f}" if limit and "length_satisfaction_rate" in g[0] else f"{'':13}"
-        lines.append(f"{limit or 'none':14}{mean(g, 'accuracy'):10.3f}{mean(g, 'satisfaction_rate'):17.3f}{mean(g, 'length_mean'):13.2f}{kept}{len(g):7}")
-    return "\n".join(lines)
 
 
 MARKS = "<!-- tables: study.py readme -->\n```\n", "\n```\n<!-- end of tables -->"

@@ -22,23 +22,24 @@ from pathlib import Path
 
 HERE = Path(__file__).parent
 TASK, TEMPLATE = "reasoning_gym:chain_sum,min_terms=2,max_terms=3,min_digits=1,max_digits=2", "{prompt}"
-SHARED = dict(per_device_train_batch_size=48, num_generations=8, max_completion_length=40, learning_rate=1e-4, warmup_steps=5, bf16=True, kl_chunk_size=512, per_device_eval_batch_size=50, disable_tqdm=True)
-WARM_STEPS, STEPS, QUANTILE, N_EVAL, N_SHOWN = 30, 60, 0.8, 200, 60
-METHODS = {"cmdp-smooth": {}, "grpo": {}, "gkd": {}, "soft": {"lam": 0.3}, "cmdp": {"penalty": 0.0, "coef": 1.0}}
+SHARED = dict(per_device_train_batch_size=24, num_generations=4, max_completion_length=40, learning_rate=1e-4, warmup_steps=5, bf16=True, kl_chunk_size=512, per_device_eval_batch_size=50, disable_tqdm=True)
+WARM = {**SHARED, "per_device_train_batch_size": 48, "num_generations": 8}
+WARM_STEPS, STEPS, QUANTILE, N_EVAL, N_SHOWN = 30, 50, 0.8, 200, 60
+METHODS = {"cmdp-smooth": {}, "grpo": {}, "gkd": {}, "soft": {"lam": 0.3}}
 
 
-def trainer_of(pair: Path, student: Path, method: str, settings: dict, folder: Path, seed: int, budget: float, steps: int):
+def trainer_of(pair: Path, student: Path, method: str, settings: dict, folder: Path, seed: int, budget: float, steps: int, shared: dict):
     "The trainer of one run; training and held-out prompts do not depend on it."
     from cmdp_nbdev.judge import arithmetic_validity
     from cmdp_nbdev.source import gym_reward, open_task, with_template
     from cmdp_nbdev.trainer import CMDPConfig, CMDPTrainer
     train, test = (with_template(open_task(TASK, split, n), TEMPLATE) for split, n in (("train", 8000), ("test", N_EVAL)))
-    config = CMDPConfig(method=method, method_kwargs=settings, budget=budget, max_steps=steps, seed=seed, output_dir=str(folder), save_steps=10, save_total_limit=1, resume_from_checkpoint="auto", eval_on_start=True, **SHARED)
+    config = CMDPConfig(method=method, method_kwargs=settings, budget=budget, max_steps=steps, seed=seed, output_dir=str(folder), save_steps=10, save_total_limit=1, resume_from_checkpoint="auto", eval_on_start=steps == WARM_STEPS or method == "cmdp-smooth", **shared)
     return CMDPTrainer(str(student), str(pair / "teacher"), gym_reward, config, train, test, eval_metrics={"reasoning_validity": arithmetic_validity})
 
 
 def run(pair: str, method: str, settings: dict, seed: int, warm: bool = False) -> dict:
-    "Train, evaluate and save one student; the row of report.csv."
+    "Train, evaluate and save one student; the row of report.csv. All methods start from one student, so that only one of them measures the start."
     import torch
     import transformers
     from cmdp_nbdev import __version__
@@ -47,7 +48,7 @@ def run(pair: str, method: str, settings: dict, seed: int, warm: bool = False) -
     pair, runs = Path(pair), Path(pair) / "study"
     budget = 1.0 if warm else json.loads((HERE / "budget.json").read_text())["budget"]
     folder = runs / ("warm" if warm else f"{method}-{seed}")
-    trainer = trainer_of(pair, pair / "student" if warm else runs / "warm" / "student", method, settings, folder, seed, budget, WARM_STEPS if warm else STEPS)
+    trainer = trainer_of(pair, pair / "student" if warm else runs / "warm" / "student", method, settings, folder, seed, budget, WARM_STEPS if warm else STEPS, WARM if warm else SHARED)
     began, note = time.perf_counter(), ""
     try: trainer.train()
     except (FloatingPointError, RuntimeError) as e: note = f"stopped at update {trainer.global_step}: {type(e).__name__}"
@@ -55,7 +56,7 @@ def run(pair: str, method: str, settings: dict, seed: int, warm: bool = False) -
     result, records = trainer.evaluate(return_records=True)
     trainer.save_model(folder / "student")
     history = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    start = {f"start_{k[5:]}": v for k, v in history[0].items() if k.startswith("eval_") and not k.endswith(("_low", "_high"))}
+    start = {f"start_{k[5:]}": v for k, v in (history[0] if history[0]["step"] == 0 else {}).items() if k.startswith("eval_") and not k.endswith(("_low", "_high"))}
     if warm:
         from cmdp_nbdev.budget import suggest_budget
         from cmdp_nbdev.source import open_task, with_template
@@ -66,7 +67,7 @@ def run(pair: str, method: str, settings: dict, seed: int, warm: bool = False) -
     if seed == 0: (HERE / "records" / f"{folder.name}.jsonl").write_text("".join(json.dumps(keep(r)) + "\n" for r in records[:N_SHOWN]))
     if seed == 0: (HERE / "records" / f"{folder.name}-curve.json").write_text(json.dumps([{k: round(m[k], 4) for k in ("step", "accuracy", "satisfaction_rate", "kl_mean", "length_mean", "multiplier_mean")} for m in history if m["step"] > 0 and "accuracy" in m]) + "\n")
     return {"method": "warm" if warm else method, "settings": json.dumps(settings), "seed": seed, "budget": budget, "steps": trainer.global_step, **{k: round(float(v), 5) for k, v in {**start, **result}.items()},
-            "seconds": round(trained, 1), "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024, "note": note, **{k: v for k, v in SHARED.items() if k != "disable_tqdm"},
+            "seconds": round(trained, 1), "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024, "note": note, **{k: v for k, v in (WARM if warm else SHARED).items() if k != "disable_tqdm"},
             "cmdp_nbdev": __version__, "torch": torch.__version__, "transformers": transformers.__version__, "machine": f"{platform.machine()}, {os.cpu_count()} CPUs, 1 thread"}
 
 
@@ -95,7 +96,7 @@ def table(rows: list[dict]) -> str:
     if rows:
         r = next((r for r in rows if r["method"] == "warm"), None)
         if r: lines.append(f"| *healed student* | | | {float(r['start_accuracy']):.3f} | | | {float(r['start_kl_mean']):.2f} / {float(r['start_kl_p95']):.2f} | {float(r['start_reasoning_validity']):.3f} | {float(r['start_length_mean']):.1f} | |")
-        o = next((r for r in rows if r["method"] != "warm"), None)
+        o = next((r for r in rows if r["method"] == "cmdp-smooth"), None)
         if o: lines.append(f"| *after on-policy distillation: where all methods start* | | | {float(o['start_accuracy']):.3f} | {float(o['start_satisfaction_rate']):.3f} | {float(o['start_accuracy_within_budget']):.3f} | {float(o['start_kl_mean']):.2f} / {float(o['start_kl_p95']):.2f} | {float(o['start_reasoning_validity']):.3f} | {float(o['start_length_mean']):.1f} | {float(r['seconds']) / 60:.0f} |")
     for r in sorted((r for r in rows if r["method"] != "warm"), key=lambda r: (list(METHODS).index(r["method"]), r["seed"])):
         lines.append(f"| `{r['method']}` | {r['settings'] if r['settings'] != '{}' else ''} | {r['seed']} | {rate(r, 'accuracy')} | {rate(r, 'satisfaction_rate')} | {rate(r, 'accuracy_within_budget')} | {float(r['kl_mean']):.2f} / {float(r['kl_p95']):.2f} | {float(r['reasoning_validity']):.3f} | {float(r['length_mean']):.1f} | {float(r['seconds']) / 60:.0f} |")
