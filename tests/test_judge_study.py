@@ -28,7 +28,9 @@ def test_the_reading_holds():
     assert all(r["net_win_rate_low"] < 0 < r["net_win_rate_high"] for r in sets["teacher against teacher"]["judges"].values())
     slip, flaw = sets["right against one wrong step"]["agreement"], sets["right against the teacher's flaw"]["agreement"]
     assert slip["steps | truth"]["agreement"] == flaw["steps | truth"]["agreement"] == 1
-    assert slip["teacher per token | truth"]["agreement_low"] > 0.95 and flaw["teacher per token | truth"]["agreement_high"] < 0.75
+    assert slip["teacher per token | truth"]["agreement_low"] > 0.95 and flaw["teacher per token | truth"]["agreement_high"] < 0.5
+    assert flaw["student per token | truth"]["agreement_low"] < 0.5 < flaw["student per token | truth"]["agreement_high"]
+    assert sets["teacher against teacher"]["agreement"]["steps | teacher per token"]["kappa_high"] < 0.05 and sets["student against teacher"]["agreement"]["steps | teacher per token"]["kappa_high"] < 0.2
     with (FOLDER / "solutions.csv").open(encoding="utf-8") as f: values = {r["what"]: float(r["value"]) for r in csv.DictReader(f)}
     with (FOLDER / "solutions_wrong.csv").open(encoding="utf-8") as f: assert len(list(csv.DictReader(f))) == values["judged wrong"]
     assert values["calculations judged"] == values["equals signs: found"]
