@@ -15,13 +15,13 @@ CHANGES = {"seed": 1, "learning_rate": 1e-4, "max_steps": 200, "budget_quantile"
 
 def refused(name: str) -> bool:
     "Whether a checkpoint of the lesson's run refuses to continue with another value of this setting."
-    args = CMDPConfig(distill_steps=30, budget_quantile=0.8, max_steps=80, save_steps=40)
-    try: check_resumable(asdict(args), asdict(replace(args, **{name: CHANGES[name]})), "checkpoint-40")
+    args = CMDPConfig(distill_steps=30, budget_quantile=0.8, max_steps=70, save_steps=35)
+    try: check_resumable(asdict(args), asdict(replace(args, **{name: CHANGES[name]})), "checkpoint-35")
     except ValueError: return True
     return False
 
 
-@exercise(hint="Ask of each: would update 41 move other weights than in the run that was never stopped? The learning rate falls along a curve that ends at max_steps.")
+@exercise(hint="Ask of each: would update 36 move other weights than in the run that was never stopped? The learning rate falls along a curve that ends at max_steps.")
 def change(answer) -> str:
     need(not isinstance(answer, str) and set(answer) <= set(CHANGES), f"give a set with some of the names {', '.join(CHANGES)}; got {answer!r}")
     truth = {name for name in CHANGES if refused(name)}
