@@ -15,7 +15,6 @@ import json
 import os
 import platform
 import resource
-import time
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from multiprocessing import get_context
 from pathlib import Path
@@ -49,10 +48,9 @@ def run(pair: str, method: str, settings: dict, seed: int, warm: bool = False) -
     budget = 1.0 if warm else json.loads((HERE / "budget.json").read_text())["budget"]
     folder = runs / ("warm" if warm else f"{method}-{seed}")
     trainer = trainer_of(pair, pair / "student" if warm else runs / "warm" / "student", method, settings, folder, seed, budget, WARM_STEPS if warm else STEPS, WARM if warm else SHARED)
-    began, note = time.perf_counter(), ""
+    note = ""
     try: trainer.train()
     except (FloatingPointError, RuntimeError) as e: note = f"stopped at update {trainer.global_step}: {type(e).__name__}"
-    trained = time.perf_counter() - began
     result, records = trainer.evaluate(return_records=True)
     trainer.save_model(folder / "student")
     history = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
@@ -67,7 +65,7 @@ def run(pair: str, method: str, settings: dict, seed: int, warm: bool = False) -
     if seed == 0: (HERE / "records" / f"{folder.name}.jsonl").write_text("".join(json.dumps(keep(r)) + "\n" for r in records[:N_SHOWN]))
     if seed == 0: (HERE / "records" / f"{folder.name}-curve.json").write_text(json.dumps([{k: round(m[k], 4) for k in ("step", "accuracy", "satisfaction_rate", "kl_mean", "length_mean", "multiplier_mean")} for m in history if m["step"] > 0 and "accuracy" in m]) + "\n")
     return {"method": "warm" if warm else method, "settings": json.dumps(settings), "seed": seed, "budget": budget, "steps": trainer.global_step, **{k: round(float(v), 5) for k, v in {**start, **result}.items()},
-            "seconds": round(trained, 1), "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024, "note": note, **{k: v for k, v in (WARM if warm else SHARED).items() if k != "disable_tqdm"},
+            "seconds": round(sum(m.get("seconds", 0.0) for m in history), 1), "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024, "note": note, **{k: v for k, v in (WARM if warm else SHARED).items() if k != "disable_tqdm"},
             "cmdp_nbdev": __version__, "torch": torch.__version__, "transformers": transformers.__version__, "machine": f"{platform.machine()}, {os.cpu_count()} CPUs, 1 thread"}
 
 
@@ -79,13 +77,11 @@ def read() -> list[dict]:
 
 
 def write(row: dict) -> None:
-    "Append a row; a new column would be an error."
-    path = HERE / "report.csv"
-    new = not path.exists()
-    with open(path, "a", newline="") as f:
-        writer = csv.DictWriter(f, list(row) if new else list(read()[0]))
-        if new: writer.writeheader()
-        writer.writerow(row)
+    "Add a row; columns are those of all rows."
+    rows = [*read(), row]
+    with open(HERE / "report.csv", "w", newline="") as f:
+        writer = csv.DictWriter(f, list(dict.fromkeys(k for r in rows for k in r)), lineterminator="\n")
+        writer.writeheader(); writer.writerows(rows)
 
 
 def table(rows: list[dict]) -> str:
