@@ -100,10 +100,13 @@ def table(rows: list[dict]) -> str:
 
 
 def readme() -> None:
-    "Put the table between the marks of README.md."
+    "Put the table between the marks of README.md, and what lesson 09 shows beside the lesson."
     path = HERE / "README.md"
     before, rest = path.read_text().split("<!-- table -->\n", 1)
     path.write_text(before + "<!-- table -->\n" + table(read()) + "\n<!-- end -->" + rest.split("<!-- end -->", 1)[1])
+    lesson = HERE.parents[1] / "tutorials" / "data"
+    (lesson / "real_report.csv").write_text((HERE / "report.csv").read_text())
+    for name in ("warm", "cmdp-smooth-0"): (lesson / f"real_{name}.jsonl").write_text("".join((HERE / "records" / f"{name}.jsonl").read_text().splitlines(keepends=True)[:4]))
 
 
 def main() -> None:
