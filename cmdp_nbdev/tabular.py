@@ -161,7 +161,7 @@ def tilt(reference: Tensor, worth: Tensor, kl: Tensor, steps: int = 50) -> tuple
     ties = top - worth <= 1e-12 * torch.maximum(scale, top.abs())
     best = torch.where(ties, reference, IMPOSSIBLE).log_softmax(-1)
     free, none = spend(best) <= kl, kl <= 0
-    logp = torch.where(free.unsqueeze(-1), best, torch.where(none.unsqueeze(-1), reference, tilted(low)))
+    logp = torch.where(none.unsqueeze(-1), reference, torch.where(free.unsqueeze(-1), best, tilted(low)))
     return logp, torch.where(free, 0.0, scale.squeeze(-1) * (-low).exp())
 
 # %% ../nbs/03_tabular.ipynb #closed
