@@ -13,6 +13,7 @@ import hashlib
 import importlib.util
 import json
 import os
+import shlex
 import shutil
 import sys
 import tempfile
@@ -129,7 +130,7 @@ def rank_splits(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, data
     "(cross-entropy in nats per token, layers) of every pruning to the first k and the last n - k layers, k in 1..n, the best first. Raises ValueError unless 1 <= n <= layers."
     layers = model.config.get_text_config().num_hidden_layers
     if not 1 <= n <= layers: raise ValueError(f"n must be in 1..{layers}, got {n}")
-    splits = [[*range(k), *range(layers - n + k, layers)] for k in range(1, n + 1)]
+    splits = [[*range(k), *range(layers - n + k, layers)] for k in (range(1, n + 1) if n < layers else [n])]
     return sorted((cross_entropy(prune_layers(model, keep), tokenizer, dataset), keep) for keep in splits)
 
 # %% ../nbs/18_pretrained.ipynb #worked
@@ -157,6 +158,7 @@ def finetune(base: str | os.PathLike | PreTrainedModel, tokenizer: PreTrainedTok
         if value < 1: raise ValueError(f"{name} must be >= 1, got {value}")
     if lora_rank < 0: raise ValueError(f"lora_rank must be >= 0 (0 = all weights), got {lora_rank}")
     began, model = time.perf_counter(), load_model(base, "base", dtype=torch.float32) if isinstance(base, (str, os.PathLike)) else base.float()
+    cached = model.config.use_cache
     if lora_rank:
         if importlib.util.find_spec("peft") is None: raise ImportError(f"lora_rank={lora_rank} needs the package peft; run pip install 'cmdp_nbdev[lora]' or set lora_rank=0")
         from peft import LoraConfig, get_peft_model
@@ -174,6 +176,7 @@ def finetune(base: str | os.PathLike | PreTrainedModel, tokenizer: PreTrainedTok
         trainer = Trainer(model, args, data_collator=collate, train_dataset=train.select_columns(["prompt", "completion"]), eval_dataset=held_out.select_columns(["prompt", "completion"]), callbacks=[EarlyStoppingCallback(patience)])
         trainer.train(resume_from_checkpoint=get_last_checkpoint(str(scratch)))
     losses = [h["eval_loss"] for h in trainer.state.log_history if "eval_loss" in h]
+    model.config.use_cache = cached  # which the Trainer switches off, for good
     if lora_rank: model = model.merge_and_unload()
     model.to(torch.bfloat16).save_pretrained(folder); tokenizer.save_pretrained(folder)
     return {"steps": trainer.state.global_step, "start_eval_loss": losses[0], "eval_loss": min(losses), "seconds": round(time.perf_counter() - began, 1)}
@@ -248,7 +251,6 @@ def prepare(args: PrepareArguments) -> Path:
     (out / "prepare.json").write_text(json.dumps(used, indent=1) + "\n")
 
     def measured(model: PreTrainedModel, folder: Path, **more) -> None:
-        model.config.use_cache = True
         result = evaluate(model, model, held_out.select(range(min(args.n_eval, n))), tokenizer, TASKS[kind], max_completion_length=args.max_completion_length, batch_size=64, seed=args.seed)
         keep = {k: round(result[k], 4) for k in ("accuracy", "accuracy_low", "accuracy_high", "length_mean", "truncated_rate", "n_eval")}
         (folder / "metrics.json").write_text(json.dumps({**keep, "cross_entropy": round(cross_entropy(model, tokenizer, held_out), 4), **more}, indent=1) + "\n")
@@ -289,6 +291,6 @@ def main(argv: list[str] | None = None) -> int:
         out = prepare(args)
     except (ValueError, TypeError, OSError, ImportError, RuntimeError) as e:
         print(f"cmdp-prepare: error: {e}", file=sys.stderr); return 2
-    more = f" --system_prompt '{args.system_prompt}'" if args.system_prompt else ""
-    print(f"{out}/student, {out}/teacher\nnext: cmdp-distill --student {out}/student --teacher {out}/teacher --dataset '{args.dataset}' --prompt_template '{args.prompt_template}'{more} --max_completion_length {args.max_completion_length}")
+    words = ["cmdp-distill", "--student", f"{out}/student", "--teacher", f"{out}/teacher", "--dataset", args.dataset, "--prompt_template", args.prompt_template, *(["--system_prompt", args.system_prompt] if args.system_prompt else []), "--max_completion_length", str(args.max_completion_length)]
+    print(f"{out}/student, {out}/teacher\nnext: {shlex.join(words)}")
     return 0

@@ -66,6 +66,7 @@ def test_a_stopped_fine_tuning_goes_on_from_its_checkpoint(base, tmp_path):
     finally: pretrained.Trainer = original
     resumed = finetune(str(base), tokenizer, rows, rows.select(range(8)), tmp_path / "b", steps=4, scratch=tmp_path / "s", **more)
     assert resumed["eval_loss"] == pytest.approx(whole["eval_loss"], abs=1e-6) and whole["eval_loss"] < whole["start_eval_loss"]
+    assert load_model(tmp_path / "a").config.use_cache  # fast to sample from, as the base was
     a, b = (load_model(tmp_path / x).state_dict() for x in "ab")
     assert all(torch.equal(a[k], b[k]) for k in a)
 
