@@ -14,6 +14,7 @@ import csv
 import json
 import random
 import re
+import sys
 import time
 from pathlib import Path
 
@@ -26,7 +27,10 @@ from cmdp_nbdev.judge import agreement, arithmetic_steps, arithmetic_validity, j
 from cmdp_nbdev.model import default_pair, load_model, load_tokenizer
 from cmdp_nbdev.task import ChainTask, Flaw, apply_op, chain_dataset, chain_reward, parse_prompt, step_validity, write_chain
 
-HERE = Path(__file__).parent
+HERE = Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE.parent))
+from marks import put_between
+
 MARKS = "<!-- tables: agreement.py readme -->", "<!-- end -->"
 KEEP = ("win_rate", "loss_rate", "tie_rate", "net_win_rate", "inconsistent_rate", "position_bias", "unjudged_rate", "n_pairs")
 
@@ -137,10 +141,7 @@ def tables() -> str:
 
 def readme() -> None:
     "Put the tables between the marks of README.md."
-    path = HERE / "README.md"
-    text = path.read_text(encoding="utf-8")
-    start, end = text.index(MARKS[0]) + len(MARKS[0]), text.index(MARKS[1])
-    path.write_text(text[:start] + tables() + text[end:], encoding="utf-8")
+    put_between(HERE / "README.md", MARKS, tables())
 
 
 def main(argv: list[str] | None = None) -> None:

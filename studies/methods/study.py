@@ -22,6 +22,7 @@ import hashlib
 import json
 import os
 import platform
+import sys
 import tempfile
 import time
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -33,7 +34,10 @@ from scipy.stats import t as student_t
 
 from cmdp_nbdev.evaluate import envelope
 
-HERE = Path(__file__).parent
+HERE = Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE.parent))
+from marks import put_between
+
 SEEDS, TUNE_SEED, N_EVAL = range(5), 100, 4096
 TRACE_SEEDS, N_TRACED, N_SHOWN = (2, 3), 400, 40  # runs of these seeds leave their first completions in traces/, for studies/traces/make_traces.py; the cost of every token of fewer
 BUDGETS = (0.4, 0.8, 1.0)  # nats per sequence
@@ -314,10 +318,7 @@ MARKS = "<!-- tables: study.py readme -->\n```\n", "\n```\n<!-- end of tables --
 
 def readme() -> None:
     "Put the tables between the marks of README.md."
-    path = HERE / "README.md"
-    text = path.read_text(encoding="utf-8")
-    start, end = text.index(MARKS[0]) + len(MARKS[0]), text.index(MARKS[1])
-    path.write_text(text[:start] + tables() + text[end:], encoding="utf-8")
+    put_between(HERE / "README.md", MARKS, tables())
 
 
 def main() -> None:

@@ -15,11 +15,16 @@ import json
 import os
 import platform
 import resource
+import sys
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from multiprocessing import get_context
 from pathlib import Path
 
-HERE = Path(__file__).parent
+HERE = Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE.parent))
+from marks import put_between
+
+MARKS = "<!-- table -->\n", "<!-- end -->"
 TASK, TEMPLATE = "reasoning_gym:chain_sum,min_terms=2,max_terms=3,min_digits=1,max_digits=2", "{prompt}"
 SHARED = dict(per_device_train_batch_size=24, num_generations=4, max_completion_length=40, learning_rate=1e-4, warmup_steps=5, bf16=True, kl_chunk_size=512, per_device_eval_batch_size=50, disable_tqdm=True)
 WARM = {**SHARED, "per_device_train_batch_size": 48, "num_generations": 8}
@@ -27,13 +32,13 @@ WARM_STEPS, STEPS, QUANTILE, N_EVAL, N_SHOWN = 30, 50, 0.8, 200, 60
 METHODS = {"cmdp-smooth": {}, "grpo": {}, "gkd": {}, "soft": {"lam": 0.3}}
 
 
-def trainer_of(pair: Path, student: Path, method: str, settings: dict, folder: Path, seed: int, budget: float, steps: int, shared: dict):
+def trainer_of(pair: Path, student: Path, method: str, settings: dict, folder: Path, seed: int, budget: float, steps: int, shared: dict, eval_on_start: bool):
     "The trainer of one run; training and held-out prompts do not depend on it."
     from cmdp_nbdev.judge import arithmetic_validity
     from cmdp_nbdev.source import gym_reward, open_task, with_template
     from cmdp_nbdev.trainer import CMDPConfig, CMDPTrainer
     train, test = (with_template(open_task(TASK, split, n), TEMPLATE) for split, n in (("train", 8000), ("test", N_EVAL)))
-    config = CMDPConfig(method=method, method_kwargs=settings, budget=budget, max_steps=steps, seed=seed, output_dir=str(folder), save_steps=10, save_total_limit=1, resume_from_checkpoint="auto", eval_on_start=steps == WARM_STEPS or method == "cmdp-smooth", **shared)
+    config = CMDPConfig(method=method, method_kwargs=settings, budget=budget, max_steps=steps, seed=seed, output_dir=str(folder), save_steps=10, save_total_limit=1, resume_from_checkpoint="auto", eval_on_start=eval_on_start, **shared)
     return CMDPTrainer(str(student), str(pair / "teacher"), gym_reward, config, train, test, eval_metrics={"reasoning_validity": arithmetic_validity})
 
 
@@ -47,7 +52,7 @@ def run(pair: str, method: str, settings: dict, seed: int, warm: bool = False) -
     pair, runs = Path(pair), Path(pair) / "study"
     budget = 1.0 if warm else json.loads((HERE / "budget.json").read_text())["budget"]
     folder = runs / ("warm" if warm else f"{method}-{seed}")
-    trainer = trainer_of(pair, pair / "student" if warm else runs / "warm" / "student", method, settings, folder, seed, budget, WARM_STEPS if warm else STEPS, WARM if warm else SHARED)
+    trainer = trainer_of(pair, pair / "student" if warm else runs / "warm" / "student", method, settings, folder, seed, budget, WARM_STEPS if warm else STEPS, WARM if warm else SHARED, warm or method == "cmdp-smooth")
     note = ""
     try: trainer.train()
     except (FloatingPointError, RuntimeError) as e: note = f"stopped at update {trainer.global_step}: {type(e).__name__}"
@@ -101,9 +106,7 @@ def table(rows: list[dict]) -> str:
 
 def readme() -> None:
     "Put the table between the marks of README.md, and what lesson 09 shows beside the lesson."
-    path = HERE / "README.md"
-    before, rest = path.read_text().split("<!-- table -->\n", 1)
-    path.write_text(before + "<!-- table -->\n" + table(read()) + "\n<!-- end -->" + rest.split("<!-- end -->", 1)[1])
+    put_between(HERE / "README.md", MARKS, table(read()) + "\n")
     lesson = HERE.parents[1] / "tutorials" / "data"
     (lesson / "real_report.csv").write_text((HERE / "report.csv").read_text())
     for name in ("warm", "cmdp-smooth-0"): (lesson / f"real_{name}.jsonl").write_text("".join((HERE / "records" / f"{name}.jsonl").read_text().splitlines(keepends=True)[:4]))
