@@ -379,6 +379,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                       'cmdp_nbdev/trainer.py'),
                                     'cmdp_nbdev.trainer.CMDPTrainer._keep_metrics': ( 'trainer.html#cmdptrainer._keep_metrics',
                                                                                       'cmdp_nbdev/trainer.py'),
+                                    'cmdp_nbdev.trainer.CMDPTrainer._limits': ('trainer.html#cmdptrainer._limits', 'cmdp_nbdev/trainer.py'),
                                     'cmdp_nbdev.trainer.CMDPTrainer._log': ('trainer.html#cmdptrainer._log', 'cmdp_nbdev/trainer.py'),
                                     'cmdp_nbdev.trainer.CMDPTrainer._measure': ( 'trainer.html#cmdptrainer._measure',
                                                                                  'cmdp_nbdev/trainer.py'),

@@ -145,7 +145,8 @@ def minillm(batch: Batch, budget: Budget, state: dict, *, length_normalization: 
 
 @register_method("kdrl")
 def kdrl(batch: Batch, budget: Budget, state: dict, *, lam: float = 1.0, scale_rewards: str = "group") -> Signal:
-    "Task reward minus `lam` times the k2 estimator as a loss (arXiv 2506.02208)."
+    "Task reward minus `lam` >= 0 times the k2 estimator as a loss (arXiv 2506.02208)."
+    if lam < 0: raise ValueError(f"lam must be >= 0 (less rewards divergence), got {lam}")
     ratio = masked(batch.logp - batch.teacher_logp, batch.mask)
     return Signal(group_advantage(batch.rewards, batch.group_ids, scale_rewards).unsqueeze(-1) - lam * ratio, torch.zeros_like(batch.cost))
 

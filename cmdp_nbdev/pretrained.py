@@ -182,7 +182,7 @@ def finetune(base: str | os.PathLike | PreTrainedModel, tokenizer: PreTrainedTok
     return {"steps": trainer.state.global_step, "start_eval_loss": losses[0], "eval_loss": min(losses), "seconds": round(time.perf_counter() - began, 1)}
 
 # %% ../nbs/18_pretrained.ipynb #heal
-def heal(student: PreTrainedModel, teacher: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, train: Dataset, folder: str | os.PathLike, *, scratch: str | os.PathLike | None = None, steps: int = 200,
+def heal(student: PreTrainedModel, teacher: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, train: Dataset, folder: str | os.PathLike, *, scratch: str | os.PathLike | None = None, steps: int = 300,
          batch_size: int = 16, learning_rate: float = 1e-3, bf16: bool = True, seed: int = 0, disable_tqdm: bool = False) -> dict:
     "Distil `teacher` into `student` (made float32) on the column `completion` of `train` by forward KL; saves the student in bfloat16 to `folder`. Returns the divergence (nats per token) of the first and last ten updates and seconds."
     began, longest = time.perf_counter(), 1 + max(map(len, tokenizer([c[-1]["content"] if is_chat(c) else c for c in train["completion"]], add_special_tokens=False)["input_ids"]))
@@ -215,8 +215,8 @@ class PrepareArguments:
     teacher_learning_rate: float = field(default=2e-4, metadata={"help": "peak learning rate of the fine-tuning, > 0"})
     lora_rank: int = field(default=0, metadata={"help": "rank of low-rank adapters for the fine-tuning, >= 0 (0 = all weights; else needs peft)"})
     patience: int = field(default=2, metadata={"help": "stop the fine-tuning when the held-out loss has not fallen in so many evaluations (one every 50 updates), >= 1"})
-    student_layers: int = field(default=10, metadata={"help": "layers of the student, >= 1"})
-    heal_steps: int = field(default=200, metadata={"help": "updates of the student's healing, >= 0"})
+    student_layers: int = field(default=15, metadata={"help": "layers of the student, >= 1"})
+    heal_steps: int = field(default=300, metadata={"help": "updates of the student's healing, >= 0"})
     heal_learning_rate: float = field(default=1e-3, metadata={"help": "peak learning rate of the healing, > 0"})
     batch_size: int = field(default=16, metadata={"help": "worked solutions per update, >= 1"})
     max_completion_length: int = field(default=48, metadata={"help": "tokens per sampled completion when accuracy is measured, >= 1"})

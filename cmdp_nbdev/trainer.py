@@ -508,6 +508,10 @@ class CMDPTrainer:
         budgets = {name: row_budget(b, rollout.columns, self.accelerator.device, column=f"budget_{name}") for name, (_, b) in self.constraints.items()}
         return {n: b.spent(costs[n], rollout.completion_mask) for n, b in budgets.items()}, {n: b.limit for n, b in budgets.items()}
 
+    def _limits(self) -> dict:
+        "The further budgets by name, without their cost functions."
+        return {name: dataclasses.asdict(b) for name, (_, b) in self.constraints.items()}
+
     def suggest_budget(self, quantile: float = 0.8) -> float:
         "Limit that this share of the student's completions of eval_dataset would keep (budget.suggest_budget); meant for a student that only imitates."
         return suggest_budget([r["spent"] for r in self.evaluate(return_records=True)[1]], quantile)
@@ -576,8 +580,10 @@ class CMDPTrainer:
         "Once per run: claim the folder, load a checkpoint if asked for, write config.json, open trackers, evaluate if asked for."
         if self.output_dir is not None: return
         args, main = self.args, self.accelerator.is_main_process
-        shared = [str(claim_output_dir(args.output_dir, args.method, bool(resume_from_checkpoint))) if main else None]
-        folder = Path(broadcast_object_list(shared)[0])
+        try: shared = [claim_output_dir(args.output_dir, args.method, bool(resume_from_checkpoint)) if main else None]
+        except OSError as e: shared = [e]  # every process stops, not the first one alone
+        folder = broadcast_object_list(shared)[0]
+        if isinstance(folder, OSError): raise folder
         checkpoint = newest_checkpoint(folder) if resume_from_checkpoint == "auto" else resume_from_checkpoint
         if checkpoint: self.load_checkpoint(checkpoint)
         elif (folder / "metrics.jsonl").exists() and (folder / "config.json").exists():  # 'auto', and the run was killed before its first checkpoint
@@ -655,7 +661,7 @@ class CMDPTrainer:
         self.accelerator.wait_for_everyone()
         if self.accelerator.is_main_process:
             torch.save(self.method_state, part / "method_state.pt")
-            (part / "trainer_state.json").write_text(json.dumps({"global_step": self.global_step, "budget": self.budget.limit, "args": dataclasses.asdict(self.args)}, indent=1))
+            (part / "trainer_state.json").write_text(json.dumps({"global_step": self.global_step, "budget": self.budget.limit, "constraints": self._limits(), "args": dataclasses.asdict(self.args)}, indent=1))
             shutil.rmtree(final, ignore_errors=True)
             part.rename(final)
             kept = sorted((p for p in self.output_dir.glob("checkpoint-*") if p.name[11:].isdigit()), key=lambda p: int(p.name[11:]))
@@ -668,7 +674,7 @@ class CMDPTrainer:
         checkpoint = Path(checkpoint)
         if not (checkpoint / "trainer_state.json").is_file(): raise FileNotFoundError(f"resume_from_checkpoint={str(checkpoint)!r} is no checkpoint folder (no trainer_state.json in it)")
         saved = json.loads((checkpoint / "trainer_state.json").read_text())
-        check_resumable(saved["args"], json.loads(json.dumps(dataclasses.asdict(self.args))), checkpoint)
+        check_resumable({**saved["args"], "constraints": saved.get("constraints", self._limits())}, {**json.loads(json.dumps(dataclasses.asdict(self.args))), "constraints": self._limits()}, checkpoint)
         self.accelerator.load_state(str(checkpoint))
         self.method_state, self.global_step = torch.load(checkpoint / "method_state.pt", weights_only=True), saved["global_step"]
         if self.args.budget_quantile is not None and self.global_step > self.args.distill_steps: self._choose_budget(saved["budget"])

@@ -9,6 +9,7 @@ from datasets import Dataset
 from cmdp_nbdev.budget import Budget
 from cmdp_nbdev.cli import main
 from cmdp_nbdev.model import char_tokenizer, tiny_model
+from cmdp_nbdev.reward import length_cost
 from cmdp_nbdev.task import chain_reward
 from cmdp_nbdev.trainer import CMDPConfig
 
@@ -80,6 +81,7 @@ SETTINGS = {
     "delay of less than nothing": (dict(method="pid", method_kwargs="delay=-3"), r"pid.*delay must be a whole number.*-3"),
     "half a delay": (dict(method="pid", method_kwargs="delay=0.5"), r"pid.*delay must be a whole number.*0.5"),
     "reward for divergence": (dict(method="soft", method_kwargs="lam=-1"), r"'soft'.*lam.*multiplier is -1, and must be >= 0"),
+    "reward for divergence by log-ratios": (dict(method="kdrl", method_kwargs="lam=-1"), r"'kdrl'.*lam must be >= 0.*got -1"),
     "negative hinge": (dict(method="hinge", method_kwargs="coef=-2"), r"'hinge'.*coef.*must be >= 0"),
     "negative prefix limit": (dict(method="weakest-link", method_kwargs="limit=-1"), r"weakest-link.*limit must be a number of nats >= 0"),
     "negative penalty of a method": (dict(method="saute-augmented", method_kwargs="penalty=-1"), r"saute-augmented.*penalty n must be >= 0, got -1"),
@@ -326,6 +328,17 @@ def test_a_refused_run_leaves_the_saved_one_alone(make_trainer, finished, config
         assert contents(folder) == before
     with pytest.raises((ValueError, FileExistsError), match=match): trainer.train(config.get("resume_from_checkpoint"))
     assert contents(folder) == before
+
+
+def test_resuming_under_another_further_budget(make_trainer, tmp_path):
+    "The limits of `constraints` are not in the config, but change what is computed."
+    limited = lambda limit, **config: make_trainer(constraints={"length": (length_cost, Budget(limit))}, **config)
+    limited(20, max_steps=1, save_steps=1).train()
+    folder, before = tmp_path / "run", contents(tmp_path / "run")
+    for trainer in (limited(16, max_steps=1, resume_from_checkpoint="auto"), make_trainer(max_steps=1, resume_from_checkpoint="auto")):
+        with pytest.raises(ValueError, match=r"constraints was \{'length': \{'limit': 20"): trainer.train()
+        assert contents(folder) == before
+    limited(20, max_steps=1, resume_from_checkpoint="auto").train()
 
 
 def test_resume_folder_that_is_none(make_trainer, finished, tmp_path):

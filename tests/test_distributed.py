@@ -66,6 +66,13 @@ args = CMDPConfig(method="pid", output_dir=out + "/quantile", max_steps=2, disti
 chosen = CMDPTrainer(student, teacher, chain_reward, args, chain_dataset(64), chain_dataset(15, "validation"), tok)
 chosen.train()
 torch.save(dict(budget=chosen.budget.limit, state=chosen.method_state, spent=[r["spent"] for r in chosen.evaluate(return_records=True)[1]]), f"{out}/chosen{chosen.rank}.pt")
+
+# a folder that holds a run already
+student, teacher, tok = default_pair()
+args = CMDPConfig(output_dir=out + "/run", max_steps=2, per_device_train_batch_size=size, num_generations=4, device="cpu", disable_tqdm=True)
+again = CMDPTrainer(student, teacher, chain_reward, args, chain_dataset(64), None, tok)
+try: again.train()
+except FileExistsError as e: open(f"{out}/refused{again.rank}.txt", "w").write(str(e))
 '''
 
 
@@ -165,3 +172,9 @@ def test_a_budget_chosen_on_two_processes(ranks):
     "The quantile is one of all held-out completions; two processes with two budgets would train two students."
     a, b = (torch.load(ranks[0] / f"chosen{r}.pt", weights_only=False) for r in (0, 1))
     assert a == b and a["budget"] != 0.8 and len(a["spent"]) == 15 and a["state"]["past"]
+
+
+def test_a_refused_folder_stops_every_rank(ranks):
+    "The second process would wait for the first one until the launcher gives up."
+    out, _, done = ranks
+    assert [(out / f"refused{r}.txt").read_text() for r in (0, 1)] == [f"output_dir={str(out / 'run')!r} holds a run already; choose another folder or resume it with resume_from_checkpoint='auto'"] * 2 and done.returncode == 0, done.stderr[-2000:]

@@ -66,8 +66,10 @@ def run(pair: str, method: str, settings: dict, seed: int, warm: bool = False) -
         spent = [r["spent"] for r in trainer.evaluate(with_template(open_task(TASK, "validation", N_EVAL), TEMPLATE), return_records=True)[1]]
         (HERE / "budget.json").write_text(json.dumps({"budget": round(suggest_budget(spent, QUANTILE), 2), "quantile": QUANTILE, "prompts": f"{N_EVAL} of the validation split", "student": f"after {WARM_STEPS} updates of on-policy distillation"}, indent=1) + "\n")
     (HERE / "records").mkdir(exist_ok=True)
-    keep = lambda r: {k: r[k] for k in ("prompt", "completion", "answer", "correct", "within_budget", "completion_ids")} | {"spent": round(r["spent"], 3), "cost_per_token": [round(c, 3) for c in r["cost_per_token"]], "reasoning_validity": r["reasoning_validity"]}
-    if seed == 0: (HERE / "records" / f"{folder.name}.jsonl").write_text("".join(json.dumps(keep(r)) + "\n" for r in records[:N_SHOWN]))
+    keep = lambda r: {k: r[k] for k in ("prompt", "completion", "answer", "reward", "correct", "within_budget", "completion_ids")} | {"spent": round(r["spent"], 3), "cost_per_token": [round(c, 3) for c in r["cost_per_token"]], "reasoning_validity": r["reasoning_validity"]}
+    lines = [json.dumps(keep(r)) + "\n" for r in records]
+    (folder / "eval.jsonl").write_text("".join(lines))
+    if seed == 0: (HERE / "records" / f"{folder.name}.jsonl").write_text("".join(lines[:N_SHOWN]))
     if seed == 0: (HERE / "records" / f"{folder.name}-curve.json").write_text(json.dumps([{k: round(m[k], 4) for k in ("step", "accuracy", "satisfaction_rate", "kl_mean", "length_mean", "multiplier_mean")} for m in history if m["step"] > 0 and "accuracy" in m]) + "\n")
     return {"method": "warm" if warm else method, "settings": json.dumps(settings), "seed": seed, "budget": budget, "steps": trainer.global_step, **{k: round(float(v), 5) for k, v in {**start, **result}.items()},
             "seconds": round(sum(m.get("seconds", 0.0) for m in history), 1), "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024, "note": note, **{k: v for k, v in (WARM if warm else SHARED).items() if k != "disable_tqdm"},
