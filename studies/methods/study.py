@@ -269,7 +269,7 @@ def against_lambdas(ours: list[dict], soft: list[dict], budget: float, target: f
     at = float(envelope(points, [x])[0])
     safe = [p for p in points if p["satisfaction_rate"] >= target]
     best = max(safe, key=lambda p: p["accuracy"]) if safe else None
-    return (f"budget {budget}: ours {y:.3f} at satisfaction {x:.3f} (both {mean(ours, 'accuracy_within_budget'):.3f}); fixed lambdas at that satisfaction {at:.3f} (envelope); "
+    return (f"budget {budget}: ours {y:.3f} at satisfaction {x:.3f} (both {mean(ours, 'accuracy_within_budget'):.3f}); " + ("" if np.isnan(at) else f"fixed lambdas at that satisfaction {at:.3f} (envelope); ")
             + (f"best lambda with satisfaction >= {target:.3f}: {best['name']}, {best['accuracy']:.3f} at {best['satisfaction_rate']:.3f} (both {best['within']:.3f})" if best else f"no lambda reaches {target:.3f}"))
 
 
