@@ -2,6 +2,7 @@
 
     cmdp-prepare                                 the pair: fine-tuned teacher, pruned and healed student
     python studies/real/study.py warm            on-policy distillation alone; the budget is read off its student (suggest_budget)
+    python studies/real/study.py teacher         the teacher on the same test prompts
     python studies/real/study.py report          every method from that student, same data, updates and learning rate, one budget
     python studies/real/study.py show            prints the tables from the CSV
     python studies/real/study.py readme          writes them into README.md, between its two marks
@@ -76,6 +77,19 @@ def run(pair: str, method: str, settings: dict, seed: int, warm: bool = False) -
             "cmdp_nbdev": __version__, "torch": torch.__version__, "transformers": transformers.__version__, "machine": f"{platform.machine()}, {os.cpu_count()} CPUs, 1 thread"}
 
 
+def teacher_row(pair: str) -> dict:
+    "The teacher on the same 200 test prompts; its divergence from itself is 0."
+    import torch
+    from cmdp_nbdev.evaluate import evaluate
+    from cmdp_nbdev.judge import arithmetic_validity
+    from cmdp_nbdev.model import load_model, load_tokenizer
+    from cmdp_nbdev.source import gym_reward, open_task, with_template
+    torch.set_num_threads(1)
+    teacher = load_model(Path(pair) / "teacher")
+    result = evaluate(teacher, teacher, with_template(open_task(TASK, "test", N_EVAL), TEMPLATE), load_tokenizer(Path(pair) / "teacher"), gym_reward, metrics={"reasoning_validity": arithmetic_validity}, max_completion_length=SHARED["max_completion_length"], batch_size=50)
+    return {"method": "teacher", "settings": "{}", "seed": 0, "steps": 0, "seconds": 0, **{k: round(float(v), 5) for k, v in result.items()}}
+
+
 def read() -> list[dict]:
     "The rows of report.csv."
     path = HERE / "report.csv"
@@ -83,32 +97,58 @@ def read() -> list[dict]:
     with open(path, newline="") as f: return list(csv.DictReader(f))
 
 
-def write(row: dict) -> None:
-    "Add a row; columns are those of all rows."
-    rows = [*read(), row]
-    with open(HERE / "report.csv", "w", newline="") as f:
+def save(rows: list[dict], name: str = "report.csv") -> None:
+    "Write rows; columns are those of all."
+    with open(HERE / name, "w", newline="") as f:
         writer = csv.DictWriter(f, list(dict.fromkeys(k for r in rows for k in r)), lineterminator="\n")
         writer.writeheader(); writer.writerows(rows)
+
+
+def paired(runs: Path) -> list[dict]:
+    "The default minus every other method with as many seeds, prompt by prompt on the same 200 test prompts (evaluate.compare), from the records that the runs left."
+    from cmdp_nbdev.evaluate import compare
+    load = lambda m, seed: [json.loads(line) for line in (runs / f"{m}-{seed}" / "eval.jsonl").read_text().splitlines()]
+    have = {m: sorted(int(r["seed"]) for r in read() if r["method"] == m) for m in METHODS}
+    ours, out = "cmdp-smooth", []
+    for method, seeds in have.items():
+        seeds = [s for s in seeds if s in have[ours]]
+        if method == ours or not seeds: continue
+        for k in ("accuracy", "satisfaction_rate", "accuracy_within_budget"):
+            a, b = ([load(m, s) for s in seeds] for m in (ours, method))
+            c = compare(*((a, b) if len(seeds) > 1 else (a[0], b[0])), k)
+            out.append({"against": method, "seeds": len(seeds), "metric": k, **{x: round(c[x], 4) for x in ("difference", "low", "high", "p_value")}})
+    return out
 
 
 def table(rows: list[dict]) -> str:
     "One line a run, in markdown; rates with their 95% intervals."
     def rate(r, k): return f"{float(r[k]):.3f} [{float(r[f'{k}_low']):.2f}, {float(r[f'{k}_high']):.2f}]"
     head = "| method | settings | seed | accuracy | satisfaction | both | KL mean / p95 | reasoning valid | length | minutes |\n|---|---|---|---|---|---|---|---|---|---|"
-    lines = []
-    if rows:
-        r = next((r for r in rows if r["method"] == "warm"), None)
-        if r: lines.append(f"| *healed student* | | | {float(r['start_accuracy']):.3f} | | | {float(r['start_kl_mean']):.2f} / {float(r['start_kl_p95']):.2f} | {float(r['start_reasoning_validity']):.3f} | {float(r['start_length_mean']):.1f} | |")
-        o = next((r for r in rows if r["method"] == "cmdp-smooth"), None)
-        if o: lines.append(f"| *after on-policy distillation: where all methods start* | | | {float(o['start_accuracy']):.3f} | {float(o['start_satisfaction_rate']):.3f} | {float(o['start_accuracy_within_budget']):.3f} | {float(o['start_kl_mean']):.2f} / {float(o['start_kl_p95']):.2f} | {float(o['start_reasoning_validity']):.3f} | {float(o['start_length_mean']):.1f} | {float(r['seconds']) / 60:.0f} |")
-    for r in sorted((r for r in rows if r["method"] != "warm"), key=lambda r: (list(METHODS).index(r["method"]), r["seed"])):
+    lines, first = [], {r["method"]: r for r in reversed(rows)}
+    def before(r, name, judged, minutes): return f"| *{name}* | | | {float(r['start_accuracy']):.3f} | {judged} | {float(r['start_kl_mean']):.2f} / {float(r['start_kl_p95']):.2f} | {float(r['start_reasoning_validity']):.3f} | {float(r['start_length_mean']):.1f} | {minutes} |"
+    if t := first.get("teacher"): lines.append(f"| *teacher* | | | {rate(t, 'accuracy')} | | | | {float(t['reasoning_validity']):.3f} | {float(t['length_mean']):.1f} | |")
+    if w := first.get("warm"): lines.append(before(w, "healed student", " | ", ""))  # the budget was read off a later student
+    if w and (o := first.get("cmdp-smooth")): lines.append(before(o, "after on-policy distillation: where all methods start", f"{float(o['start_satisfaction_rate']):.3f} | {float(o['start_accuracy_within_budget']):.3f}", f"{float(w['seconds']) / 60:.0f}"))
+    for r in sorted((r for r in rows if r["method"] in METHODS), key=lambda r: (list(METHODS).index(r["method"]), r["seed"])):
         lines.append(f"| `{r['method']}` | {r['settings'] if r['settings'] != '{}' else ''} | {r['seed']} | {rate(r, 'accuracy')} | {rate(r, 'satisfaction_rate')} | {rate(r, 'accuracy_within_budget')} | {float(r['kl_mean']):.2f} / {float(r['kl_p95']):.2f} | {float(r['reasoning_validity']):.3f} | {float(r['length_mean']):.1f} | {float(r['seconds']) / 60:.0f} |")
     return "\n".join([head, *lines])
 
 
+def differences() -> str:
+    "paired.csv in markdown."
+    with open(HERE / "paired.csv", newline="") as f: rows = list(csv.DictReader(f))
+    names = list(dict.fromkeys(r["metric"] for r in rows))
+    cell = lambda r: f"{float(r['difference']):+.3f} [{float(r['low']):+.2f}, {float(r['high']):+.2f}]"
+    lines = [f"| default minus | seeds | {' | '.join({'satisfaction_rate': 'satisfaction', 'accuracy_within_budget': 'both'}.get(n, n) for n in names)} |", "|---|---|" + "---|" * len(names)]
+    for m in dict.fromkeys(r["against"] for r in rows):
+        mine = [r for r in rows if r["against"] == m]
+        lines.append(f"| `{m}` | {mine[0]['seeds']} | {' | '.join(map(cell, mine))} |")
+    return "\n".join(lines)
+
+
 def readme() -> None:
     "Put the table between the marks of README.md, and what lesson 09 shows beside the lesson."
-    put_between(HERE / "README.md", MARKS, table(read()) + "\n")
+    put_between(HERE / "README.md", MARKS, table(read()) + "\n\n" + differences() + "\n")
     lesson = HERE.parents[1] / "tutorials" / "data"
     (lesson / "real_report.csv").write_text((HERE / "report.csv").read_text())
     for name in ("warm", "cmdp-smooth-0"): (lesson / f"real_{name}.jsonl").write_text("".join((HERE / "records" / f"{name}.jsonl").read_text().splitlines(keepends=True)[:4]))
@@ -117,18 +157,20 @@ def readme() -> None:
 def main() -> None:
     "See the top of this file."
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("stage", choices=("warm", "report", "show", "readme")); parser.add_argument("--pair"); parser.add_argument("--seeds", type=int, default=1); parser.add_argument("--only", default=""); parser.add_argument("--workers", type=int, default=1)
+    parser.add_argument("stage", choices=("warm", "teacher", "report", "show", "readme")); parser.add_argument("--pair"); parser.add_argument("--seeds", type=int, default=1); parser.add_argument("--only", default=""); parser.add_argument("--workers", type=int, default=1)
     args = parser.parse_args()
     if args.stage == "show": return print(table(read()))
     if args.stage == "readme": return readme()
     from cmdp_nbdev.pretrained import cache_dir
     pair = args.pair or str(cache_dir() / "smollm2-pair")
+    if args.stage == "teacher": return save([*(r for r in read() if r["method"] != "teacher"), teacher_row(pair)])
     done = {(r["method"], r["settings"], int(r["seed"])) for r in read()}
     jobs = [("gkd", {}, 0, True)] if args.stage == "warm" else [(m, s, seed, False) for seed in range(args.seeds) for m, s in METHODS.items() if args.only in m]
     jobs = [j for j in jobs if ("warm" if j[3] else j[0], json.dumps(j[1]), j[2]) not in done]
     with ProcessPoolExecutor(args.workers, mp_context=get_context("spawn")) as pool:
         for future in as_completed([pool.submit(run, pair, *job) for job in jobs]):
-            write(row := future.result())
+            save([*read(), row := future.result()])
+            if args.stage == "report" and (rows := paired(Path(pair) / "study")): save(rows, "paired.csv")
             print(f"{row['method']} seed {row['seed']}: accuracy {row['accuracy']:.3f}, satisfaction {row['satisfaction_rate']:.3f}, KL {row['kl_mean']:.2f}, {row['seconds']:.0f} s", flush=True)
 
 
