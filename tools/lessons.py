@@ -6,7 +6,8 @@
 Kept of the outputs: printed text, the plain text of values, and PNG pictures (of widgets their own, of plotly figures what kaleido draws where it is
 installed). Not kept: widget states, plotly's data, HTML. The cells' sources, and the seconds in the lesson and in tutorials/README.md, are set too.
 
-A lesson that runs on a real model with CMDP_LONG=1 (see LONG) gets its outputs from such a run, and its seconds from one without:
+A lesson that runs on a real model with CMDP_LONG=1 (see LONG) gets its outputs from such a run, and its seconds from one without, as well as the outputs of
+cells named study..., which read committed results only:
 
     CMDP_LONG=1 python tools/lessons.py 09 && python tools/lessons.py 09
 """
@@ -71,7 +72,7 @@ def run(path: Path) -> int:
     nbclient.NotebookClient(nb, timeout=7200 if long else 300, kernel_name="python3", resources={"metadata": {"path": str(TUTORIALS)}}, store_widget_state=False).execute()
     seconds = max(5, 5 * round((time.monotonic() - began) / 5))
     for old, new in zip(source["cells"], nb.cells):
-        if old["cell_type"] != "code" or path.stem in LONG and not long: continue
+        if old["cell_type"] != "code" or path.stem in LONG and not long and not old["id"].startswith("study"): continue
         outputs: list[dict] = []
         for o in filter(None, map(kept, new.outputs)):
             if o["output_type"] == "stream" and outputs and outputs[-1]["output_type"] == "stream": outputs[-1]["text"] += o["text"]

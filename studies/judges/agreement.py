@@ -79,14 +79,14 @@ def embedded(n: int) -> tuple[dict, dict, dict]:
     return sets, judges(student, teacher, tok, step_validity), {"pair": "embedded", "n_prompts": n}
 
 
-def given(a: str, b: str, student, teacher) -> tuple[dict, dict, dict]:
-    "Pairs from two files of records, judges from two folders."
-    first, second = ([json.loads(line) for line in Path(p).read_text(encoding="utf-8").splitlines() if line] for p in (a, b))
+def given(a: str, b: str, student, teacher, name: str, n: int) -> tuple[dict, dict, dict]:
+    "Pairs from the first `n` lines of two files of records, judges from two folders."
+    first, second = ([json.loads(line) for line in Path(p).read_text(encoding="utf-8").splitlines()[:n] if line] for p in (a, b))
     rng = random.Random(0)
     worked = [(r["prompt"], text_of(r["completion"]), bad) for r in first if (bad := spoiled(text_of(r["completion"]), rng))]
     sets = {"A against B": (first, second, None)}
     if worked: sets["A against A with one wrong result"] = known(*map(list, zip(*worked)), rng)
-    return sets, judges(load_model(student, "student"), load_model(teacher, "teacher"), load_tokenizer(student, "tokenizer"), arithmetic_validity), {"pair": "given", "n_prompts": len(first)}
+    return sets, judges(load_model(student, "student"), load_model(teacher, "teacher"), load_tokenizer(student, "tokenizer"), arithmetic_validity), {"pair": name, "n_prompts": len(first)}
 
 
 def judges(student, teacher, tok, steps) -> dict:
@@ -148,14 +148,15 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", nargs="?", choices=["run", "readme"], default="run")
     parser.add_argument("--student"); parser.add_argument("--teacher"); parser.add_argument("--records", nargs=2, metavar=("A", "B"))
-    parser.add_argument("--instruct", help="folder of a local instruct model, a further judge"); parser.add_argument("--n", type=int, default=1000, help="test prompts of the embedded task")
+    parser.add_argument("--instruct", help="folder of a local instruct model, a further judge"); parser.add_argument("--n", type=int, default=1000, help="test prompts of the embedded task, or the most records to read")
+    parser.add_argument("--name", default="given", help="what README calls the pair of --student and --teacher")
     parser.add_argument("--output", default=str(HERE / "agreement.json"))
     args = parser.parse_args(argv)
     if args.what == "readme": return readme()
     if bool(args.records) != bool(args.student) or bool(args.student) != bool(args.teacher): parser.error("--student, --teacher and --records go together")
     torch.set_num_threads(1)
     began = time.process_time()
-    sets, by_name, setting = given(*args.records, args.student, args.teacher) if args.records else embedded(args.n)
+    sets, by_name, setting = given(*args.records, args.student, args.teacher, args.name, args.n) if args.records else embedded(args.n)
     if args.instruct: by_name["instruct model"] = model_judge(load_model(args.instruct, "instruct"), load_tokenizer(args.instruct, "instruct"))
     result = {"setting": setting, "sets": study(sets, by_name)}
     setting |= {"seconds": round(time.process_time() - began, 1), "version": __version__, "torch": torch.__version__}

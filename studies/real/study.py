@@ -5,6 +5,7 @@
     python studies/real/study.py teacher         the teacher on the same test prompts
     python studies/real/study.py report          every method from that student, same data, updates and learning rate, one budget
     python studies/real/study.py show            prints the tables from the CSV
+    python studies/real/study.py compare         from the records that the runs left: paired differences, and what right and wrong completions spend
     python studies/real/study.py readme          writes them into README.md, between its two marks
 
 `--pair FOLDER` if the pair is not in the cache, `--seeds N`, `--only METHOD`, `--workers N`. A run that is in report.csv is not repeated. The last completions of
@@ -104,19 +105,39 @@ def save(rows: list[dict], name: str = "report.csv") -> None:
         writer.writeheader(); writer.writerows(rows)
 
 
+def records(runs: Path, method: str, seed: int = 0) -> list[dict]:
+    "All evaluated completions of a run."
+    return [json.loads(line) for line in (runs / ("warm" if method == "warm" else f"{method}-{seed}") / "eval.jsonl").read_text().splitlines()]
+
+
+def seeds_of() -> dict[str, list[int]]:
+    "The seeds that every method has in report.csv."
+    return {m: seeds for m in ("warm", *METHODS) if (seeds := sorted(int(r["seed"]) for r in read() if r["method"] == m))}
+
+
 def paired(runs: Path) -> list[dict]:
-    "The default minus every other method with as many seeds, prompt by prompt on the same 200 test prompts (evaluate.compare), from the records that the runs left."
+    "The default minus every other method over the seeds that both have, prompt by prompt on the same 200 test prompts (evaluate.compare)."
     from cmdp_nbdev.evaluate import compare
-    load = lambda m, seed: [json.loads(line) for line in (runs / f"{m}-{seed}" / "eval.jsonl").read_text().splitlines()]
-    have = {m: sorted(int(r["seed"]) for r in read() if r["method"] == m) for m in METHODS}
-    ours, out = "cmdp-smooth", []
-    for method, seeds in have.items():
-        seeds = [s for s in seeds if s in have[ours]]
+    have, ours, out = seeds_of(), "cmdp-smooth", []
+    for method in METHODS:
+        seeds = [s for s in have.get(method, []) if s in have.get(ours, [])]
         if method == ours or not seeds: continue
+        a, b = ([records(runs, m, s) for s in seeds] for m in (ours, method))
         for k in ("accuracy", "satisfaction_rate", "accuracy_within_budget"):
-            a, b = ([load(m, s) for s in seeds] for m in (ours, method))
             c = compare(*((a, b) if len(seeds) > 1 else (a[0], b[0])), k)
             out.append({"against": method, "seeds": len(seeds), "metric": k, **{x: round(c[x], 4) for x in ("difference", "low", "high", "p_value")}})
+    return out
+
+
+def spent(runs: Path) -> list[dict]:
+    "What right and wrong completions spend, all seeds of a method together."
+    budget, out = json.loads((HERE / "budget.json").read_text())["budget"], []
+    for method, seeds in seeds_of().items():
+        rows = [r for s in seeds for r in records(runs, method, s)]
+        of = {ok: [r["spent"] for r in rows if r["correct"] == ok] for ok in (True, False)}
+        mean = lambda x: round(sum(x) / len(x), 3)
+        out.append({"method": method, "seeds": len(seeds), "spent_right": mean(of[True]), "spent_wrong": mean(of[False]), "share_of_nats_on_wrong": round(sum(of[False]) / sum(r["spent"] for r in rows), 3),
+                    "satisfaction_right": mean([x <= budget for x in of[True]]), "satisfaction_wrong": mean([x <= budget for x in of[False]])})
     return out
 
 
@@ -135,7 +156,7 @@ def table(rows: list[dict]) -> str:
 
 
 def differences() -> str:
-    "paired.csv in markdown."
+    "paired.csv and spent.csv in markdown."
     with open(HERE / "paired.csv", newline="") as f: rows = list(csv.DictReader(f))
     names = list(dict.fromkeys(r["metric"] for r in rows))
     cell = lambda r: f"{float(r['difference']):+.3f} [{float(r['low']):+.2f}, {float(r['high']):+.2f}]"
@@ -143,6 +164,9 @@ def differences() -> str:
     for m in dict.fromkeys(r["against"] for r in rows):
         mine = [r for r in rows if r["against"] == m]
         lines.append(f"| `{m}` | {mine[0]['seeds']} | {' | '.join(map(cell, mine))} |")
+    lines += ["", "| completions of | nats, right ones | nats, wrong ones | share of all nats that wrong ones spend | budget kept, right ones | budget kept, wrong ones |", "|---|---|---|---|---|---|"]
+    with open(HERE / "spent.csv", newline="") as f:
+        for r in csv.DictReader(f): lines.append("| " + " | ".join([f"`{r['method']}`" if r["method"] != "warm" else "*where all start*", *(f"{float(v):.2f}" for k, v in r.items() if k not in ("method", "seeds"))]) + " |")
     return "\n".join(lines)
 
 
@@ -157,12 +181,13 @@ def readme() -> None:
 def main() -> None:
     "See the top of this file."
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("stage", choices=("warm", "teacher", "report", "show", "readme")); parser.add_argument("--pair"); parser.add_argument("--seeds", type=int, default=1); parser.add_argument("--only", default=""); parser.add_argument("--workers", type=int, default=1)
+    parser.add_argument("stage", choices=("warm", "teacher", "report", "compare", "show", "readme")); parser.add_argument("--pair"); parser.add_argument("--seeds", type=int, default=1); parser.add_argument("--only", default=""); parser.add_argument("--workers", type=int, default=1)
     args = parser.parse_args()
     if args.stage == "show": return print(table(read()))
     if args.stage == "readme": return readme()
     from cmdp_nbdev.pretrained import cache_dir
     pair = args.pair or str(cache_dir() / "smollm2-pair")
+    if args.stage == "compare": return save(paired(Path(pair) / "study"), "paired.csv"), save(spent(Path(pair) / "study"), "spent.csv")
     if args.stage == "teacher": return save([*(r for r in read() if r["method"] != "teacher"), teacher_row(pair)])
     done = {(r["method"], r["settings"], int(r["seed"])) for r in read()}
     jobs = [("gkd", {}, 0, True)] if args.stage == "warm" else [(m, s, seed, False) for seed in range(args.seeds) for m, s in METHODS.items() if args.only in m]
@@ -170,7 +195,6 @@ def main() -> None:
     with ProcessPoolExecutor(args.workers, mp_context=get_context("spawn")) as pool:
         for future in as_completed([pool.submit(run, pair, *job) for job in jobs]):
             save([*read(), row := future.result()])
-            if args.stage == "report" and (rows := paired(Path(pair) / "study")): save(rows, "paired.csv")
             print(f"{row['method']} seed {row['seed']}: accuracy {row['accuracy']:.3f}, satisfaction {row['satisfaction_rate']:.3f}, KL {row['kl_mean']:.2f}, {row['seconds']:.0f} s", flush=True)
 
 
