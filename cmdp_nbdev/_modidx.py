@@ -231,6 +231,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                     'cmdp_nbdev.rollout.Reader.__init__': ('rollout.html#reader.__init__', 'cmdp_nbdev/rollout.py'),
                                     'cmdp_nbdev.rollout.Reader.feed': ('rollout.html#reader.feed', 'cmdp_nbdev/rollout.py'),
                                     'cmdp_nbdev.rollout._accepted': ('rollout.html#_accepted', 'cmdp_nbdev/rollout.py'),
+                                    'cmdp_nbdev.rollout._cache_name': ('rollout.html#_cache_name', 'cmdp_nbdev/rollout.py'),
                                     'cmdp_nbdev.rollout._parameters': ('rollout.html#_parameters', 'cmdp_nbdev/rollout.py'),
                                     'cmdp_nbdev.rollout._shares': ('rollout.html#_shares', 'cmdp_nbdev/rollout.py'),
                                     'cmdp_nbdev.rollout.budget_share': ('rollout.html#budget_share', 'cmdp_nbdev/rollout.py'),

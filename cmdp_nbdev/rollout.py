@@ -65,22 +65,28 @@ def _accepted(model, **kwargs) -> dict:
     return {k: v for k, v in kwargs.items() if k in known}
 
 
+def _cache_name(model) -> str:
+    "What the model's forward and its output call the cache: transformers renamed it in 5.24."
+    model = model.base if isinstance(model, BudgetAware) else model
+    return next(iter(_accepted(model, cache=None)), "past_key_values")
+
+
 class Reader:
     "A causal LM with its cache. `logits` (B, V) are those of the next token; `feed` reads one more token per row."
 
     def __init__(self, model, prompt_ids: Tensor, prompt_mask: Tensor, num_generations: int = 1, **more):
-        self.model, positions = model, position_ids(prompt_mask)
+        self.model, self.name, positions = model, _cache_name(model), position_ids(prompt_mask)
         out = model(prompt_ids, use_cache=True, **more, **_accepted(model, attention_mask=prompt_mask, position_ids=positions, logits_to_keep=1))
-        self.logits, self.cache = out.logits[:, -1].repeat_interleave(num_generations, 0), out.past_key_values
+        self.logits, self.cache = out.logits[:, -1].repeat_interleave(num_generations, 0), getattr(out, self.name)
         if num_generations > 1: self.cache.batch_repeat_interleave(num_generations)
         self.mask, self.positions = (x.repeat_interleave(num_generations, 0) for x in (prompt_mask, positions[:, -1:]))
 
     def feed(self, ids: Tensor, **more) -> None:
         "Read one token per row, `ids` (B,)."
         self.mask, self.positions = torch.cat([self.mask, torch.ones_like(self.mask[:, :1])], 1), self.positions + 1
-        out = self.model(ids[:, None], past_key_values=self.cache, use_cache=True, **more,
+        out = self.model(ids[:, None], use_cache=True, **{self.name: self.cache}, **more,
                          **_accepted(self.model, attention_mask=self.mask, position_ids=self.positions, logits_to_keep=1))
-        self.logits, self.cache = out.logits[:, -1], out.past_key_values
+        self.logits, self.cache = out.logits[:, -1], getattr(out, self.name)
 
 # %% ../nbs/09_rollout.ipynb #told
 class BudgetAware(torch.nn.Module):
