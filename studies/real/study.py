@@ -143,13 +143,17 @@ def spent(runs: Path) -> list[dict]:
 
 def table(rows: list[dict]) -> str:
     "One line a run, in markdown; rates with their 95% intervals."
+    from cmdp_nbdev.budget import satisfaction_interval
     def rate(r, k): return f"{float(r[k]):.3f} [{float(r[f'{k}_low']):.2f}, {float(r[f'{k}_high']):.2f}]"
     head = "| method | settings | seed | accuracy | satisfaction | both | KL mean / p95 | reasoning valid | length | minutes |\n|---|---|---|---|---|---|---|---|---|---|"
     lines, first = [], {r["method"]: r for r in reversed(rows)}
-    def before(r, name, judged, minutes): return f"| *{name}* | | | {float(r['start_accuracy']):.3f} | {judged} | {float(r['start_kl_mean']):.2f} / {float(r['start_kl_p95']):.2f} | {float(r['start_reasoning_validity']):.3f} | {float(r['start_length_mean']):.1f} | {minutes} |"
+    def began(r, k):
+        low, high = satisfaction_interval(round(float(r[f"start_{k}"]) * N_EVAL), N_EVAL)
+        return f"{float(r[f'start_{k}']):.3f} [{low:.2f}, {high:.2f}]"
+    def before(r, name, judged, minutes): return f"| *{name}* | | | {began(r, 'accuracy')} | {judged} | {float(r['start_kl_mean']):.2f} / {float(r['start_kl_p95']):.2f} | {float(r['start_reasoning_validity']):.3f} | {float(r['start_length_mean']):.1f} | {minutes} |"
     if t := first.get("teacher"): lines.append(f"| *teacher* | | | {rate(t, 'accuracy')} | | | | {float(t['reasoning_validity']):.3f} | {float(t['length_mean']):.1f} | |")
     if w := first.get("warm"): lines.append(before(w, "healed student", " | ", ""))  # the budget was read off a later student
-    if w and (o := first.get("cmdp-smooth")): lines.append(before(o, "after on-policy distillation: where all methods start", f"{float(o['start_satisfaction_rate']):.3f} | {float(o['start_accuracy_within_budget']):.3f}", f"{float(w['seconds']) / 60:.0f}"))
+    if w and (o := first.get("cmdp-smooth")): lines.append(before(o, "after on-policy distillation: where all methods start", f"{began(o, 'satisfaction_rate')} | {began(o, 'accuracy_within_budget')}", f"{float(w['seconds']) / 60:.0f}"))
     for r in sorted((r for r in rows if r["method"] in METHODS), key=lambda r: (list(METHODS).index(r["method"]), r["seed"])):
         lines.append(f"| `{r['method']}` | {r['settings'] if r['settings'] != '{}' else ''} | {r['seed']} | {rate(r, 'accuracy')} | {rate(r, 'satisfaction_rate')} | {rate(r, 'accuracy_within_budget')} | {float(r['kl_mean']):.2f} / {float(r['kl_p95']):.2f} | {float(r['reasoning_validity']):.3f} | {float(r['length_mean']):.1f} | {float(r['seconds']) / 60:.0f} |")
     return "\n".join([head, *lines])
