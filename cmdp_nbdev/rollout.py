@@ -60,14 +60,13 @@ def _parameters(forward: Callable) -> frozenset[str]:
 
 
 def _accepted(model, **kwargs) -> dict:
-    "The keyword arguments that the model's forward knows; a peft model passes on all that its base knows."
+    "The keyword arguments that the model's forward knows; a peft or `BudgetAware` model passes on all that its base knows."
     known = _parameters(type(getattr(model, "get_base_model", lambda: model)()).forward)
     return {k: v for k, v in kwargs.items() if k in known}
 
 
 def _cache_name(model) -> str:
     "What the model's forward and its output call the cache: transformers renamed it in 5.24."
-    model = model.base if isinstance(model, BudgetAware) else model
     return next(iter(_accepted(model, cache=None)), "past_key_values")
 
 
@@ -75,18 +74,18 @@ class Reader:
     "A causal LM with its cache. `logits` (B, V) are those of the next token; `feed` reads one more token per row."
 
     def __init__(self, model, prompt_ids: Tensor, prompt_mask: Tensor, num_generations: int = 1, **more):
-        self.model, self.name, positions = model, _cache_name(model), position_ids(prompt_mask)
+        self.model, self.cache_name, positions = model, _cache_name(model), position_ids(prompt_mask)
         out = model(prompt_ids, use_cache=True, **more, **_accepted(model, attention_mask=prompt_mask, position_ids=positions, logits_to_keep=1))
-        self.logits, self.cache = out.logits[:, -1].repeat_interleave(num_generations, 0), getattr(out, self.name)
+        self.logits, self.cache = out.logits[:, -1].repeat_interleave(num_generations, 0), getattr(out, self.cache_name)
         if num_generations > 1: self.cache.batch_repeat_interleave(num_generations)
         self.mask, self.positions = (x.repeat_interleave(num_generations, 0) for x in (prompt_mask, positions[:, -1:]))
 
     def feed(self, ids: Tensor, **more) -> None:
         "Read one token per row, `ids` (B,)."
         self.mask, self.positions = torch.cat([self.mask, torch.ones_like(self.mask[:, :1])], 1), self.positions + 1
-        out = self.model(ids[:, None], use_cache=True, **{self.name: self.cache}, **more,
+        out = self.model(ids[:, None], use_cache=True, **{self.cache_name: self.cache}, **more,
                          **_accepted(self.model, attention_mask=self.mask, position_ids=self.positions, logits_to_keep=1))
-        self.logits, self.cache = out.logits[:, -1], getattr(out, self.name)
+        self.logits, self.cache = out.logits[:, -1], getattr(out, self.cache_name)
 
 # %% ../nbs/09_rollout.ipynb #told
 class BudgetAware(torch.nn.Module):
@@ -107,6 +106,10 @@ class BudgetAware(torch.nn.Module):
     def tell(self, teacher: PreTrainedModel, budget: Budget, factor: float = 1.0, **cost) -> None:
         "From now on the share is that of `budget` (or of the dataset column `budget`) times `factor`; `cost` are settings of `token_cost`."
         self.told = (teacher, budget, factor, cost)  # in a tuple the teacher is no submodule
+
+    def get_base_model(self) -> PreTrainedModel:
+        "The student inside, under peft's name for it."
+        return self.base
 
     def forward(self, input_ids: Tensor, remaining: Tensor, attention_mask=None, position_ids=None, logits_to_keep=0, **kwargs):
         "As the base's forward; `remaining` (B, L) is the share that was left when the next token was chosen."

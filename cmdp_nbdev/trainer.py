@@ -508,9 +508,9 @@ class CMDPTrainer:
         budgets = {name: row_budget(b, rollout.columns, self.accelerator.device, column=f"budget_{name}") for name, (_, b) in self.constraints.items()}
         return {n: b.spent(costs[n], rollout.completion_mask) for n, b in budgets.items()}, {n: b.limit for n, b in budgets.items()}
 
-    def _limits(self) -> dict:
-        "The further budgets by name, without their cost functions."
-        return {name: dataclasses.asdict(b) for name, (_, b) in self.constraints.items()}
+    def _settings(self) -> dict:
+        "What a resumed run must share, as JSON gives it back: the config, and the further budgets without their cost functions."
+        return json.loads(json.dumps({**dataclasses.asdict(self.args), "constraints": {name: dataclasses.asdict(b) for name, (_, b) in self.constraints.items()}}))
 
     def suggest_budget(self, quantile: float = 0.8) -> float:
         "Limit that this share of the student's completions of eval_dataset would keep (budget.suggest_budget); meant for a student that only imitates."
@@ -587,8 +587,7 @@ class CMDPTrainer:
         checkpoint = newest_checkpoint(folder) if resume_from_checkpoint == "auto" else resume_from_checkpoint
         if checkpoint: self.load_checkpoint(checkpoint)
         elif (folder / "metrics.jsonl").exists() and (folder / "config.json").exists():  # 'auto', and the run was killed before its first checkpoint
-            saved = json.loads((folder / "config.json").read_text())
-            check_resumable({k: saved.get(k) for k in dataclasses.asdict(args)}, json.loads(json.dumps(dataclasses.asdict(args))), folder)
+            check_resumable(json.loads((folder / "config.json").read_text()), self._settings(), folder)
         self.output_dir = folder  # only now: a refused start leaves nothing behind
         self.accelerator.project_configuration.set_directories(str(folder))
         if main: self._keep_metrics(self.global_step)
@@ -618,7 +617,7 @@ class CMDPTrainer:
 
     def _write_config(self) -> None:
         "config.json (main process)."
-        if self.accelerator.is_main_process: (self.output_dir / "config.json").write_text(json.dumps(run_config(self.args, **self.run_info), indent=1) + "\n")
+        if self.accelerator.is_main_process: (self.output_dir / "config.json").write_text(json.dumps(run_config(self.args, constraints=self._settings()["constraints"], **self.run_info), indent=1) + "\n")
 
     def _keep_metrics(self, step: int) -> None:
         "Cut metrics.jsonl back to what the loaded checkpoint had seen: lines of later updates will be written again."
@@ -661,7 +660,7 @@ class CMDPTrainer:
         self.accelerator.wait_for_everyone()
         if self.accelerator.is_main_process:
             torch.save(self.method_state, part / "method_state.pt")
-            (part / "trainer_state.json").write_text(json.dumps({"global_step": self.global_step, "budget": self.budget.limit, "constraints": self._limits(), "args": dataclasses.asdict(self.args)}, indent=1))
+            (part / "trainer_state.json").write_text(json.dumps({"global_step": self.global_step, "budget": self.budget.limit, "args": self._settings()}, indent=1))
             shutil.rmtree(final, ignore_errors=True)
             part.rename(final)
             kept = sorted((p for p in self.output_dir.glob("checkpoint-*") if p.name[11:].isdigit()), key=lambda p: int(p.name[11:]))
@@ -673,8 +672,8 @@ class CMDPTrainer:
         "Continue from a `checkpoint-<step>` folder as if never stopped. Raises if it is none, or belongs to other settings."
         checkpoint = Path(checkpoint)
         if not (checkpoint / "trainer_state.json").is_file(): raise FileNotFoundError(f"resume_from_checkpoint={str(checkpoint)!r} is no checkpoint folder (no trainer_state.json in it)")
-        saved = json.loads((checkpoint / "trainer_state.json").read_text())
-        check_resumable({**saved["args"], "constraints": saved.get("constraints", self._limits())}, {**json.loads(json.dumps(dataclasses.asdict(self.args))), "constraints": self._limits()}, checkpoint)
+        saved, now = json.loads((checkpoint / "trainer_state.json").read_text()), self._settings()
+        check_resumable({**now, **saved["args"]}, now, checkpoint)
         self.accelerator.load_state(str(checkpoint))
         self.method_state, self.global_step = torch.load(checkpoint / "method_state.pt", weights_only=True), saved["global_step"]
         if self.args.budget_quantile is not None and self.global_step > self.args.distill_steps: self._choose_budget(saved["budget"])

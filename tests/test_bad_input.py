@@ -330,10 +330,11 @@ def test_a_refused_run_leaves_the_saved_one_alone(make_trainer, finished, config
     assert contents(folder) == before
 
 
-def test_resuming_under_another_further_budget(make_trainer, tmp_path):
+@pytest.mark.parametrize("save_steps", [1, 0], ids=["with a checkpoint", "killed before the first one"])
+def test_resuming_under_another_further_budget(make_trainer, tmp_path, save_steps):
     "The limits of `constraints` are not in the config, but change what is computed."
     limited = lambda limit, **config: make_trainer(constraints={"length": (length_cost, Budget(limit))}, **config)
-    limited(20, max_steps=1, save_steps=1).train()
+    limited(20, max_steps=1, save_steps=save_steps).train()
     folder, before = tmp_path / "run", contents(tmp_path / "run")
     for trainer in (limited(16, max_steps=1, resume_from_checkpoint="auto"), make_trainer(max_steps=1, resume_from_checkpoint="auto")):
         with pytest.raises(ValueError, match=r"constraints was \{'length': \{'limit': 20"): trainer.train()
