@@ -5,8 +5,8 @@
 # %% ../nbs/02_budget.ipynb #imports
 from __future__ import annotations
 
-from numbers import Real
 from dataclasses import dataclass, replace
+from numbers import Real
 
 import numpy as np
 import torch
@@ -26,11 +26,15 @@ AGGREGATES = ("sum", "mean", "prefix_mean")
 def running_spend(cost: Tensor, mask: Tensor, aggregate: str = "sum", burn_in: int = 0) -> Tensor:
     "Budget spent after each position, (B, T) -> (B, T); for `prefix_mean` -inf until a prefix counts."
     total = masked(cost, mask).cumsum(-1)
-    if aggregate == "sum": return total
+    if aggregate == "sum":
+        return total
     t = mask.cumsum(-1).clamp(min=1)
     mean = total / t
-    if aggregate == "mean": return mean
-    counted = t > torch.minimum(torch.full_like(t[:, :1], burn_in), t[:, -1:] - 1)  # a short completion counts its last prefix
+    if aggregate == "mean":
+        return mean
+    counted = t > torch.minimum(
+        torch.full_like(t[:, :1], burn_in), t[:, -1:] - 1
+    )  # a short completion counts its last prefix
     return mean.masked_fill(~counted, -torch.inf).cummax(-1).values
 
 # %% ../nbs/02_budget.ipynb #budget
@@ -43,18 +47,29 @@ class Budget:
     Raises ValueError for a negative or NaN limit, an unknown aggregate, or a burn-in that cannot apply.
     Source: arXiv 2509.22921 (sum), arXiv 2610.00332 (prefix mean).
     """
+
     limit: float | Tensor = 1.0
     aggregate: str = "sum"
     burn_in: int = 0
 
     def __post_init__(self):
         per_row = isinstance(self.limit, Tensor) and self.limit.dim() == 1
-        if not (bool((self.limit >= 0).all()) if per_row else isinstance(self.limit, Real) and self.limit >= 0):
-            raise ValueError(f"budget limit must be a number of nats >= 0, or a tensor (B,) of such numbers, got {self.limit!r}")
+        if not (
+            bool((self.limit >= 0).all())
+            if per_row
+            else isinstance(self.limit, Real) and self.limit >= 0
+        ):
+            raise ValueError(
+                f"budget limit must be a number of nats >= 0, or a tensor (B,) of such numbers, got {self.limit!r}"
+            )
         if self.aggregate not in AGGREGATES:
-            raise ValueError(f"aggregate {self.aggregate!r} is unknown; choose one of {', '.join(AGGREGATES)}")
+            raise ValueError(
+                f"aggregate {self.aggregate!r} is unknown; choose one of {', '.join(AGGREGATES)}"
+            )
         if self.burn_in < 0 or (self.burn_in and self.aggregate != "prefix_mean"):
-            raise ValueError(f"burn_in must be >= 0 and applies to aggregate='prefix_mean' only, got {self.burn_in} with {self.aggregate!r}")
+            raise ValueError(
+                f"burn_in must be >= 0 and applies to aggregate='prefix_mean' only, got {self.burn_in} with {self.aggregate!r}"
+            )
 
     def running(self, cost: Tensor, mask: Tensor) -> Tensor:
         "Spent after each position, (B, T)."
@@ -66,7 +81,11 @@ class Budget:
 
     def remaining(self, cost: Tensor, mask: Tensor) -> Tensor:
         "What is left before each action and after the last one, $z_0..z_T$, (B, T+1); negative = overspent."
-        limit = torch.as_tensor(self.limit, dtype=cost.dtype, device=cost.device).expand(len(cost)).unsqueeze(-1)
+        limit = (
+            torch.as_tensor(self.limit, dtype=cost.dtype, device=cost.device)
+            .expand(len(cost))
+            .unsqueeze(-1)
+        )
         return torch.cat([limit, (limit - self.running(cost, mask)).minimum(limit)], -1)
 
     def violated(self, cost: Tensor, mask: Tensor) -> Tensor:
@@ -78,22 +97,34 @@ class Budget:
         return replace(self, limit=self.limit * factor)
 
 # %% ../nbs/02_budget.ipynb #row-budget
-def row_budget(budget: Budget, columns: dict, device: str | torch.device = "cpu", factor: float = 1.0, column: str = "budget") -> Budget:
+def row_budget(
+    budget: Budget,
+    columns: dict,
+    device: str | torch.device = "cpu",
+    factor: float = 1.0,
+    column: str = "budget",
+) -> Budget:
     """The budget of a batch: limits from the dataset column `column` (one number >= 0 per row) where there is one, times `factor`.
 
     Raises ValueError, naming the row, for a limit that is no number >= 0.
     """
     rows = columns.get(column)
-    if rows is None: return budget.scaled(factor) if factor != 1 else budget
+    if rows is None:
+        return budget.scaled(factor) if factor != 1 else budget
     for i, x in enumerate(rows):
-        if not (isinstance(x, Real) and x >= 0): raise ValueError(f"column {column!r}, row {i}: a budget must be a number of nats >= 0, got {x!r}")
+        if not (isinstance(x, Real) and x >= 0):
+            raise ValueError(
+                f"column {column!r}, row {i}: a budget must be a number of nats >= 0, got {x!r}"
+            )
     return replace(budget, limit=factor * torch.tensor([float(x) for x in rows], device=device))
 
 # %% ../nbs/02_budget.ipynb #first-violation
 def first_violation(budget: Budget, cost: Tensor, mask: Tensor) -> Tensor:
     "Index of the first position at which the budget is exceeded, (B,) int64; -1 where it never is. Refuses aggregate='mean'."
     if budget.aggregate == "mean":
-        raise ValueError("a 'mean' budget is decided at the end and has no first violating step; use aggregate='sum' or 'prefix_mean'")
+        raise ValueError(
+            "a 'mean' budget is decided at the end and has no first violating step; use aggregate='sum' or 'prefix_mean'"
+        )
     over = budget.remaining(cost, mask)[:, 1:] < 0
     return torch.where(over.any(-1), over.long().argmax(-1), -1)
 
@@ -101,23 +132,35 @@ def first_violation(budget: Budget, cost: Tensor, mask: Tensor) -> Tensor:
 def spend_weights(budget: Budget, cost: Tensor, mask: Tensor) -> Tensor:
     "Derivative of the spent budget with respect to each token's cost, (B, T); 0 outside the mask."
     mask = mask.to(cost.dtype)
-    if budget.aggregate == "sum": return mask
-    if budget.aggregate == "mean": return mask / mask.sum(-1, keepdim=True).clamp(min=1)
-    worst = (budget.running(cost, mask) == budget.spent(cost, mask)[:, None]).to(cost.dtype).argmax(-1, keepdim=True)
+    if budget.aggregate == "sum":
+        return mask
+    if budget.aggregate == "mean":
+        return mask / mask.sum(-1, keepdim=True).clamp(min=1)
+    worst = (
+        (budget.running(cost, mask) == budget.spent(cost, mask)[:, None])
+        .to(cost.dtype)
+        .argmax(-1, keepdim=True)
+    )
     inside = (torch.arange(cost.shape[-1], device=cost.device) <= worst) * mask
     return inside / inside.sum(-1, keepdim=True).clamp(min=1)
 
 # %% ../nbs/02_budget.ipynb #interval
-def satisfaction_interval(satisfied, n: int | None = None, level: float = 0.95) -> tuple[float, float]:
+def satisfaction_interval(
+    satisfied, n: int | None = None, level: float = 0.95
+) -> tuple[float, float]:
     """Exact two-sided Clopper–Pearson interval for a rate.
 
     `satisfied`: the number of successes, with `n` trials; or a boolean array/tensor/list of outcomes, without `n`.
     Raises ValueError unless 0 <= successes <= n and n >= 1.
     """
-    if n is None: outcomes = np.asarray(satisfied, dtype=bool); satisfied, n = int(outcomes.sum()), outcomes.size
+    if n is None:
+        outcomes = np.asarray(satisfied, dtype=bool)
+        satisfied, n = int(outcomes.sum()), outcomes.size
     k = int(satisfied)
-    if n < 1 or not 0 <= k <= n: raise ValueError(f"need 0 <= satisfied <= n and n >= 1, got satisfied={k}, n={n}")
-    if not 0 < level < 1: raise ValueError(f"level must lie strictly between 0 and 1, got {level}")
+    if n < 1 or not 0 <= k <= n:
+        raise ValueError(f"need 0 <= satisfied <= n and n >= 1, got satisfied={k}, n={n}")
+    if not 0 < level < 1:
+        raise ValueError(f"level must lie strictly between 0 and 1, got {level}")
     a = (1 - level) / 2
     low = 0.0 if k == 0 else float(_beta.ppf(a, k, n - k + 1))
     high = 1.0 if k == n else float(_beta.ppf(1 - a, k + 1, n - k))
@@ -131,6 +174,8 @@ def suggest_budget(spent, quantile: float = 0.8) -> float:
     for an empty or non-finite `spent`, or a quantile out of range. Source: arXiv 2509.22921, choice of d.
     """
     spent = np.asarray(spent, dtype=float).ravel()
-    if not spent.size or not np.isfinite(spent).all(): raise ValueError("spent must be a non-empty sequence of finite numbers (nats)")
-    if not 0 < quantile < 1: raise ValueError(f"quantile must lie strictly between 0 and 1, got {quantile}")
+    if not spent.size or not np.isfinite(spent).all():
+        raise ValueError("spent must be a non-empty sequence of finite numbers (nats)")
+    if not 0 < quantile < 1:
+        raise ValueError(f"quantile must lie strictly between 0 and 1, got {quantile}")
     return float(np.quantile(spent, quantile))

@@ -21,6 +21,7 @@ from pathlib import Path
 
 import torch
 import yaml
+from .tasks import KINDS, TASKS, load_rows, open_task, task_kind, with_template
 from datasets import Dataset
 from transformers import HfArgumentParser
 from transformers.utils import logging as hf_logging
@@ -28,8 +29,17 @@ from transformers.utils import logging as hf_logging
 from .judge import arithmetic_validity
 from .model import default_pair
 from .objective import METHODS, method_settings
-from .plot import frontier_figure, multiplier_curves, read_jsonl, remaining_fan, report_html, spent_histogram, token_heatmap, tradeoff_figure, training_curves
-from .source import KINDS, TASKS, load_rows, open_task, task_kind, with_template
+from cmdp_nbdev.plot import (
+    frontier_figure,
+    multiplier_curves,
+    read_jsonl,
+    remaining_fan,
+    report_html,
+    spent_histogram,
+    token_heatmap,
+    tradeoff_figure,
+    training_curves,
+)
 from .task import chain_dataset, chain_frontier, chain_reward, step_validity
 from .trainer import CMDPConfig, CMDPTrainer
 
@@ -42,31 +52,91 @@ __all__ = ['COPY_LIMIT', 'SUMMARY', 'RunArguments', 'build_parser', 'parse_args'
 @dataclass
 class RunArguments:
     "What to distil from what, on which data. Nothing given: the embedded default."
-    student: str | None = field(default=None, metadata={"help": "student: a folder or hub name; none = the embedded pair (then teacher, dataset and reward are embedded, too)"})
-    teacher: str | None = field(default=None, metadata={"help": "teacher: a folder or hub name with the student's tokenizer"})
-    dataset: str | None = field(default=None, metadata={"help": "training prompts: a .jsonl, .csv or .parquet file, a folder or a hub name, with a column 'prompt'; or gsm8k:SOURCE, math:SOURCE (such a file, folder or name) or reasoning_gym:NAME[,setting=value,...]"})
-    eval_dataset: str | None = field(default=None, metadata={"help": "held-out prompts, given like dataset; none = its split 'test', for gsm8k:, math: (not one file) and reasoning_gym:"})
-    reward: list[str] | None = field(default=None, metadata={"help": "reward functions as module:function (TRL signature); several may follow; none = the grader that belongs to gsm8k:, math: or reasoning_gym:"})
-    prompt_template: str | None = field(default=None, metadata={"help": "how the column 'prompt' is put to the model: chat (messages), plain, or a text with {prompt} in it; none = as it is, or chat with system_prompt or num_shots"})
-    system_prompt: str | None = field(default=None, metadata={"help": "a text before all prompts, or the name of one: hash (#### x), boxed, think (<think> tags)"})
-    num_shots: int = field(default=0, metadata={"help": "worked examples before every prompt, drawn from the training prompts, >= 0"})
-    n_train: int | None = field(default=None, metadata={"help": "training prompts to use, >= 1; none = all, or 1000 of reasoning_gym:NAME"})
+
+    student: str | None = field(
+        default=None,
+        metadata={
+            "help": "student: a folder or hub name; none = the embedded pair (then teacher, dataset and reward are embedded, too)"
+        },
+    )
+    teacher: str | None = field(
+        default=None,
+        metadata={"help": "teacher: a folder or hub name with the student's tokenizer"},
+    )
+    dataset: str | None = field(
+        default=None,
+        metadata={
+            "help": "training prompts: a .jsonl, .csv or .parquet file, a folder or a hub name, with a column 'prompt'; or gsm8k:SOURCE, math:SOURCE (such a file, folder or name) or reasoning_gym:NAME[,setting=value,...]"
+        },
+    )
+    eval_dataset: str | None = field(
+        default=None,
+        metadata={
+            "help": "held-out prompts, given like dataset; none = its split 'test', for gsm8k:, math: (not one file) and reasoning_gym:"
+        },
+    )
+    reward: list[str] | None = field(
+        default=None,
+        metadata={
+            "help": "reward functions as module:function (TRL signature); several may follow; none = the grader that belongs to gsm8k:, math: or reasoning_gym:"
+        },
+    )
+    prompt_template: str | None = field(
+        default=None,
+        metadata={
+            "help": "how the column 'prompt' is put to the model: chat (messages), plain, or a text with {prompt} in it; none = as it is, or chat with system_prompt or num_shots"
+        },
+    )
+    system_prompt: str | None = field(
+        default=None,
+        metadata={
+            "help": "a text before all prompts, or the name of one: hash (#### x), boxed, think (<think> tags)"
+        },
+    )
+    num_shots: int = field(
+        default=0,
+        metadata={
+            "help": "worked examples before every prompt, drawn from the training prompts, >= 0"
+        },
+    )
+    n_train: int | None = field(
+        default=None,
+        metadata={
+            "help": "training prompts to use, >= 1; none = all, or 1000 of reasoning_gym:NAME"
+        },
+    )
     n_eval: int = field(default=1024, metadata={"help": "held-out prompts to evaluate on, >= 1"})
-    num_threads: int | None = field(default=None, metadata={"help": "CPU threads, >= 1; none = 1 for the embedded pair (faster for tiny models), else torch's choice"})
-    config: str | None = field(default=None, metadata={"help": "YAML file with any of these options; the command line wins"})
+    num_threads: int | None = field(
+        default=None,
+        metadata={
+            "help": "CPU threads, >= 1; none = 1 for the embedded pair (faster for tiny models), else torch's choice"
+        },
+    )
+    config: str | None = field(
+        default=None,
+        metadata={"help": "YAML file with any of these options; the command line wins"},
+    )
 
 # %% ../nbs/20_cli.ipynb #parse
 def build_parser() -> argparse.ArgumentParser:
     "The parser: all fields of `RunArguments` and `CMDPConfig`, and the methods with their settings below."
-    methods = "\n".join(f"  {name:17}{', '.join(f'{k}={v}' for k, v in method_settings(name).items()) or '(no settings)'}" for name in METHODS)
-    parser = HfArgumentParser((RunArguments, CMDPConfig), prog="cmdp-distill", formatter_class=_HelpFormatter, description=
-        "Distil a student from a teacher: maximise a task reward while every completion's divergence from the teacher stays within a budget. "
-        "Without options: the embedded default, two minutes on a laptop.", epilog=f"methods and their settings (--method NAME --method_kwargs 'key=value,...'; --method all runs every one):\n{methods}\n\n"
+    methods = "\n".join(
+        f"  {name:17}{', '.join(f'{k}={v}' for k, v in method_settings(name).items()) or '(no settings)'}"
+        for name in METHODS
+    )
+    parser = HfArgumentParser(
+        (RunArguments, CMDPConfig),
+        prog="cmdp-distill",
+        formatter_class=_HelpFormatter,
+        description="Distil a student from a teacher: maximise a task reward while every completion's divergence from the teacher stays within a budget. "
+        "Without options: the embedded default, two minutes on a laptop.",
+        epilog=f"methods and their settings (--method NAME --method_kwargs 'key=value,...'; --method all runs every one):\n{methods}\n\n"
         "examples:\n  cmdp-distill\n  cmdp-distill --budget 0.5 --seed 1\n  cmdp-distill --method soft --method_kwargs lam=2\n"
         "  cmdp-distill --student ./student --teacher ./teacher --dataset train.jsonl --eval_dataset test.jsonl --reward my_rewards:correct --budget 20\n"
         "  cmdp-distill --student ./student --teacher ./teacher --dataset gsm8k:openai/gsm8k --prompt_template chat --system_prompt hash --budget 20\n"
         "  cmdp-distill --config recipes/qwen2.5-math-gsm8k.yaml --output_dir runs/qwen\n"
-        "  cmdp-distill --student ./student --teacher ./teacher --dataset reasoning_gym:chain_sum,max_terms=3 --n_train 4000 --prompt_template plain --num_shots 2 --budget 20")
+        "  cmdp-distill --student ./student --teacher ./teacher --dataset reasoning_gym:chain_sum,max_terms=3 --n_train 4000 --prompt_template plain --num_shots 2 --budget 20",
+    )
     parser.set_defaults(eval_on_start=True)
     return parser
 
@@ -80,28 +150,41 @@ def parse_args(argv: list[str] | None = None) -> tuple[RunArguments, dict]:
     parser = build_parser()
     first, _ = parser.parse_known_args(argv)
     if first.config is not None:
-        try: given = yaml.safe_load(Path(first.config).read_text()) or {}
-        except (OSError, yaml.YAMLError) as e: parser.error(f"--config {first.config}: {e}")
-        if not isinstance(given, dict): parser.error(f"--config {first.config}: expected 'option: value' lines, got {type(given).__name__}")
-        if unknown := set(given) - set(vars(first)): parser.error(f"--config {first.config}: unknown option {', '.join(sorted(unknown))}")
-        if isinstance(given.get("reward"), str): given["reward"] = [given["reward"]]
+        try:
+            given = yaml.safe_load(Path(first.config).read_text()) or {}
+        except (OSError, yaml.YAMLError) as e:
+            parser.error(f"--config {first.config}: {e}")
+        if not isinstance(given, dict):
+            parser.error(
+                f"--config {first.config}: expected 'option: value' lines, got {type(given).__name__}"
+            )
+        if unknown := set(given) - set(vars(first)):
+            parser.error(f"--config {first.config}: unknown option {', '.join(sorted(unknown))}")
+        if isinstance(given.get("reward"), str):
+            given["reward"] = [given["reward"]]
         parser.set_defaults(**given)
     values = vars(parser.parse_args(argv))
-    return RunArguments(**{f.name: values.pop(f.name) for f in dataclasses.fields(RunArguments)}), values
+    return RunArguments(
+        **{f.name: values.pop(f.name) for f in dataclasses.fields(RunArguments)}
+    ), values
 
 # %% ../nbs/20_cli.ipynb #inputs
 def load_reward(spec: str) -> Callable:
     "The function named by 'module:function', with the working directory importable. Raises ValueError naming what is missing."
     module, _, name = spec.partition(":")
-    if not name: raise ValueError(f"reward={spec!r} must look like module:function")
+    if not name:
+        raise ValueError(f"reward={spec!r} must look like module:function")
     sys.path.insert(0, os.getcwd())
-    try: return getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError) as e: raise ValueError(f"reward={spec!r} could not be loaded: {e}") from e
-    finally: sys.path.pop(0)
+    try:
+        return getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError) as e:
+        raise ValueError(f"reward={spec!r} could not be loaded: {e}") from e
+    finally:
+        sys.path.pop(0)
 
 
 def load_prompts(source: str, what: str, split: str = "train", n: int | None = None) -> Dataset:
-    "At most `n` rows of a file, a folder, a hub name or one of `source.TASKS`. Raises FileNotFoundError/ValueError naming the option."
+    "At most `n` rows of a file, a folder, a hub name or one of `tasks.TASKS`. Raises FileNotFoundError/ValueError naming the option."
     data = open_task(source, split, n) if task_kind(source) else load_rows(source, split, what)
     return data if n is None else data.select(range(min(n, len(data))))
 
@@ -113,9 +196,22 @@ def own_task(run: RunArguments) -> tuple[list[Callable], Dataset, Dataset, dict[
     held_out = load_prompts(run.eval_dataset or run.dataset, "eval_dataset", "test", run.n_eval)
     if run.prompt_template or run.system_prompt or run.num_shots:
         for name, data in (("dataset", train), ("eval_dataset", held_out)):
-            if "prompt" not in data.column_names: raise ValueError(f"{name} has no 'prompt' column, only {', '.join(data.column_names)}")
-        train, held_out = (with_template(data, run.prompt_template or "chat", run.system_prompt, run.num_shots, train) for data in (train, held_out))
-    return [load_reward(r) for r in run.reward] if run.reward else [TASKS[kind]], train, held_out, {"reasoning_validity": arithmetic_validity} if kind else {}
+            if "prompt" not in data.column_names:
+                raise ValueError(
+                    f"{name} has no 'prompt' column, only {', '.join(data.column_names)}"
+                )
+        train, held_out = (
+            with_template(
+                data, run.prompt_template or "chat", run.system_prompt, run.num_shots, train
+            )
+            for data in (train, held_out)
+        )
+    return (
+        [load_reward(r) for r in run.reward] if run.reward else [TASKS[kind]],
+        train,
+        held_out,
+        {"reasoning_validity": arithmetic_validity} if kind else {},
+    )
 
 
 def command_of(run: RunArguments, config: CMDPConfig) -> str:
@@ -124,29 +220,92 @@ def command_of(run: RunArguments, config: CMDPConfig) -> str:
     for given, default in ((run, RunArguments()), (config, CMDPConfig())):
         for f in dataclasses.fields(given):
             value = getattr(given, f.name)
-            if value == getattr(default, f.name) or f.name in ("config", "eval_on_start", "resume_from_checkpoint", "disable_tqdm"): continue
-            words += [f"--{f.name}", *([str(v) for v in value] if isinstance(value, list) else [json.dumps(value)] if isinstance(value, dict) else [str(value)])]
+            if value == getattr(default, f.name) or f.name in (
+                "config",
+                "eval_on_start",
+                "resume_from_checkpoint",
+                "disable_tqdm",
+            ):
+                continue
+            words += [
+                f"--{f.name}",
+                *(
+                    [str(v) for v in value]
+                    if isinstance(value, list)
+                    else [json.dumps(value)]
+                    if isinstance(value, dict)
+                    else [str(value)]
+                ),
+            ]
     return shlex.join(words)
 
 
 def build_trainer(run: RunArguments, config: CMDPConfig) -> CMDPTrainer:
     "The trainer that the options describe; raises before any long work if they cannot work."
-    if run.n_eval < 1: raise ValueError(f"n_eval must be >= 1, got {run.n_eval}")
-    if run.n_train is not None and run.n_train < 1: raise ValueError(f"n_train must be >= 1, got {run.n_train}")
-    if run.num_threads is not None and run.num_threads < 1: raise ValueError(f"num_threads must be >= 1, got {run.num_threads}")
+    if run.n_eval < 1:
+        raise ValueError(f"n_eval must be >= 1, got {run.n_eval}")
+    if run.n_train is not None and run.n_train < 1:
+        raise ValueError(f"n_train must be >= 1, got {run.n_train}")
+    if run.num_threads is not None and run.num_threads < 1:
+        raise ValueError(f"num_threads must be >= 1, got {run.num_threads}")
     if run.student is None:
-        if given := [k for k in ("teacher", "dataset", "eval_dataset", "reward", "prompt_template", "system_prompt", "num_shots", "n_train") if getattr(run, k)]: raise ValueError(f"{', '.join(given)} given without a student: name all of student, teacher, dataset, eval_dataset and reward, or none for the embedded default")
+        if given := [
+            k
+            for k in (
+                "teacher",
+                "dataset",
+                "eval_dataset",
+                "reward",
+                "prompt_template",
+                "system_prompt",
+                "num_shots",
+                "n_train",
+            )
+            if getattr(run, k)
+        ]:
+            raise ValueError(
+                f"{', '.join(given)} given without a student: name all of student, teacher, dataset, eval_dataset and reward, or none for the embedded default"
+            )
         torch.set_num_threads(run.num_threads or 1)
         student, teacher, tokenizer = default_pair()
-        trainer = CMDPTrainer(student, teacher, chain_reward, config, chain_dataset(16000), chain_dataset(run.n_eval, "test"), tokenizer, {"reasoning_validity": step_validity})
+        trainer = CMDPTrainer(
+            student,
+            teacher,
+            chain_reward,
+            config,
+            chain_dataset(16000),
+            chain_dataset(run.n_eval, "test"),
+            tokenizer,
+            {"reasoning_validity": step_validity},
+        )
     else:
         kind = task_kind(run.dataset or "")
-        known = ("reward", "eval_dataset") if kind and Path(run.dataset).suffix not in KINDS else ("reward",) if kind else ()
-        if missing := [k for k in ("teacher", "dataset", "eval_dataset", "reward") if not getattr(run, k) and k not in known]: raise ValueError(f"{', '.join(missing)} missing: distilling your own student needs all of teacher, dataset, eval_dataset and reward (a dataset {', '.join(f'{k}:...' for k in TASKS)} brings its reward, and its test split unless it is one file)")
-        if run.num_threads: torch.set_num_threads(run.num_threads)
+        known = (
+            ("reward", "eval_dataset")
+            if kind and Path(run.dataset).suffix not in KINDS
+            else ("reward",)
+            if kind
+            else ()
+        )
+        if missing := [
+            k
+            for k in ("teacher", "dataset", "eval_dataset", "reward")
+            if not getattr(run, k) and k not in known
+        ]:
+            raise ValueError(
+                f"{', '.join(missing)} missing: distilling your own student needs all of teacher, dataset, eval_dataset and reward (a dataset {', '.join(f'{k}:...' for k in TASKS)} brings its reward, and its test split unless it is one file)"
+            )
+        if run.num_threads:
+            torch.set_num_threads(run.num_threads)
         rewards, train, held_out, metrics = own_task(run)
-        trainer = CMDPTrainer(run.student, run.teacher, rewards, config, train, held_out, eval_metrics=metrics)
-    trainer.run_info = {"command": command_of(run, config), "run": dataclasses.asdict(run), "teacher": describe_teacher(trainer.teacher)}
+        trainer = CMDPTrainer(
+            run.student, run.teacher, rewards, config, train, held_out, eval_metrics=metrics
+        )
+    trainer.run_info = {
+        "command": command_of(run, config),
+        "run": dataclasses.asdict(run),
+        "teacher": describe_teacher(trainer.teacher),
+    }
     return trainer
 
 # %% ../nbs/20_cli.ipynb #teacher
@@ -155,33 +314,94 @@ COPY_LIMIT = 500_000_000  # bytes
 
 def describe_teacher(teacher) -> dict:
     "What config.json says of a teacher: path, revision, bytes and the SHA-256 of its weight files where they are local."
-    if not isinstance(teacher, torch.nn.Module): return {"callable": repr(teacher)}
+    if not isinstance(teacher, torch.nn.Module):
+        return {"callable": repr(teacher)}
     files = sorted(Path(teacher.name_or_path).glob("*.safetensors")) if teacher.name_or_path else []
     digest = hashlib.sha256()
     for f in files:
         with open(f, "rb") as handle:
-            while block := handle.read(1 << 20): digest.update(block)
+            while block := handle.read(1 << 20):
+                digest.update(block)
     size = sum(p.numel() * p.element_size() for p in teacher.parameters())
-    return {"path": teacher.name_or_path, "revision": getattr(teacher.config, "_commit_hash", None), "bytes": size, "sha256": digest.hexdigest() if files else None}
+    return {
+        "path": teacher.name_or_path,
+        "revision": getattr(teacher.config, "_commit_hash", None),
+        "bytes": size,
+        "sha256": digest.hexdigest() if files else None,
+    }
 
 # %% ../nbs/20_cli.ipynb #run
-SUMMARY = ("accuracy", "satisfaction_rate", "accuracy_within_budget", "length_mean", "truncated_rate", "spent_mean", "kl_mean", "kl_p95", "kl_per_token_mean", "reasoning_validity")
+SUMMARY = (
+    "accuracy",
+    "satisfaction_rate",
+    "accuracy_within_budget",
+    "length_mean",
+    "truncated_rate",
+    "spent_mean",
+    "kl_mean",
+    "kl_p95",
+    "kl_per_token_mean",
+    "reasoning_validity",
+)
 
 
-def write_run(trainer: CMDPTrainer, result: dict, records: list[dict], start: dict, seconds: float, optimum: float | None = None) -> dict:
+def write_run(
+    trainer: CMDPTrainer,
+    result: dict,
+    records: list[dict],
+    start: dict,
+    seconds: float,
+    optimum: float | None = None,
+) -> dict:
     "Write student/, teacher/, eval.jsonl, summary.json and report.html into the run's folder; returns the summary."
     out, args = trainer.output_dir, trainer.args
     trainer.save_model(out / "student")
-    if isinstance(trainer.teacher, torch.nn.Module) and trainer.run_info["teacher"]["bytes"] <= COPY_LIMIT:
-        trainer.teacher.save_pretrained(out / "teacher"); trainer.processing_class.save_pretrained(out / "teacher")
+    if (
+        isinstance(trainer.teacher, torch.nn.Module)
+        and trainer.run_info["teacher"]["bytes"] <= COPY_LIMIT
+    ):
+        trainer.teacher.save_pretrained(out / "teacher")
+        trainer.processing_class.save_pretrained(out / "teacher")
     (out / "eval.jsonl").write_text("".join(json.dumps(r, default=str) + "\n" for r in records))
-    summary = {**result, "budget": trainer.budget.limit, "aggregate": args.aggregate, "method": args.method, "seed": args.seed, "steps": trainer.global_step, "seconds": round(seconds, 1),
-               **({"optimal_accuracy": optimum} if optimum is not None else {}), **({"budget_quantile": args.budget_quantile, "distill_steps": args.distill_steps} if args.budget_quantile is not None else {}),
-               **{f"start_{k}": start[k] for k in SUMMARY if k in start and not (args.budget_quantile is not None and k in ("satisfaction_rate", "accuracy_within_budget"))}}  # there was no budget yet
+    summary = {
+        **result,
+        "budget": trainer.budget.limit,
+        "aggregate": args.aggregate,
+        "method": args.method,
+        "seed": args.seed,
+        "steps": trainer.global_step,
+        "seconds": round(seconds, 1),
+        **({"optimal_accuracy": optimum} if optimum is not None else {}),
+        **(
+            {"budget_quantile": args.budget_quantile, "distill_steps": args.distill_steps}
+            if args.budget_quantile is not None
+            else {}
+        ),
+        **{
+            f"start_{k}": start[k]
+            for k in SUMMARY
+            if k in start
+            and not (
+                args.budget_quantile is not None
+                and k in ("satisfaction_rate", "accuracy_within_budget")
+            )
+        },
+    }  # there was no budget yet
     (out / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
     budget = trainer.budget
-    figures = [training_curves(out / "metrics.jsonl", budget.limit if budget.aggregate == "sum" else None), spent_histogram(records, budget), remaining_fan(records, budget), token_heatmap(records, trainer.processing_class), multiplier_curves(budget)]
-    (out / "report.html").write_text(report_html(figures, f"{args.method}, budget {trainer.budget.limit:g} ({args.aggregate})", summary), encoding="utf-8")
+    figures = [
+        training_curves(out / "metrics.jsonl", budget.limit if budget.aggregate == "sum" else None),
+        spent_histogram(records, budget),
+        remaining_fan(records, budget),
+        token_heatmap(records, trainer.processing_class),
+        multiplier_curves(budget),
+    ]
+    (out / "report.html").write_text(
+        report_html(
+            figures, f"{args.method}, budget {trainer.budget.limit:g} ({args.aggregate})", summary
+        ),
+        encoding="utf-8",
+    )
     return summary
 
 
@@ -189,43 +409,103 @@ def distil(run: RunArguments, config: CMDPConfig) -> dict:
     "Evaluate, train, evaluate, write; returns the summary. Ctrl-C ends the training early, the student is evaluated and saved all the same."
     began = time.perf_counter()
     trainer = build_trainer(run, config)
-    try: trainer.train()
-    except KeyboardInterrupt: print(f"stopped after {trainer.global_step} updates; evaluating and saving what was learnt", file=sys.stderr)
-    start = {k.removeprefix("eval_"): v for m in read_jsonl(trainer.output_dir / "metrics.jsonl")[:1] if m["step"] == 0 for k, v in m.items()}
+    try:
+        trainer.train()
+    except KeyboardInterrupt:
+        print(
+            f"stopped after {trainer.global_step} updates; evaluating and saving what was learnt",
+            file=sys.stderr,
+        )
+    start = {
+        k.removeprefix("eval_"): v
+        for m in read_jsonl(trainer.output_dir / "metrics.jsonl")[:1]
+        if m["step"] == 0
+        for k, v in m.items()
+    }
     result, records = trainer.evaluate(return_records=True)
-    embedded = run.student is None and config.aggregate == "sum" and (config.divergence, config.student_temperature, config.teacher_temperature) == ("reverse_kl", 1, 1)
-    optimum = float(chain_frontier(trainer.eval_dataset["prompt"][:], [trainer.budget.limit])[0]) if embedded else None
-    return write_run(trainer, result, records, start, time.perf_counter() - began, optimum) | {"output_dir": str(trainer.output_dir)} if trainer.accelerator.is_main_process else {}
+    embedded = (
+        run.student is None
+        and config.aggregate == "sum"
+        and (config.divergence, config.student_temperature, config.teacher_temperature)
+        == ("reverse_kl", 1, 1)
+    )
+    optimum = (
+        float(chain_frontier(trainer.eval_dataset["prompt"][:], [trainer.budget.limit])[0])
+        if embedded
+        else None
+    )
+    return (
+        write_run(trainer, result, records, start, time.perf_counter() - began, optimum)
+        | {"output_dir": str(trainer.output_dir)}
+        if trainer.accelerator.is_main_process
+        else {}
+    )
 
 # %% ../nbs/20_cli.ipynb #table
 def format_summary(s: dict) -> str:
     "A summary as the table that the command prints."
-    chosen = f", chosen: quantile {s['budget_quantile']:g} after {s['distill_steps']} updates of distillation" if "budget_quantile" in s else ""
-    lines = [f"{s['method']}, budget {s['budget']:g} nats{'' if s['aggregate'] == 'sum' else ' per token'} ({s['aggregate']}{chosen}), {s['n_eval']} held-out prompts, {s['steps']} updates, {s['seconds']:.0f} s", f"{'':24}{'start':>8}{'end':>8}   95% interval"]
+    chosen = (
+        f", chosen: quantile {s['budget_quantile']:g} after {s['distill_steps']} updates of distillation"
+        if "budget_quantile" in s
+        else ""
+    )
+    lines = [
+        f"{s['method']}, budget {s['budget']:g} nats{'' if s['aggregate'] == 'sum' else ' per token'} ({s['aggregate']}{chosen}), {s['n_eval']} held-out prompts, {s['steps']} updates, {s['seconds']:.0f} s",
+        f"{'':24}{'start':>8}{'end':>8}   95% interval",
+    ]
     for k in SUMMARY:
-        if k not in s: continue
+        if k not in s:
+            continue
         start = f"{s[f'start_{k}']:8.3f}" if f"start_{k}" in s else " " * 8
         interval = f"   [{s[f'{k}_low']:.3f}, {s[f'{k}_high']:.3f}]" if f"{k}_low" in s else ""
         lines.append(f"{k:24}{start}{s[k]:8.3f}{interval}")
-    if "optimal_accuracy" in s: lines.append(f"{'exact optimum':24}{'':8}{s['optimal_accuracy']:8.3f}   accuracy at satisfaction 1 under the stated teacher")
+    if "optimal_accuracy" in s:
+        lines.append(
+            f"{'exact optimum':24}{'':8}{s['optimal_accuracy']:8.3f}   accuracy at satisfaction 1 under the stated teacher"
+        )
     return "\n".join(lines)
 
 
 def run_all(run: RunArguments, values: dict) -> list[dict]:
     "Every method with its default settings, in folders beside each other; writes summary.csv and a comparing report.html."
     out = Path(values["output_dir"] or f"runs/all-{time.strftime('%Y%m%d-%H%M%S')}")
-    configs = [CMDPConfig(**{**values, "method": method, "method_kwargs": {}, "output_dir": str(out / method)}) for method in METHODS]  # refused before the first one trains
+    configs = [
+        CMDPConfig(
+            **{**values, "method": method, "method_kwargs": {}, "output_dir": str(out / method)}
+        )
+        for method in METHODS
+    ]  # refused before the first one trains
     rows = []
     for config in configs:
         rows.append(distil(run, config))
         print(format_summary(rows[-1]) + "\n")
     with open(out / "summary.csv", "w", newline="") as f:
-        writer = csv.DictWriter(f, list(dict.fromkeys(k for r in rows for k in r))); writer.writeheader(); writer.writerows(rows)
+        writer = csv.DictWriter(f, list(dict.fromkeys(k for r in rows for k in r)))
+        writer.writeheader()
+        writer.writerows(rows)
     figures = [tradeoff_figure(rows)]
     if "optimal_accuracy" in rows[0]:
         budgets = [0.1 * i for i in range(0, max(15, int(20 * values["budget"])) + 1)]
-        figures.append(frontier_figure(rows, budgets, chain_frontier(chain_dataset(run.n_eval, "test")["prompt"][:], budgets)))
-    (out / "report.html").write_text(report_html(figures, "All methods", {r["method"]: f"accuracy {r['accuracy']:.3f}, satisfaction {r['satisfaction_rate']:.3f}" for r in rows}), encoding="utf-8")
+        figures.append(
+            frontier_figure(
+                rows,
+                budgets,
+                chain_frontier(chain_dataset(run.n_eval, "test")["prompt"][:], budgets),
+            )
+        )
+    (out / "report.html").write_text(
+        report_html(
+            figures,
+            "All methods",
+            {
+                r[
+                    "method"
+                ]: f"accuracy {r['accuracy']:.3f}, satisfaction {r['satisfaction_rate']:.3f}"
+                for r in rows
+            },
+        ),
+        encoding="utf-8",
+    )
     print(f"compared in {out}/report.html, {out}/summary.csv")
     return rows
 
@@ -236,13 +516,24 @@ def main(argv: list[str] | None = None) -> int:
     hf_logging.disable_progress_bar()
     try:
         if values["method"] == "all":
-            if values["method_kwargs"]: raise ValueError("method_kwargs belong to one method and cannot be combined with method 'all'")
-            run_all(run, values); return 0
+            if values["method_kwargs"]:
+                raise ValueError(
+                    "method_kwargs belong to one method and cannot be combined with method 'all'"
+                )
+            run_all(run, values)
+            return 0
         summary = distil(run, CMDPConfig(**values))
     except (ValueError, TypeError, OSError, RuntimeError, FloatingPointError) as e:
-        print(f"cmdp-distill: error: {e}", file=sys.stderr); return 2
-    if summary: print(format_summary(summary), f"\nstudent, records and pictures: {summary['output_dir']}/", sep="\n")
+        print(f"cmdp-distill: error: {e}", file=sys.stderr)
+        return 2
+    if summary:
+        print(
+            format_summary(summary),
+            f"\nstudent, records and pictures: {summary['output_dir']}/",
+            sep="\n",
+        )
     return 0
 
 # %% ../nbs/20_cli.ipynb #main
-if __name__ == "__main__" and "__file__" in globals(): sys.exit(main())  # a notebook has no __file__
+if __name__ == "__main__" and "__file__" in globals():
+    sys.exit(main())  # a notebook has no __file__

@@ -17,7 +17,9 @@ __all__ = ['transition', 'completion_mask', 'position_ids', 'masked', 'trajector
 # %% ../nbs/00_mdp.ipynb #transition
 def transition(state: Tensor, action: int | Tensor) -> Tensor:
     "Next state after `action` (a token id) in `state` (ids, shape (L,)): the same ids with one more, shape (L+1,)."
-    return torch.cat([state, torch.as_tensor(action, dtype=state.dtype, device=state.device).reshape(1)])
+    return torch.cat(
+        [state, torch.as_tensor(action, dtype=state.dtype, device=state.device).reshape(1)]
+    )
 
 # %% ../nbs/00_mdp.ipynb #completion-mask
 def completion_mask(completion_ids: Tensor, eos_ids: list[int] | int) -> Tensor:
@@ -55,6 +57,7 @@ class Rollout:
     `terminated` is True where EOS was emitted; False means cut off at the length limit (see `truncated`).
     `sampled_logps` are in nats, at the sampling temperature and before top-p.
     """
+
     prompt_ids: Tensor  # (B, P) int64
     prompt_mask: Tensor  # (B, P) 1 = real token
     completion_ids: Tensor  # (B, T) int64
@@ -65,7 +68,9 @@ class Rollout:
     prompts: list = field(default_factory=list)  # texts or chat messages, length B
     completions: list = field(default_factory=list)  # texts or chat messages, length B
     columns: dict = field(default_factory=dict)  # other dataset columns, each a list of length B
-    remaining: Tensor | None = None  # (B, T) share of the budget left before each action; only for students that are told it
+    remaining: Tensor | None = (
+        None  # (B, T) share of the budget left before each action; only for students that are told it
+    )
 
     def __len__(self) -> int:
         return len(self.completion_ids)
@@ -102,9 +107,12 @@ def _map(rollout: Rollout, on_tensor, on_list) -> Rollout:
     new = {}
     for f in fields(rollout):
         v = getattr(rollout, f.name)
-        if isinstance(v, Tensor): new[f.name] = on_tensor(v)
-        elif isinstance(v, list): new[f.name] = on_list(v)
-        elif isinstance(v, dict): new[f.name] = {k: on_list(c) for k, c in v.items()}
+        if isinstance(v, Tensor):
+            new[f.name] = on_tensor(v)
+        elif isinstance(v, list):
+            new[f.name] = on_list(v)
+        elif isinstance(v, dict):
+            new[f.name] = {k: on_list(c) for k, c in v.items()}
     return replace(rollout, **new)
 
 
@@ -123,7 +131,16 @@ def trim(rollout: Rollout) -> Rollout:
     "Drop prompt columns on the left and completion columns on the right that are padding in every row."
     p = int(rollout.prompt_mask.sum(-1).max())
     t = max(int(rollout.lengths.max()), 1)
-    cut = lambda x: None if x is None else x[:, :t]
-    return replace(rollout, prompt_ids=rollout.prompt_ids[:, -p:], prompt_mask=rollout.prompt_mask[:, -p:],
-                   completion_ids=rollout.completion_ids[:, :t], completion_mask=rollout.completion_mask[:, :t],
-                   sampled_logps=cut(rollout.sampled_logps), remaining=cut(rollout.remaining))
+
+    def cut(x):
+        return None if x is None else x[:, :t]
+
+    return replace(
+        rollout,
+        prompt_ids=rollout.prompt_ids[:, -p:],
+        prompt_mask=rollout.prompt_mask[:, -p:],
+        completion_ids=rollout.completion_ids[:, :t],
+        completion_mask=rollout.completion_mask[:, :t],
+        sampled_logps=cut(rollout.sampled_logps),
+        remaining=cut(rollout.remaining),
+    )

@@ -1,4 +1,5 @@
 "The tables of a study in its README.md, between two marks."
+
 from pathlib import Path
 
 

@@ -1,4 +1,5 @@
 "Shared fixtures: the embedded pair, and a trainer on it that is small enough to step in milliseconds."
+
 import os
 
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -25,7 +26,14 @@ settings.register_profile("few", max_examples=25, deadline=None, derandomize=Tru
 settings.load_profile("few")
 
 ROOT = Path(__file__).resolve().parent.parent
-SMALL = dict(max_steps=2, per_device_train_batch_size=16, num_generations=4, max_completion_length=20, disable_tqdm=True, device="cpu")
+SMALL = dict(
+    max_steps=2,
+    per_device_train_batch_size=16,
+    num_generations=4,
+    max_completion_length=20,
+    disable_tqdm=True,
+    device="cpu",
+)
 
 
 def pytest_configure(config):
@@ -40,7 +48,14 @@ def read_lines(path) -> list[dict]:
 def python(*args, cwd=None, env=None, timeout=120) -> subprocess.CompletedProcess:
     "Run this interpreter in a fresh process, one thread, offline; fail with its output if it fails."
     env = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", **(env or {})}
-    done = subprocess.run([sys.executable, *map(str, args)], cwd=cwd, env=env, capture_output=True, text=True, timeout=timeout)
+    done = subprocess.run(
+        [sys.executable, *map(str, args)],
+        cwd=cwd,
+        env=env,
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+    )
     assert done.returncode == 0, f"{args}\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
     return done
 
@@ -55,8 +70,10 @@ def gradients_of_step(trainer) -> tuple[dict, torch.Tensor]:
         return clip(parameters, *args, **kwargs)
 
     trainer.accelerator.clip_grad_norm_ = record
-    try: return trainer.step(), seen[-1]
-    finally: trainer.accelerator.clip_grad_norm_ = clip
+    try:
+        return trainer.step(), seen[-1]
+    finally:
+        trainer.accelerator.clip_grad_norm_ = clip
 
 
 def flat(model) -> torch.Tensor:
@@ -101,11 +118,34 @@ def held_out():
 @pytest.fixture
 def make_trainer(tmp_path, pair, prompts, held_out):
     "Factory of trainers on fresh copies of the embedded pair; keywords of the trainer by name, every other one is a field of CMDPConfig."
-    def make(model=None, teacher=None, reward_funcs=chain_reward, train_dataset=None, eval_dataset=None, processing_class=None, callbacks=(), eval_metrics=None, constraints=None, **config):
+
+    def make(
+        model=None,
+        teacher=None,
+        reward_funcs=chain_reward,
+        train_dataset=None,
+        eval_dataset=None,
+        processing_class=None,
+        callbacks=(),
+        eval_metrics=None,
+        constraints=None,
+        **config,
+    ):
         student, master, tok = copy.deepcopy(pair)
         args = CMDPConfig(**{**SMALL, "output_dir": str(tmp_path / "run"), **config})
-        return CMDPTrainer(student if model is None else model, master if teacher is None else teacher, reward_funcs, args, prompts if train_dataset is None else train_dataset,
-                           held_out if eval_dataset is None else eval_dataset, tok if processing_class is None else processing_class, eval_metrics, callbacks, constraints)
+        return CMDPTrainer(
+            student if model is None else model,
+            master if teacher is None else teacher,
+            reward_funcs,
+            args,
+            prompts if train_dataset is None else train_dataset,
+            held_out if eval_dataset is None else eval_dataset,
+            tok if processing_class is None else processing_class,
+            eval_metrics,
+            callbacks,
+            constraints,
+        )
+
     return make
 
 
@@ -114,4 +154,5 @@ def own_methods():
     "Undo what a test registers."
     before = dict(METHODS)
     yield METHODS
-    METHODS.clear(); METHODS.update(before)
+    METHODS.clear()
+    METHODS.update(before)

@@ -1,4 +1,5 @@
 "The command: its help, its files, and whether its summary can be checked by somebody else."
+
 import csv
 import dataclasses
 import json
@@ -12,15 +13,27 @@ from cmdp_nbdev.model import char_tokenizer, tiny_model
 from cmdp_nbdev.objective import METHODS
 from cmdp_nbdev.trainer import CMDPConfig
 
-FAST = ["--max_steps", "3", "--n_eval", "48", "--per_device_train_batch_size", "16", "--device", "cpu", "--disable_tqdm"]
+FAST = [
+    "--max_steps",
+    "3",
+    "--n_eval",
+    "48",
+    "--per_device_train_batch_size",
+    "16",
+    "--device",
+    "cpu",
+    "--disable_tqdm",
+]
 
 
 def test_help_names_everything():
     "A newcomer learns all settings, methods and method settings from --help."
     text = build_parser().format_help()
     for cls in (RunArguments, CMDPConfig):
-        for f in dataclasses.fields(cls): assert f"--{f.name}" in text, f.name
-    for method in METHODS: assert f"\n  {method} " in text
+        for f in dataclasses.fields(cls):
+            assert f"--{f.name}" in text, f.name
+    for method in METHODS:
+        assert f"\n  {method} " in text
     assert "examples:" in text and "default: 0.8" in text
 
 
@@ -35,33 +48,91 @@ def finished(tmp_path_factory):
 
 def test_files_of_a_run(finished):
     "The contract of the output folder: others' scripts rely on these names."
-    assert {"student", "teacher", "config.json", "metrics.jsonl", "eval.jsonl", "summary.json", "report.html"} <= {p.name for p in finished.iterdir()}
-    for who in ("student", "teacher"): assert {"model.safetensors", "config.json", "tokenizer.json"} <= {p.name for p in (finished / who).iterdir()}
+    assert {
+        "student",
+        "teacher",
+        "config.json",
+        "metrics.jsonl",
+        "eval.jsonl",
+        "summary.json",
+        "report.html",
+    } <= {p.name for p in finished.iterdir()}
+    for who in ("student", "teacher"):
+        assert {"model.safetensors", "config.json", "tokenizer.json"} <= {
+            p.name for p in (finished / who).iterdir()
+        }
     summary = json.loads((finished / "summary.json").read_text())
-    assert {"accuracy", "satisfaction_rate", "satisfaction_rate_low", "satisfaction_rate_high", "accuracy_within_budget", "kl_mean", "kl_p95", "length_mean", "n_eval", "budget", "method", "seed", "seconds"} <= set(summary)
-    assert (summary["method"], summary["seed"], summary["budget"], summary["n_eval"]) == ("cmdp-smooth", 3, 0.8, 48)
-    assert [m["step"] for m in read_lines(finished / "metrics.jsonl")] == [0, 1, 2, 3]  # 0 = the evaluation before the first update
+    assert {
+        "accuracy",
+        "satisfaction_rate",
+        "satisfaction_rate_low",
+        "satisfaction_rate_high",
+        "accuracy_within_budget",
+        "kl_mean",
+        "kl_p95",
+        "length_mean",
+        "n_eval",
+        "budget",
+        "method",
+        "seed",
+        "seconds",
+    } <= set(summary)
+    assert (summary["method"], summary["seed"], summary["budget"], summary["n_eval"]) == (
+        "cmdp-smooth",
+        3,
+        0.8,
+        48,
+    )
+    assert [m["step"] for m in read_lines(finished / "metrics.jsonl")] == [
+        0,
+        1,
+        2,
+        3,
+    ]  # 0 = the evaluation before the first update
     assert summary["start_accuracy"] == read_lines(finished / "metrics.jsonl")[0]["eval_accuracy"]
     for r in read_lines(finished / "eval.jsonl"):
-        assert {"prompt", "completion", "completion_ids", "answer", "reward", "cost_per_token", "spent", "within_budget"} <= set(r)
+        assert {
+            "prompt",
+            "completion",
+            "completion_ids",
+            "answer",
+            "reward",
+            "cost_per_token",
+            "spent",
+            "within_budget",
+        } <= set(r)
         assert len(r["cost_per_token"]) == len(r["completion_ids"])
     page = (finished / "report.html").read_text(encoding="utf-8")
-    assert page.count('class="plotly-graph-div"') >= 3 and "accuracy" in page and "<script src=" not in page  # works offline
+    assert (
+        page.count('class="plotly-graph-div"') >= 3
+        and "accuracy" in page
+        and "<script src=" not in page
+    )  # works offline
 
 
 def test_config_repeats_the_run(finished, tmp_path):
     "config.json must be all that is needed: fed back, it gives the same numbers."
     config = json.loads((finished / "config.json").read_text())
-    assert {"cmdp_nbdev", "torch", "transformers"} <= set(config["versions"]) and len(config["teacher"]["sha256"]) == 64
-    settings = {f.name: config[f.name] for f in dataclasses.fields(CMDPConfig)} | config["run"] | {"output_dir": str(tmp_path / "again")}
-    (tmp_path / "c.yaml").write_text(json.dumps({k: v for k, v in settings.items() if v is not None}))  # JSON is YAML
+    assert {"cmdp_nbdev", "torch", "transformers"} <= set(config["versions"]) and len(
+        config["teacher"]["sha256"]
+    ) == 64
+    settings = (
+        {f.name: config[f.name] for f in dataclasses.fields(CMDPConfig)}
+        | config["run"]
+        | {"output_dir": str(tmp_path / "again")}
+    )
+    (tmp_path / "c.yaml").write_text(
+        json.dumps({k: v for k, v in settings.items() if v is not None})
+    )  # JSON is YAML
     assert main(["--config", str(tmp_path / "c.yaml")]) == 0
     times = ("seconds",)
     a, b = (json.loads((p / "summary.json").read_text()) for p in (finished, tmp_path / "again"))
-    assert {k: v for k, v in a.items() if k not in times} == {k: v for k, v in b.items() if k not in times}
+    assert {k: v for k, v in a.items() if k not in times} == {
+        k: v for k, v in b.items() if k not in times
+    }
 
 
-RECOMPUTE = '''
+RECOMPUTE = """
 import json, sys
 import numpy as np, torch
 from scipy.stats import binomtest
@@ -90,7 +161,7 @@ expected = dict(accuracy=right.mean(), satisfaction_rate=within.mean(), satisfac
 for k, v in expected.items(): assert abs(summary[k] - v) < 1e-4, (k, summary[k], v)
 assert not any(n.startswith("cmdp_nbdev") for n in sys.modules)
 print("recomputed", len(right))
-'''
+"""
 
 
 def test_summary_can_be_recomputed_without_this_package(finished):
@@ -100,13 +171,26 @@ def test_summary_can_be_recomputed_without_this_package(finished):
 
 def test_yaml_between_defaults_and_command_line(tmp_path):
     "A settings file must win over defaults and lose to what is typed."
-    (tmp_path / "c.yaml").write_text("budget: 0.3\nmethod: soft\nmethod_kwargs: {lam: 2}\nlearning_rate: 1e-4\nn_eval: 77\nbf16: true\neval_on_start: false\n")
+    (tmp_path / "c.yaml").write_text(
+        "budget: 0.3\nmethod: soft\nmethod_kwargs: {lam: 2}\nlearning_rate: 1e-4\nn_eval: 77\nbf16: true\neval_on_start: false\n"
+    )
     run, values = parse_args(["--config", str(tmp_path / "c.yaml"), "--budget", "0.5"])
     config = CMDPConfig(**values)
-    assert (config.budget, config.method, config.method_kwargs, config.learning_rate, run.n_eval, config.bf16, config.eval_on_start, config.seed) == (0.5, "soft", {"lam": 2}, 1e-4, 77, True, False, 0)
+    assert (
+        config.budget,
+        config.method,
+        config.method_kwargs,
+        config.learning_rate,
+        run.n_eval,
+        config.bf16,
+        config.eval_on_start,
+        config.seed,
+    ) == (0.5, "soft", {"lam": 2}, 1e-4, 77, True, False, 0)
 
 
-@pytest.mark.parametrize("reward", ["my_rewards:length", ["my_rewards:length", "my_rewards:digits"]])
+@pytest.mark.parametrize(
+    "reward", ["my_rewards:length", ["my_rewards:length", "my_rewards:digits"]]
+)
 def test_yaml_reward_as_text_or_list(tmp_path, reward):
     "One reward function is written as plain text by everybody; it must not be taken for a list of letters."
     (tmp_path / "c.yaml").write_text(json.dumps({"reward": reward}))
@@ -117,15 +201,64 @@ def test_yaml_reward_as_text_or_list(tmp_path, reward):
 def test_own_models_data_and_reward(tmp_path, monkeypatch):
     "The README's second example: folders, .jsonl files and module:function from the working directory."
     tok = char_tokenizer()
-    for who, seed in (("s", 1), ("t", 2)): tiny_model(32, tok, seed=seed).save_pretrained(tmp_path / who); tok.save_pretrained(tmp_path / who)
-    for file, n in (("train.jsonl", 12), ("test.jsonl", 5)): (tmp_path / file).write_text("".join(json.dumps({"prompt": f"{i % 10}+1=", "answer": str((i + 1) % 10), "level": i}) + "\n" for i in range(n)))
-    (tmp_path / "own_cli_rewards.py").write_text("def has(prompts, completions, answer, **kwargs): return [float(a in c) for a, c in zip(answer, completions)]\ndef short(completions, level): return [-len(c) / 100 + 0 * l for c, l in zip(completions, level)]\n")
+    for who, seed in (("s", 1), ("t", 2)):
+        tiny_model(32, tok, seed=seed).save_pretrained(tmp_path / who)
+        tok.save_pretrained(tmp_path / who)
+    for file, n in (("train.jsonl", 12), ("test.jsonl", 5)):
+        (tmp_path / file).write_text(
+            "".join(
+                json.dumps({"prompt": f"{i % 10}+1=", "answer": str((i + 1) % 10), "level": i})
+                + "\n"
+                for i in range(n)
+            )
+        )
+    (tmp_path / "own_cli_rewards.py").write_text(
+        "def has(prompts, completions, answer, **kwargs): return [float(a in c) for a, c in zip(answer, completions)]\ndef short(completions, level): return [-len(c) / 100 + 0 * l for c, l in zip(completions, level)]\n"
+    )
     monkeypatch.chdir(tmp_path)
-    assert main(["--student", "s", "--teacher", "t", "--dataset", "train.jsonl", "--eval_dataset", "test.jsonl", "--reward", "own_cli_rewards:has", "own_cli_rewards:short", "--reward_weights", "1", "0.5",
-                 "--output_dir", "out", "--max_completion_length", "6", "--num_generations", "4", "--budget", "20", *FAST]) == 0
-    summary, records = json.loads((tmp_path / "out" / "summary.json").read_text()), read_lines(tmp_path / "out" / "eval.jsonl")
-    assert summary["n_eval"] == 5 and [r["level"] for r in records] == list(range(5)) and [r["prompt"] for r in records] == [f"{i}+1=" for i in range(5)]
-    assert json.loads((tmp_path / "out" / "config.json").read_text())["run"]["reward"] == ["own_cli_rewards:has", "own_cli_rewards:short"]
+    assert (
+        main(
+            [
+                "--student",
+                "s",
+                "--teacher",
+                "t",
+                "--dataset",
+                "train.jsonl",
+                "--eval_dataset",
+                "test.jsonl",
+                "--reward",
+                "own_cli_rewards:has",
+                "own_cli_rewards:short",
+                "--reward_weights",
+                "1",
+                "0.5",
+                "--output_dir",
+                "out",
+                "--max_completion_length",
+                "6",
+                "--num_generations",
+                "4",
+                "--budget",
+                "20",
+                *FAST,
+            ]
+        )
+        == 0
+    )
+    summary, records = (
+        json.loads((tmp_path / "out" / "summary.json").read_text()),
+        read_lines(tmp_path / "out" / "eval.jsonl"),
+    )
+    assert (
+        summary["n_eval"] == 5
+        and [r["level"] for r in records] == list(range(5))
+        and [r["prompt"] for r in records] == [f"{i}+1=" for i in range(5)]
+    )
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["run"]["reward"] == [
+        "own_cli_rewards:has",
+        "own_cli_rewards:short",
+    ]
     assert "rewards/has" in read_lines(tmp_path / "out" / "metrics.jsonl")[-1]
 
 
@@ -134,21 +267,73 @@ def test_data_with_dates(tmp_path, monkeypatch):
     from datetime import datetime
 
     from datasets import Dataset
+
     tok = char_tokenizer()
-    tiny_model(32, tok).save_pretrained(tmp_path / "s"); tok.save_pretrained(tmp_path / "s")
-    Dataset.from_dict({"prompt": ["1+1=", "2+2="] * 8, "when": [datetime(2026, 1, 1)] * 16}).to_parquet(tmp_path / "d.parquet")
-    (tmp_path / "date_rewards.py").write_text("def f(completions, when): return [0.0] * len(completions)\n")
+    tiny_model(32, tok).save_pretrained(tmp_path / "s")
+    tok.save_pretrained(tmp_path / "s")
+    Dataset.from_dict(
+        {"prompt": ["1+1=", "2+2="] * 8, "when": [datetime(2026, 1, 1)] * 16}
+    ).to_parquet(tmp_path / "d.parquet")
+    (tmp_path / "date_rewards.py").write_text(
+        "def f(completions, when): return [0.0] * len(completions)\n"
+    )
     monkeypatch.chdir(tmp_path)
-    assert main(["--student", "s", "--teacher", "s", "--dataset", "d.parquet", "--eval_dataset", "d.parquet", "--reward", "date_rewards:f", "--output_dir", "out", "--max_completion_length", "4", *FAST]) == 0
+    assert (
+        main(
+            [
+                "--student",
+                "s",
+                "--teacher",
+                "s",
+                "--dataset",
+                "d.parquet",
+                "--eval_dataset",
+                "d.parquet",
+                "--reward",
+                "date_rewards:f",
+                "--output_dir",
+                "out",
+                "--max_completion_length",
+                "4",
+                *FAST,
+            ]
+        )
+        == 0
+    )
     assert (tmp_path / "out" / "summary.json").is_file()
 
 
 @pytest.mark.slow
 def test_all_methods(tmp_path, capsys):
     "`--method all` must compare every method in one table and one page."
-    assert main(["--method", "all", "--output_dir", str(tmp_path / "all"), *FAST, "--max_steps", "2", "--n_eval", "16"]) == 0
-    with open(tmp_path / "all" / "summary.csv") as f: rows = list(csv.DictReader(f))
-    assert [r["method"] for r in rows] == list(METHODS) and {"seed", "budget", "accuracy", "satisfaction_rate", "accuracy_within_budget", "kl_mean", "kl_p95", "seconds"} <= set(rows[0])
+    assert (
+        main(
+            [
+                "--method",
+                "all",
+                "--output_dir",
+                str(tmp_path / "all"),
+                *FAST,
+                "--max_steps",
+                "2",
+                "--n_eval",
+                "16",
+            ]
+        )
+        == 0
+    )
+    with open(tmp_path / "all" / "summary.csv") as f:
+        rows = list(csv.DictReader(f))
+    assert [r["method"] for r in rows] == list(METHODS) and {
+        "seed",
+        "budget",
+        "accuracy",
+        "satisfaction_rate",
+        "accuracy_within_budget",
+        "kl_mean",
+        "kl_p95",
+        "seconds",
+    } <= set(rows[0])
     for r in rows:
         own = json.loads((tmp_path / "all" / r["method"] / "summary.json").read_text())
         assert float(r["accuracy"]) == own["accuracy"] and r["method"] == own["method"]
@@ -160,23 +345,49 @@ def test_all_methods(tmp_path, capsys):
 def test_interrupting_keeps_what_was_learnt(tmp_path, monkeypatch, capsys):
     "Ctrl-C must leave an evaluated, saved student, not nothing."
     from cmdp_nbdev.trainer import CMDPTrainer
+
     step = CMDPTrainer.step
+
     def interrupted(self):
-        if self.global_step == 1: raise KeyboardInterrupt
+        if self.global_step == 1:
+            raise KeyboardInterrupt
         return step(self)
+
     monkeypatch.setattr(CMDPTrainer, "step", interrupted)
     assert main(["--output_dir", str(tmp_path / "run"), *FAST]) == 0
-    assert json.loads((tmp_path / "run" / "summary.json").read_text())["steps"] == 1 and (tmp_path / "run" / "student" / "model.safetensors").is_file()
+    assert (
+        json.loads((tmp_path / "run" / "summary.json").read_text())["steps"] == 1
+        and (tmp_path / "run" / "student" / "model.safetensors").is_file()
+    )
     assert "stopped after 1 update" in capsys.readouterr().err
 
 
 def test_resuming_from_the_command_line(tmp_path):
     "The command that was killed, typed again with --resume_from_checkpoint auto, must end as the uninterrupted one."
-    def run(name, *more): return main(["--output_dir", str(tmp_path / name), "--save_steps", "2", *FAST, "--max_steps", "3", *more])
+
+    def run(name, *more):
+        return main(
+            [
+                "--output_dir",
+                str(tmp_path / name),
+                "--save_steps",
+                "2",
+                *FAST,
+                "--max_steps",
+                "3",
+                *more,
+            ]
+        )
+
     assert run("whole") == 0 and run("cut") == 0
-    for f in ("summary.json", "eval.jsonl", "report.html"): (tmp_path / "cut" / f).unlink()
+    for f in ("summary.json", "eval.jsonl", "report.html"):
+        (tmp_path / "cut" / f).unlink()
     lines = (tmp_path / "cut" / "metrics.jsonl").read_text().splitlines(keepends=True)
-    (tmp_path / "cut" / "metrics.jsonl").write_text("".join(lines[:-1]))  # died before the last update
+    (tmp_path / "cut" / "metrics.jsonl").write_text(
+        "".join(lines[:-1])
+    )  # died before the last update
     assert run("cut", "--resume_from_checkpoint", "auto") == 0
     a, b = (json.loads((tmp_path / d / "summary.json").read_text()) for d in ("whole", "cut"))
-    assert {k: v for k, v in a.items() if k != "seconds"} == {k: v for k, v in b.items() if k != "seconds"}
+    assert {k: v for k, v in a.items() if k != "seconds"} == {
+        k: v for k, v in b.items() if k != "seconds"
+    }

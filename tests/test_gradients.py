@@ -1,17 +1,20 @@
 "The central check: every gradient against full enumeration of a policy over three tokens and three steps, in float64."
+
 import itertools
 
 import pytest
 import torch
+from cmdp_nbdev.cost import token_divergence, token_logps
 
 from cmdp_nbdev.budget import Budget
-from cmdp_nbdev.divergence import token_divergence, token_logps
 from cmdp_nbdev.mdp import to_go
 from cmdp_nbdev.objective import METHODS, Batch, Signal, cmdp, gkd, grpo, saute, signal_loss, soft
 
 V = T = 3
 PATHS = torch.tensor(list(itertools.product(range(V), repeat=T)))  # all 27 sequences
-STATES = {p: i for i, p in enumerate(p for t in range(T) for p in itertools.product(range(V), repeat=t))}  # 13 prefixes
+STATES = {
+    p: i for i, p in enumerate(p for t in range(T) for p in itertools.product(range(V), repeat=t))
+}  # 13 prefixes
 NODES = torch.tensor([[STATES[tuple(p[:t])] for t in range(T)] for p in PATHS.tolist()])
 MASK = torch.ones(len(PATHS), T)
 REWARD = (PATHS.sum(-1) % 2 == 0).double() + 0.3 * PATHS[:, 0]
@@ -22,7 +25,10 @@ class Enumeration:
 
     def __init__(self, seed):
         g = torch.Generator().manual_seed(seed)
-        table = lambda: torch.randn(len(STATES), V, generator=g, dtype=torch.float64)
+
+        def table():
+            return torch.randn(len(STATES), V, generator=g, dtype=torch.float64)
+
         self.theta, self.teacher = table().requires_grad_(), table()
 
     def measure(self):
@@ -38,12 +44,27 @@ class Enumeration:
     def batch(self):
         "What a method sees: all sequences as one group."
         logp, cost, _ = self.measure()
-        return Batch(REWARD, torch.zeros(len(PATHS), dtype=torch.long), MASK, logp.detach(), token_logps(self.teacher[NODES], PATHS), {"divergence": cost.detach()})
+        return Batch(
+            REWARD,
+            torch.zeros(len(PATHS), dtype=torch.long),
+            MASK,
+            logp.detach(),
+            token_logps(self.teacher[NODES], PATHS),
+            {"divergence": cost.detach()},
+        )
 
     def expected(self, advantage, multiplier):
         "Gradient of E[signal_loss], each sequence weighted by its (detached) probability, times T: the loss is a mean over tokens."
         logp, cost, prob = self.measure()
-        loss = [signal_loss(Signal(advantage[i:i + 1], multiplier[i:i + 1]), logp[i:i + 1], {"divergence": cost[i:i + 1]}, MASK[:1]) for i in range(len(PATHS))]
+        loss = [
+            signal_loss(
+                Signal(advantage[i : i + 1], multiplier[i : i + 1]),
+                logp[i : i + 1],
+                {"divergence": cost[i : i + 1]},
+                MASK[:1],
+            )
+            for i in range(len(PATHS))
+        ]
         return self.grad((prob.detach() * torch.stack(loss)).sum() * T)
 
     def of(self, signal):
@@ -52,10 +73,12 @@ class Enumeration:
 
 
 @pytest.fixture(params=[0, 1, 2])
-def world(request): return Enumeration(request.param)
+def world(request):
+    return Enumeration(request.param)
 
 
-def close(a, b, tol=1e-10): assert (a - b).abs().max() < tol, float((a - b).abs().max())
+def close(a, b, tol=1e-10):
+    assert (a - b).abs().max() < tol, float((a - b).abs().max())
 
 
 NOTHING = torch.zeros(len(PATHS), T, dtype=torch.float64)
@@ -65,7 +88,9 @@ def test_the_enumeration_is_complete(world):
     "If the probabilities did not sum to one, every test below would compare two wrong numbers."
     _, cost, prob = world.measure()
     close(prob.sum(), torch.tensor(1.0, dtype=torch.float64))
-    path_kl = (prob * (prob.log() - token_logps(world.teacher[NODES], PATHS).sum(-1))).sum()  # the chain rule of the KL
+    path_kl = (
+        prob * (prob.log() - token_logps(world.teacher[NODES], PATHS).sum(-1))
+    ).sum()  # the chain rule of the KL
     close((prob * cost.sum(-1)).sum(), path_kl)
 
 
@@ -74,7 +99,9 @@ def test_score_function_plus_pathwise_is_the_true_gradient(world, include_now):
     "A user who constrains the KL would otherwise push it in a direction that does not lower it."
     _, cost, prob = world.measure()
     truth, c = world.grad((prob * cost.sum(-1)).sum()), cost.detach()
-    future = to_go(c, MASK) - (0 if include_now else c)  # the cost of now has no score-function part: its mean over actions is a constant
+    future = to_go(c, MASK) - (
+        0 if include_now else c
+    )  # the cost of now has no score-function part: its mean over actions is a constant
     close(world.expected(-future, MASK.double()), truth)
     assert truth.norm() > 1e-2
 
@@ -113,7 +140,10 @@ def test_k1_return_to_go_is_the_true_gradient(world):
 def test_grpo_is_the_gradient_of_the_expected_reward(world):
     "GRPO must maximise E[R]; the group baseline may change the variance but not the mean."
     _, _, prob = world.measure()
-    close(world.of(grpo(world.batch(), Budget(1.0), {}, scale_rewards="none")), world.grad(-(prob * REWARD).sum()))
+    close(
+        world.of(grpo(world.batch(), Budget(1.0), {}, scale_rewards="none")),
+        world.grad(-(prob * REWARD).sum()),
+    )
 
 
 @pytest.mark.parametrize("lam", [0.0, 0.7, 3.0])
@@ -131,22 +161,43 @@ def test_cmdp_is_the_gradient_of_the_modified_reward(world):
     limit = float(spent.detach().median())
     over = (spent.detach() > limit).double()
     assert 0 < over.sum() < len(over)
-    objective = (prob * ((1 - over) * REWARD - over * (n + coef * spent))).sum()  # the step itself has no gradient
-    close(world.of(cmdp(world.batch(), Budget(limit), {}, penalty=n, coef=coef, scale_rewards="none")), world.grad(-objective))
+    objective = (
+        prob * ((1 - over) * REWARD - over * (n + coef * spent))
+    ).sum()  # the step itself has no gradient
+    close(
+        world.of(
+            cmdp(world.batch(), Budget(limit), {}, penalty=n, coef=coef, scale_rewards="none")
+        ),
+        world.grad(-objective),
+    )
 
 
 def test_saute_has_no_direction_when_everybody_violates(world):
     "The documented failure of a constant penalty: over budget everywhere, nothing points back to the teacher."
-    close(world.of(saute(world.batch(), Budget(0.0), {}, penalty=5.0, scale_rewards="none")), torch.zeros_like(world.theta))
-    assert world.of(cmdp(world.batch(), Budget(0.0), {}, scale_rewards="none")).norm() > 1e-2  # phi has one
+    close(
+        world.of(saute(world.batch(), Budget(0.0), {}, penalty=5.0, scale_rewards="none")),
+        torch.zeros_like(world.theta),
+    )
+    assert (
+        world.of(cmdp(world.batch(), Budget(0.0), {}, scale_rewards="none")).norm() > 1e-2
+    )  # phi has one
 
 
-@pytest.mark.parametrize("method,settings", [("soft", dict(lam=0.7, complete=True)), ("dual", dict(init=0.7, lr=0.0)), ("pid", dict(init=0.7, kp=0.0, ki=0.0, kd=0.0))])
+@pytest.mark.parametrize(
+    "method,settings",
+    [
+        ("soft", dict(lam=0.7, complete=True)),
+        ("dual", dict(init=0.7, lr=0.0)),
+        ("pid", dict(init=0.7, kp=0.0, ki=0.0, kd=0.0)),
+    ],
+)
 def test_complete_lagrangians_follow_the_true_gradient(world, method, settings):
     "A multiplier that is moved by the mean divergence must meet the gradient of the mean divergence, sampling included."
     _, cost, prob = world.measure()
     truth = world.grad(-(prob * REWARD).sum() + 0.7 * (prob * cost.sum(-1)).sum())
-    got = world.of(METHODS[method](world.batch(), Budget(1.0), {}, scale_rewards="none", **settings))
+    got = world.of(
+        METHODS[method](world.batch(), Budget(1.0), {}, scale_rewards="none", **settings)
+    )
     close(got, truth if method == "soft" else truth / 1.7)
 
 
@@ -154,16 +205,28 @@ def test_hinge_is_the_gradient_of_the_exact_penalty(world):
     "E[R - coef*(D - d)+] is differentiable almost everywhere; its gradient is the whole method."
     _, cost, prob = world.measure()
     spent = cost.sum(-1)
-    limit = float(spent.detach().median()) + 1e-6  # between two trajectories: at the kink itself the reference has no gradient
+    limit = (
+        float(spent.detach().median()) + 1e-6
+    )  # between two trajectories: at the kink itself the reference has no gradient
     truth = world.grad(-(prob * (REWARD - 2.0 * (spent - limit).clamp(min=0))).sum())
-    close(world.of(METHODS["hinge"](world.batch(), Budget(limit), {}, coef=2.0, scale_rewards="none")), truth)
+    close(
+        world.of(
+            METHODS["hinge"](world.batch(), Budget(limit), {}, coef=2.0, scale_rewards="none")
+        ),
+        truth,
+    )
 
 
 def test_minillm_is_the_gradient_of_the_sequence_divergence(world):
     "Single-step plus long-term part, without length normalisation, must be the gradient of KL(student||teacher) over sequences."
     _, _, prob = world.measure()
-    truth = world.grad((prob * (prob.log() - token_logps(world.teacher[NODES], PATHS).sum(-1))).sum())
-    close(world.of(METHODS["minillm"](world.batch(), Budget(1.0), {}, length_normalization=False)), truth)
+    truth = world.grad(
+        (prob * (prob.log() - token_logps(world.teacher[NODES], PATHS).sum(-1))).sum()
+    )
+    close(
+        world.of(METHODS["minillm"](world.batch(), Budget(1.0), {}, length_normalization=False)),
+        truth,
+    )
 
 
 def test_weakest_link_is_the_gradient_of_its_reward(world):
@@ -175,18 +238,35 @@ def test_weakest_link_is_the_gradient_of_its_reward(world):
     bad = (means > limit).cummax(-1).values
     assert bad.any(-1).any() and not bad.any(-1).all()
     reward = torch.where(bad.any(-1), -1.5 * bad.sum(-1), REWARD)
-    close(world.of(METHODS["weakest-link"](world.batch(), Budget(1.0), {}, limit=limit, penalty=1.5, scale_rewards="none")), world.grad(-(prob * reward).sum()))
+    close(
+        world.of(
+            METHODS["weakest-link"](
+                world.batch(), Budget(1.0), {}, limit=limit, penalty=1.5, scale_rewards="none"
+            )
+        ),
+        world.grad(-(prob * reward).sum()),
+    )
 
 
 def test_chance_dual_has_the_score_function_of_the_violation_probability(world):
     "What it shares with every constraint on a rate: E[R - lam*1{D > d}], the step itself without gradient; its pathwise part comes on top."
     _, cost, prob = world.measure()
     spent = cost.sum(-1)
-    limit = float(spent.detach().median()) + 1e-6  # between two trajectories: at the kink itself the reference has no gradient
+    limit = (
+        float(spent.detach().median()) + 1e-6
+    )  # between two trajectories: at the kink itself the reference has no gradient
     over = (spent.detach() > limit).double()
-    signal = METHODS["chance-dual"](world.batch(), Budget(limit), {}, init=0.8, lr=0.0, scale_rewards="none")
-    close(world.of(Signal(signal.advantage, NOTHING)), world.grad(-(prob * (REWARD - 0.8 * over)).sum()))
-    close(world.of(Signal(torch.zeros(len(PATHS)), signal.multiplier)), world.grad(0.8 * (prob.detach() * (spent - limit).clamp(min=0)).sum()))
+    signal = METHODS["chance-dual"](
+        world.batch(), Budget(limit), {}, init=0.8, lr=0.0, scale_rewards="none"
+    )
+    close(
+        world.of(Signal(signal.advantage, NOTHING)),
+        world.grad(-(prob * (REWARD - 0.8 * over)).sum()),
+    )
+    close(
+        world.of(Signal(torch.zeros(len(PATHS)), signal.multiplier)),
+        world.grad(0.8 * (prob.detach() * (spent - limit).clamp(min=0)).sum()),
+    )
 
 
 def test_a_sampled_log_ratio_as_a_loss_has_no_gradient(world):
@@ -194,7 +274,9 @@ def test_a_sampled_log_ratio_as_a_loss_has_no_gradient(world):
     logp, cost, prob = world.measure()
     ratio = logp - token_logps(world.teacher[NODES], PATHS)
     close(world.grad((prob.detach() * ratio.sum(-1)).sum()), torch.zeros_like(world.theta))
-    gate = torch.sigmoid(cost.sum(-1)).detach()  # weighted by what the completion spent it is a score function
+    gate = torch.sigmoid(
+        cost.sum(-1)
+    ).detach()  # weighted by what the completion spent it is a score function
     assert world.grad((prob.detach() * gate * ratio.sum(-1)).sum()).norm() > 1e-2
 
 
@@ -203,4 +285,8 @@ def test_advantage_and_multiplier_are_detached(world):
     logp, cost, _ = world.measure()
     live = Signal(cost.sum(-1), cost)  # both carry gradients
     still = Signal(cost.sum(-1).detach(), cost.detach())
-    close(world.grad(signal_loss(live, logp, {"divergence": cost}, MASK)), world.grad(signal_loss(still, logp, {"divergence": cost}, MASK)), 1e-14)
+    close(
+        world.grad(signal_loss(live, logp, {"divergence": cost}, MASK)),
+        world.grad(signal_loss(still, logp, {"divergence": cost}, MASK)),
+        1e-14,
+    )

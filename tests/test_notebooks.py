@@ -1,4 +1,5 @@
 "The notebooks are the source: the library is exactly their export, and they are clean."
+
 import ast
 import importlib
 import inspect
@@ -12,35 +13,87 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 
-NOTEBOOKS = sorted((ROOT / "nbs").glob("*.ipynb"))
+NBS = ROOT / "nbs"
+WINGS = (
+    "",
+    "theory",
+    "widgets",
+)  # a later wing may use an earlier one, and the numbers count within a wing
+NOTEBOOKS = sorted(p for p in NBS.rglob("*.ipynb") if ".ipynb_checkpoints" not in p.parts)
 NUMBERED = [p for p in NOTEBOOKS if re.match(r"\d\d_", p.name)]
-EXPORTED = [p for p in NUMBERED if "default_exp" in p.read_text(encoding="utf-8")]  # the others prove things about these
-ORDER = {p.stem[3:]: int(p.stem[:2]) for p in EXPORTED}  # module -> number
 ALL = NOTEBOOKS + sorted((ROOT / "tutorials").rglob("*.ipynb"))
-name = lambda p: p.stem
 
 
-def cells(path): return json.loads(path.read_text(encoding="utf-8"))["cells"]
+def place(path):
+    "Where a notebook stands in the reading order: its wing, then its number."
+    wing = path.relative_to(NBS).parent.as_posix().removeprefix(".")
+    return WINGS.index(wing), int(path.stem[:2])
+
+
+def exports(path):
+    "The modules that a notebook writes: that of `default_exp`, and those that a cell names itself."
+    text = "\n".join("".join(c["source"]) for c in cells(path) if c["cell_type"] == "code")
+    default = re.findall(r"^#\| default_exp ([\w.]+)", text, re.M)
+    return default + re.findall(r"^#\| exporti? ([\w.]+)$", text, re.M)
+
+
+def name(p):
+    return p.stem
+
+
+def cells(path):
+    return json.loads(path.read_text(encoding="utf-8"))["cells"]
+
+
+EXPORTED = [p for p in NUMBERED if exports(p)]  # the others prove things about these
+ORDER = {module: place(p) for p in EXPORTED for module in exports(p)}
+
+
+def library_modules(root):
+    "Every module of the library by its dotted name, with its text."
+    folder = root / "cmdp_nbdev"
+    paths = [p for p in folder.rglob("*.py") if "__pycache__" not in p.parts]
+    return {p.relative_to(folder).with_suffix("").as_posix().replace("/", "."): p for p in paths}
+
+
+def imported_modules(source):
+    "The modules of the library that a piece of code imports, by dotted name."
+    used = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            names = [a.name for a in node.names]
+        elif isinstance(node, ast.ImportFrom) and not node.level:
+            names = [node.module, *(f"{node.module}.{a.name}" for a in node.names)]
+        else:
+            names = []
+        used |= {n.removeprefix("cmdp_nbdev.") for n in names}
+    return used & set(ORDER)
 
 
 def test_there_is_a_notebook_for_every_module():
     "A module without a notebook was edited by hand."
-    modules = {p.stem for p in (ROOT / "cmdp_nbdev").glob("*.py")} - {"__init__", "_modidx", "__main__"}
-    assert modules == set(ORDER) and len(modules) > 9
+    generated = {"__init__", "_modidx", *(f"{wing}.__init__" for wing in WINGS if wing)}
+    assert set(library_modules(ROOT)) - generated == set(ORDER) and len(ORDER) > 9
 
 
 @pytest.mark.slow
 def test_the_library_is_a_fresh_export(tmp_path):
     "Whoever reads a notebook must read what runs."
     tool = shutil.which("nbdev-export") or str(Path(sys.executable).parent / "nbdev-export")
-    if not Path(tool).exists(): pytest.skip("nbdev is not installed")
+    if not Path(tool).exists():
+        pytest.skip("nbdev is not installed")
     for item in ("settings.ini", "pyproject.toml", "setup.py", "README.md", "nbs"):
         (shutil.copytree if (ROOT / item).is_dir() else shutil.copy)(ROOT / item, tmp_path / item)
     (tmp_path / "cmdp_nbdev").mkdir()
-    shutil.copy(ROOT / "cmdp_nbdev" / "__init__.py", tmp_path / "cmdp_nbdev")  # holds the version; written by nbdev-bump-version alone
+    shutil.copy(
+        ROOT / "cmdp_nbdev" / "__init__.py", tmp_path / "cmdp_nbdev"
+    )  # holds the version; written by nbdev-bump-version alone
     done = subprocess.run([tool], cwd=tmp_path, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr[-2000:]
-    here, fresh = ({p.name: p.read_text() for p in (r / "cmdp_nbdev").glob("*.py")} for r in (ROOT, tmp_path))
+    here, fresh = (
+        {name: path.read_text() for name, path in library_modules(root).items()}
+        for root in (ROOT, tmp_path)
+    )
     assert set(here) == set(fresh)
     assert not [n for n in here if here[n] != fresh[n]], "run nbdev-export and commit"
 
@@ -52,7 +105,8 @@ def test_notebooks_are_clean(path):
     assert "widgets" not in nb["metadata"]
     for cell in nb["cells"]:
         assert not set(cell["metadata"]) & {"execution", "ExecuteTime"}
-        if cell["cell_type"] != "code": continue
+        if cell["cell_type"] != "code":
+            continue
         assert cell["execution_count"] is None
         for out in cell["outputs"]:
             assert out.get("execution_count") is None and out["output_type"] != "error"
@@ -61,27 +115,23 @@ def test_notebooks_are_clean(path):
             assert "widget-view" not in text
 
 
-@pytest.mark.parametrize("path", EXPORTED, ids=name)
-def test_modules_build_on_earlier_ones_only(path):
-    "The numbers are the order to read in: nothing may need what comes later."
-    number, used = int(path.stem[:2]), set()
+def code_cells(path, exported):
+    "The code of a notebook's cells that are exported, or of those that are not."
     for cell in cells(path):
         source = "".join(cell["source"])
-        if cell["cell_type"] != "code" or not re.match(r"\s*#\|\s*exporti?\b", source): continue
-        for node in ast.walk(ast.parse(source)):
-            if isinstance(node, ast.ImportFrom) and (node.level or (node.module or "").startswith("cmdp_nbdev")):
-                module = (node.module or "").removeprefix("cmdp_nbdev").strip(".")
-                used |= {module.split(".")[0]} if module else {a.name for a in node.names}
-            elif isinstance(node, ast.Import): used |= {a.name.split(".")[1] for a in node.names if a.name.startswith("cmdp_nbdev.")}
-    assert used <= set(ORDER) and all(ORDER[m] < number for m in used), {m: ORDER.get(m) for m in used}
+        if cell["cell_type"] != "code" or source.startswith("%"):
+            continue
+        if exported == bool(re.match(r"\s*#\|\s*exporti?\b", source)):
+            yield source
 
 
 @pytest.mark.parametrize("path", NUMBERED, ids=name)
-def test_check_cells_import_earlier_modules_only(path):
-    "Examples may not need a later notebook either."
-    source = "\n".join("".join(c["source"]) for c in cells(path) if c["cell_type"] == "code")
-    used = set(re.findall(r"from cmdp_nbdev\.(\w+) import", source))
-    assert all(ORDER[m] < int(path.stem[:2]) for m in used), used
+@pytest.mark.parametrize("exported", [True, False], ids=["library", "examples"])
+def test_notebooks_build_on_earlier_ones_only(path, exported):
+    "The numbers are the order to read in: nothing may need what comes later, examples neither."
+    used = set().union(*map(imported_modules, code_cells(path, exported)))
+    late = {module for module in used if ORDER[module] > place(path)}
+    assert not late, late
 
 
 @pytest.mark.parametrize("module", ORDER)
@@ -92,10 +142,19 @@ def test_everything_public_is_documented(module):
     missing = []
     for n in mod.__all__:
         thing = getattr(mod, n)
-        if not (inspect.isclass(thing) or inspect.isfunction(thing)): continue
+        if not (inspect.isclass(thing) or inspect.isfunction(thing)):
+            continue
         doc = thing.__doc__ or ""
-        if not doc.strip() or doc.startswith(f"{n}("): missing.append(n)  # a dataclass without one gets its signature
-        if inspect.isclass(thing): missing += [f"{n}.{k}" for k, f in vars(thing).items() if not k.startswith("_") and (inspect.isfunction(f) or isinstance(f, property)) and not (f.fget if isinstance(f, property) else f).__doc__]
+        if not doc.strip() or doc.startswith(f"{n}("):
+            missing.append(n)  # a dataclass without one gets its signature
+        if inspect.isclass(thing):
+            missing += [
+                f"{n}.{k}"
+                for k, f in vars(thing).items()
+                if not k.startswith("_")
+                and (inspect.isfunction(f) or isinstance(f, property))
+                and not (f.fget if isinstance(f, property) else f).__doc__
+            ]
     assert not missing
 
 
@@ -105,5 +164,7 @@ def test_every_setting_says_what_it_means():
 
     from cmdp_nbdev.cli import RunArguments
     from cmdp_nbdev.trainer import CMDPConfig
+
     for cls in (CMDPConfig, RunArguments):
-        for f in dataclasses.fields(cls): assert len(f.metadata.get("help", "")) > 10, f.name
+        for f in dataclasses.fields(cls):
+            assert len(f.metadata.get("help", "")) > 10, f.name

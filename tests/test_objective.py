@@ -1,4 +1,5 @@
 "Methods as functions of a batch, and the loss they share."
+
 import math
 
 import pytest
@@ -7,7 +8,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cmdp_nbdev.budget import Budget
-from cmdp_nbdev.objective import METHODS, Batch, Signal, group_advantage, group_scale, group_stats, method_settings, register_method, signal_loss
+from cmdp_nbdev.objective import (
+    METHODS,
+    Batch,
+    Signal,
+    group_advantage,
+    group_scale,
+    group_stats,
+    method_settings,
+    register_method,
+    signal_loss,
+)
 from cmdp_nbdev.task import chain_reward
 
 BUILT_IN = tuple(METHODS)
@@ -20,25 +31,42 @@ def batch(seed=0, groups=3, size=4, T=5, extra=0):
     B, wide = groups * size, T + extra
     mask = torch.zeros(B, wide, dtype=torch.long)
     mask[:, :T] = (torch.arange(T) < torch.randint(1, T + 1, (B, 1), generator=g)).long()
+
     def table():
         x = torch.full((B, wide), NAN, dtype=torch.float64)
         x[:, :T] = torch.rand(B, T, generator=g, dtype=torch.float64)
         return x.masked_fill(mask == 0, NAN)
+
     rewards = torch.randint(0, 3, (B,), generator=g).double()
-    return Batch(rewards, torch.arange(B) // size, mask, -table(), -table(), {"divergence": table()})
+    return Batch(
+        rewards, torch.arange(B) // size, mask, -table(), -table(), {"divergence": table()}
+    )
 
 
 def take(b, rows):
     "The same batch with its rows in another order."
-    return Batch(b.rewards[rows], b.group_ids[rows], b.mask[rows], b.logp[rows], b.teacher_logp[rows], {k: v[rows] for k, v in b.costs.items()})
+    return Batch(
+        b.rewards[rows],
+        b.group_ids[rows],
+        b.mask[rows],
+        b.logp[rows],
+        b.teacher_logp[rows],
+        {k: v[rows] for k, v in b.costs.items()},
+    )
 
 
 def answer(method, b, budget=Budget(0.9), **settings):
     "Advantage and multiplier of a method, both (B, T), 0 outside the mask."
     signal = METHODS[method](b, budget, {}, **settings)
-    advantage = signal.advantage if signal.advantage.dim() == 2 else signal.advantage[:, None].expand(b.mask.shape)
+    advantage = (
+        signal.advantage
+        if signal.advantage.dim() == 2
+        else signal.advantage[:, None].expand(b.mask.shape)
+    )
     inside = b.mask.bool()
-    return torch.where(inside, advantage, 0.0), torch.where(inside, signal.multipliers["divergence"], 0.0)
+    return torch.where(inside, advantage, 0.0), torch.where(
+        inside, signal.multipliers["divergence"], 0.0
+    )
 
 
 BUDGETS = [Budget(0.9), Budget(0.3, "mean"), Budget(0.5, "prefix_mean", 1)]
@@ -62,7 +90,8 @@ def test_row_order_does_not_matter(method, budget, seed):
     "Groups are found by their id, not by their place: gathering from several devices reorders rows."
     b = batch(seed)
     rows = torch.randperm(len(b.rewards), generator=torch.Generator().manual_seed(seed))
-    for x, y in zip(answer(method, take(b, rows), budget), answer(method, b, budget)): torch.testing.assert_close(x, y[rows])
+    for x, y in zip(answer(method, take(b, rows), budget), answer(method, b, budget)):
+        torch.testing.assert_close(x, y[rows])
 
 
 @pytest.mark.parametrize("budget", BUDGETS, ids=lambda b: b.aggregate)
@@ -71,26 +100,49 @@ def test_row_order_does_not_matter(method, budget, seed):
 def test_right_padding_does_not_matter(method, budget, seed, extra):
     "A longer neighbour in the batch must not change anybody's objective."
     b = batch(seed)
-    wide = Batch(b.rewards, b.group_ids, *(torch.cat([x, torch.full((len(x), extra), v, dtype=x.dtype)], 1) for x, v in ((b.mask, 0), (b.logp, NAN), (b.teacher_logp, NAN))),
-                 {k: torch.cat([v, torch.full((len(v), extra), NAN, dtype=v.dtype)], 1) for k, v in b.costs.items()})
+    wide = Batch(
+        b.rewards,
+        b.group_ids,
+        *(
+            torch.cat([x, torch.full((len(x), extra), v, dtype=x.dtype)], 1)
+            for x, v in ((b.mask, 0), (b.logp, NAN), (b.teacher_logp, NAN))
+        ),
+        {
+            k: torch.cat([v, torch.full((len(v), extra), NAN, dtype=v.dtype)], 1)
+            for k, v in b.costs.items()
+        },
+    )
     for x, y in zip(answer(method, wide, budget), answer(method, b, budget)):
-        torch.testing.assert_close(x[:, :y.shape[1]], y); assert (x[:, y.shape[1]:] == 0).all()
+        torch.testing.assert_close(x[:, : y.shape[1]], y)
+        assert (x[:, y.shape[1] :] == 0).all()
 
 
 @pytest.mark.parametrize("limit", [1e6, math.inf])
 @pytest.mark.parametrize("method", ["cmdp", "saute"])
 def test_step_gated_methods_are_grpo_under_a_budget_nobody_exceeds(method, limit):
     "A constraint that does not bind must not change the objective."
-    for x, y in zip(answer(method, batch(), Budget(limit)), answer("grpo", batch())): torch.testing.assert_close(x, y)
+    for x, y in zip(answer(method, batch(), Budget(limit)), answer("grpo", batch())):
+        torch.testing.assert_close(x, y)
 
 
 @pytest.mark.parametrize("limit", [1e6, math.inf])
 def test_smooth_gate_is_soft_with_the_floor_under_a_huge_budget(limit):
     "The gate's width is a share of the budget, so it never closes quite; what is left is sigma(-margin/width) and must be no NaN."
     b, floor = batch(), 0.3
-    advantage, multiplier = answer("cmdp-smooth", b, Budget(limit), target=0.0, floor=floor, coef=5.0, width=0.01, margin=0.9, scale_rewards="none")
+    advantage, multiplier = answer(
+        "cmdp-smooth",
+        b,
+        Budget(limit),
+        target=0.0,
+        floor=floor,
+        coef=5.0,
+        width=0.01,
+        margin=0.9,
+        scale_rewards="none",
+    )
     soft_advantage, soft_multiplier = answer("soft", b, lam=floor, scale_rewards="none")
-    torch.testing.assert_close(advantage, soft_advantage); torch.testing.assert_close(multiplier, soft_multiplier)
+    torch.testing.assert_close(advantage, soft_advantage)
+    torch.testing.assert_close(multiplier, soft_multiplier)
 
 
 def test_smooth_gate_becomes_the_step_gate():
@@ -98,40 +150,69 @@ def test_smooth_gate_becomes_the_step_gate():
     b, budget = batch(1), Budget(0.9)
     spent = budget.spent(b.cost, b.mask)
     assert 0 < (spent > 0.9).sum() < len(spent) and ((spent - 0.9).abs() > 1e-3).all()
-    advantage, multiplier = answer("cmdp-smooth", b, budget, target=0.0, floor=0.0, coef=4.0, width=1e-6, margin=1.0, scale_rewards="none")
+    advantage, multiplier = answer(
+        "cmdp-smooth",
+        b,
+        budget,
+        target=0.0,
+        floor=0.0,
+        coef=4.0,
+        width=1e-6,
+        margin=1.0,
+        scale_rewards="none",
+    )
     gated = b.rewards * (spent <= 0.9)
-    torch.testing.assert_close(advantage, torch.where(b.mask.bool(), group_advantage(gated, b.group_ids, "none")[:, None], 0.0))
+    torch.testing.assert_close(
+        advantage,
+        torch.where(b.mask.bool(), group_advantage(gated, b.group_ids, "none")[:, None], 0.0),
+    )
     torch.testing.assert_close(multiplier, 4.0 * b.mask.double() * (spent > 0.9)[:, None])
 
 
 def test_soft_without_weight_is_grpo_and_gkd_is_its_other_half():
     "The fixed multiplier is a line between two methods; its ends must be them."
     b = batch()
-    for x, y in zip(answer("soft", b, lam=0.0), answer("grpo", b)): torch.testing.assert_close(x, y)
-    torch.testing.assert_close(answer("soft", b, lam=1.0)[1], answer("gkd", b)[1]); assert (answer("gkd", b)[0] == 0).all()
+    for x, y in zip(answer("soft", b, lam=0.0), answer("grpo", b)):
+        torch.testing.assert_close(x, y)
+    torch.testing.assert_close(answer("soft", b, lam=1.0)[1], answer("gkd", b)[1])
+    assert (answer("gkd", b)[0] == 0).all()
 
 
 def test_cmdp_scales_both_terms_alike():
     "Dividing the advantage alone would change the weight of the divergence with the spread of the rewards."
     b, budget = batch(2), Budget(0.9)
-    raw, scaled = (METHODS["cmdp"](b, budget, {}, coef=2.0, scale_rewards=s) for s in ("none", "group"))
+    raw, scaled = (
+        METHODS["cmdp"](b, budget, {}, coef=2.0, scale_rewards=s) for s in ("none", "group")
+    )
     ratio = raw.advantage / scaled.advantage
-    over = (budget.violated(b.cost, b.mask) & (raw.advantage.abs() > 1e-9)).nonzero().flatten().tolist()
+    over = (
+        (budget.violated(b.cost, b.mask) & (raw.advantage.abs() > 1e-9))
+        .nonzero()
+        .flatten()
+        .tolist()
+    )
     assert over
-    for i in over: torch.testing.assert_close((raw.multiplier[i, 0] / scaled.multiplier[i, 0]), ratio[i])
+    for i in over:
+        torch.testing.assert_close((raw.multiplier[i, 0] / scaled.multiplier[i, 0]), ratio[i])
 
 
 @given(st.integers(0, 1000), st.integers(1, 5), st.integers(1, 5))
 def test_group_statistics_against_a_loop(seed, groups, size):
     "Group means and deviations are the baseline of every method."
     g = torch.Generator().manual_seed(seed)
-    x, ids = torch.randn(groups * size, generator=g, dtype=torch.float64), torch.randperm(groups, generator=g).repeat_interleave(size) * 7
+    x, ids = (
+        torch.randn(groups * size, generator=g, dtype=torch.float64),
+        torch.randperm(groups, generator=g).repeat_interleave(size) * 7,
+    )
     x[torch.rand(len(x), generator=g) < 0.2] = NAN
     mean, std = group_stats(x, ids)
     for i in range(len(x)):
         mine = x[(ids == ids[i]) & ~x.isnan()]
-        if len(mine): torch.testing.assert_close(mean[i], mine.mean())
-        torch.testing.assert_close(std[i], mine.std() if len(mine) > 1 else torch.zeros((), dtype=torch.float64))
+        if len(mine):
+            torch.testing.assert_close(mean[i], mine.mean())
+        torch.testing.assert_close(
+            std[i], mine.std() if len(mine) > 1 else torch.zeros((), dtype=torch.float64)
+        )
 
 
 def test_groups_without_a_reward():
@@ -151,7 +232,8 @@ def test_methods_survive_rewards_that_do_not_apply(method):
     b.rewards[:6] = NAN
     advantage, multiplier = answer(method, b)
     assert advantage.isfinite().all() and multiplier.isfinite().all()
-    if method not in ("minillm", "kdrl", "dual", "pid"): assert (advantage[:4] == 0).all()  # these four carry the divergence in the advantage, too
+    if method not in ("minillm", "kdrl", "dual", "pid"):
+        assert (advantage[:4] == 0).all()  # these four carry the divergence in the advantage, too
 
 
 @given(st.integers(0, 1000), st.floats(0.1, 10))
@@ -165,9 +247,13 @@ def test_advantage_is_centred_and_free_of_the_unit(seed, unit):
 
 # ---- the loss ---------------------------------------------------------------------------------------------------------
 
+
 def test_loss_by_hand():
     "multiplier*cost - advantage*ratio, averaged over tokens, by hand."
-    logp, cost = torch.tensor([[-1.0, -2.0, 5.0]], dtype=torch.float64, requires_grad=True), torch.tensor([[0.5, 0.25, 9.0]], dtype=torch.float64, requires_grad=True)
+    logp, cost = (
+        torch.tensor([[-1.0, -2.0, 5.0]], dtype=torch.float64, requires_grad=True),
+        torch.tensor([[0.5, 0.25, 9.0]], dtype=torch.float64, requires_grad=True),
+    )
     signal = Signal(torch.tensor([2.0]), torch.tensor([[3.0, 1.0, 7.0]]))
     loss = signal_loss(signal, logp, {"divergence": cost}, torch.tensor([[1, 1, 0]]))
     assert loss.item() == pytest.approx((3 * 0.5 - 2 + 1 * 0.25 - 2) / 2)
@@ -175,14 +261,30 @@ def test_loss_by_hand():
     assert logp.grad.tolist() == [[-1.0, -1.0, 0.0]] and cost.grad.tolist() == [[1.5, 0.5, 0.0]]
 
 
-@pytest.mark.parametrize("ratio,advantage,expected,slope", [
-    (1.1, 1.0, -1.1, -1.1), (1.5, 1.0, -1.2, 0.0), (1.5, -1.0, 1.5, 1.5), (0.5, 1.0, -0.5, -0.5), (0.5, -1.0, 0.8, 0.0), (1.25, 1.0, -1.2, 0.0)])
+@pytest.mark.parametrize(
+    "ratio,advantage,expected,slope",
+    [
+        (1.1, 1.0, -1.1, -1.1),
+        (1.5, 1.0, -1.2, 0.0),
+        (1.5, -1.0, 1.5, 1.5),
+        (0.5, 1.0, -0.5, -0.5),
+        (0.5, -1.0, 0.8, 0.0),
+        (1.25, 1.0, -1.2, 0.0),
+    ],
+)
 def test_clipped_ratio_by_hand(ratio, advantage, expected, slope):
     "PPO's pessimistic clip: no push beyond 1 +- epsilon in the direction of the advantage, full gradient back."
     old = torch.tensor([[-1.0]], dtype=torch.float64)
     logp = (old + math.log(ratio)).requires_grad_()
     zero = torch.zeros_like(old)
-    loss = signal_loss(Signal(torch.tensor([advantage]), zero), logp, {"divergence": zero}, torch.ones(1, 1), old_logp=old, epsilon=0.2)
+    loss = signal_loss(
+        Signal(torch.tensor([advantage]), zero),
+        logp,
+        {"divergence": zero},
+        torch.ones(1, 1),
+        old_logp=old,
+        epsilon=0.2,
+    )
     loss.backward()
     assert loss.item() == pytest.approx(expected) and logp.grad.item() == pytest.approx(slope)
 
@@ -190,7 +292,18 @@ def test_clipped_ratio_by_hand(ratio, advantage, expected, slope):
 def test_epsilon_high_widens_the_upper_clip_only():
     "DAPO's clip-higher needs two different bounds."
     old, zero = torch.zeros(2, 1, dtype=torch.float64), torch.zeros(2, 1, dtype=torch.float64)
-    loss = lambda r, a: signal_loss(Signal(torch.tensor([a]), zero[:1]), old[:1] + math.log(r), {"divergence": zero[:1]}, torch.ones(1, 1), old_logp=old[:1], epsilon=0.2, epsilon_high=0.4).item()
+
+    def loss(r, a):
+        return signal_loss(
+            Signal(torch.tensor([a]), zero[:1]),
+            old[:1] + math.log(r),
+            {"divergence": zero[:1]},
+            torch.ones(1, 1),
+            old_logp=old[:1],
+            epsilon=0.2,
+            epsilon_high=0.4,
+        ).item()
+
     assert loss(2.0, 1.0) == pytest.approx(-1.4) and loss(0.1, -1.0) == pytest.approx(0.8)
 
 
@@ -200,7 +313,12 @@ def test_clip_never_binds_on_policy():
     logp = b.logp.nan_to_num().requires_grad_()
     cost = b.cost.nan_to_num()
     signal = METHODS["grpo"](b, Budget(1.0), {})
-    a, c = (torch.autograd.grad(signal_loss(signal, logp, {"divergence": cost}, b.mask, old_logp=old), logp)[0] for old in (None, logp.detach()))
+    a, c = (
+        torch.autograd.grad(
+            signal_loss(signal, logp, {"divergence": cost}, b.mask, old_logp=old), logp
+        )[0]
+        for old in (None, logp.detach())
+    )
     torch.testing.assert_close(a, c)
 
 
@@ -212,62 +330,99 @@ def test_splitting_the_batch_adds_up(size):
     signal = METHODS["cmdp-smooth"](b, Budget(0.9), {})
     signal = Signal(signal.advantage[:, None] * torch.linspace(0, 1, 5), signal.multiplier)
     whole = signal_loss(signal, logp, {"divergence": cost}, b.mask)
-    parts = [signal_loss(Signal(signal.advantage[i], signal.multiplier[i]), logp[i], {"divergence": cost[i]}, b.mask[i], num_tokens=b.mask.sum()) for i in torch.arange(12).split(size)]
+    parts = [
+        signal_loss(
+            Signal(signal.advantage[i], signal.multiplier[i]),
+            logp[i],
+            {"divergence": cost[i]},
+            b.mask[i],
+            num_tokens=b.mask.sum(),
+        )
+        for i in torch.arange(12).split(size)
+    ]
     torch.testing.assert_close(sum(parts), whole)
 
 
 def test_one_multiplier_per_cost():
     "A method may price several costs; each must meet its own multiplier."
     cost = {"divergence": torch.ones(1, 2), "length": 10 * torch.ones(1, 2)}
-    signal = Signal(torch.zeros(1), {"divergence": torch.full((1, 2), 2.0), "length": torch.full((1, 2), 0.5)})
+    signal = Signal(
+        torch.zeros(1), {"divergence": torch.full((1, 2), 2.0), "length": torch.full((1, 2), 0.5)}
+    )
     assert signal_loss(signal, torch.zeros(1, 2), cost, torch.ones(1, 2)).item() == 7.0
 
 
 # ---- the registry -----------------------------------------------------------------------------------------------------
 
+
 @pytest.mark.parametrize("name", ["grpo", "soft"])
 def test_a_taken_name_is_refused(name, own_methods):
     "A user's method must not silently replace a built-in one, whatever its function is called."
     before = own_methods[name]
-    def mine(batch, budget, state): return None
-    with pytest.raises(ValueError, match=f"'{name}' is registered already; choose another name"): register_method(name)(mine)
+
+    def mine(batch, budget, state):
+        return None
+
+    with pytest.raises(ValueError, match=f"'{name}' is registered already; choose another name"):
+        register_method(name)(mine)
     namespace = {"__name__": "users_module"}
-    exec(f"def {name}(batch, budget, state): return None", namespace)  # defined at the top of a user's module, under the built-in's name
-    with pytest.raises(ValueError, match="registered already"): register_method(name)(namespace[name])
+    exec(
+        f"def {name}(batch, budget, state): return None", namespace
+    )  # defined at the top of a user's module, under the built-in's name
+    with pytest.raises(ValueError, match="registered already"):
+        register_method(name)(namespace[name])
     assert own_methods[name] is before
 
 
 def test_redefining_the_same_method_is_allowed(own_methods):
     "Running a notebook cell twice must work."
+
     def define():
         @register_method("again")
-        def again(batch, budget, state): return None
+        def again(batch, budget, state):
+            return None
+
         return again
-    define(); assert define() is own_methods["again"]
+
+    define()
+    assert define() is own_methods["again"]
 
 
 def test_unknown_method_lists_the_known_ones():
     "A typo in a method's name must end with the list to choose from."
-    with pytest.raises(ValueError, match="'grpoo' is unknown; choose one of .*grpo.*cmdp-smooth"): method_settings("grpoo")
+    with pytest.raises(ValueError, match="'grpoo' is unknown; choose one of .*grpo.*cmdp-smooth"):
+        method_settings("grpoo")
 
 
 def test_a_users_method_trains(own_methods, make_trainer):
     "The registry is the extension point: settings, state and extra metrics of an own method must work through the trainer."
+
     @register_method("growing")
     def growing(batch, budget, state, *, rate: float = 0.5, scale_rewards: str = "group") -> Signal:
         state["calls"] = state.get("calls", 0) + 1
         lam = rate * state["calls"]
-        return Signal(group_advantage(batch.rewards, batch.group_ids, scale_rewards), lam * batch.mask, {"lam": lam})
+        return Signal(
+            group_advantage(batch.rewards, batch.group_ids, scale_rewards),
+            lam * batch.mask,
+            {"lam": lam},
+        )
+
     trainer = make_trainer(method="growing", method_kwargs={"rate": 2.0}, reward_funcs=chain_reward)
-    assert [trainer.step()["lam"], trainer.step()["lam"]] == [2.0, 4.0] and trainer.method_state == {"calls": 2}
-    with pytest.raises(ValueError, match="has no setting speed; it has rate, scale_rewards"): make_trainer(method="growing", method_kwargs={"speed": 1})
+    assert [trainer.step()["lam"], trainer.step()["lam"]] == [
+        2.0,
+        4.0,
+    ] and trainer.method_state == {"calls": 2}
+    with pytest.raises(ValueError, match="has no setting speed; it has rate, scale_rewards"):
+        make_trainer(method="growing", method_kwargs={"speed": 1})
 
 
 @pytest.mark.parametrize("limit", [0.0, math.inf])
 def test_smooth_gate_without_room(limit):
     "A budget of 0, or none at all, leaves no width for a sigmoid: the gate is the step, and nothing becomes NaN."
     b = batch()
-    signal = METHODS["cmdp-smooth"](b, Budget(limit), {}, target=0.0, coef=2.0, floor=0.5, scale_rewards="none")
+    signal = METHODS["cmdp-smooth"](
+        b, Budget(limit), {}, target=0.0, coef=2.0, floor=0.5, scale_rewards="none"
+    )
     want = 2.5 if limit == 0 else 0.5
     assert torch.allclose(signal.multiplier[b.mask.bool()], torch.tensor(want, dtype=torch.float64))
     assert signal.advantage.isfinite().all()

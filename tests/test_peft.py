@@ -1,4 +1,5 @@
 "Students wrapped by peft: what is computed is that of the base, only the adapter moves, and the saved student needs neither peft nor the base."
+
 import copy
 import warnings
 
@@ -16,24 +17,47 @@ def wrapped(model, seed=0, started=True, **settings):
     "A copy of `model` with LoRA on every linear layer; not `started`: random, as after some training."
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        return peft.get_peft_model(copy.deepcopy(model), peft.LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM", init_lora_weights=started, **settings))
+        return peft.get_peft_model(
+            copy.deepcopy(model),
+            peft.LoraConfig(
+                r=4,
+                target_modules="all-linear",
+                task_type="CAUSAL_LM",
+                init_lora_weights=started,
+                **settings,
+            ),
+        )
 
 
 @pytest.fixture
-def student(pair): return wrapped(pair[0])
+def student(pair):
+    return wrapped(pair[0])
 
 
 def test_a_fresh_adapter_changes_nothing(pair, student):
     "Prompts of several lengths are padded: a wrapper that hides the parameters of forward would silently lose the positions."
-    tok, prompts, more = pair[2], ["3+8*7-2=", "5+1="], dict(num_generations=3, max_completion_length=20)
-    plain, lora = (generate(m, tok, prompts, generator=torch.Generator().manual_seed(1), **more) for m in (pair[0], student))
+    tok, prompts, more = (
+        pair[2],
+        ["3+8*7-2=", "5+1="],
+        dict(num_generations=3, max_completion_length=20),
+    )
+    plain, lora = (
+        generate(m, tok, prompts, generator=torch.Generator().manual_seed(1), **more)
+        for m in (pair[0], student)
+    )
     assert plain.completions == lora.completions
-    with torch.no_grad(): a, b = completion_logits(pair[0], plain), completion_logits(student, plain)
+    with torch.no_grad():
+        a, b = completion_logits(pair[0], plain), completion_logits(student, plain)
     assert torch.equal(a, b)
     shapes = []
-    hook = student.get_output_embeddings().register_forward_hook(lambda module, args, out: shapes.append(out.shape[1]))
-    completion_logits(student, plain); hook.remove()
-    assert shapes == [plain.completion_ids.shape[1] + 1], "the output layer must not be computed on the prompt"
+    hook = student.get_output_embeddings().register_forward_hook(
+        lambda module, args, out: shapes.append(out.shape[1])
+    )
+    completion_logits(student, plain)
+    hook.remove()
+    assert shapes == [plain.completion_ids.shape[1] + 1], (
+        "the output layer must not be computed on the prompt"
+    )
 
 
 def test_only_the_adapter_is_trained(make_trainer, student):
@@ -43,14 +67,22 @@ def test_only_the_adapter_is_trained(make_trainer, student):
     trainer.train()
     changed = {n for n, p in student.named_parameters() if not torch.equal(p, before[n])}
     assert changed == {n for n in before if "lora_" in n}
-    assert sum(p.numel() for g in trainer.optimizer.param_groups for p in g["params"]) == student.get_nb_trainable_parameters()[0]
+    assert (
+        sum(p.numel() for g in trainer.optimizer.param_groups for p in g["params"])
+        == student.get_nb_trainable_parameters()[0]
+    )
 
 
 def test_resumed_adapter_is_never_stopped_adapter(make_trainer, pair, tmp_path):
     "A killed LoRA run must go on from its checkpoint as a full one does."
     whole = make_trainer(wrapped(pair[0]), max_steps=4, output_dir=str(tmp_path / "whole"))
     whole.train()
-    first = make_trainer(wrapped(pair[0]), max_steps=4, save_steps=2, callbacks=[lambda trainer, metrics: trainer.stop() if metrics["step"] == 2 else None])
+    first = make_trainer(
+        wrapped(pair[0]),
+        max_steps=4,
+        save_steps=2,
+        callbacks=[lambda trainer, metrics: trainer.stop() if metrics["step"] == 2 else None],
+    )
     first.train()
     second = make_trainer(wrapped(pair[0], seed=9), max_steps=4)
     second.train(resume_from_checkpoint="auto")
@@ -63,44 +95,82 @@ def test_saved_student_needs_no_peft(make_trainer, pair, tmp_path):
     trainer.step()
     before = flat(trainer.model)
     trainer.save_model(tmp_path / "student")
-    assert torch.equal(before, flat(trainer.model)) and trainer.step()["step"] == 2, "saving is not the end of a run"
+    assert torch.equal(before, flat(trainer.model)) and trainer.step()["step"] == 2, (
+        "saving is not the end of a run"
+    )
     trainer.save_model(tmp_path / "student")
     ids = trainer.processing_class("3+8=", return_tensors="pt")["input_ids"]
-    with torch.no_grad(): logits = trainer.model(ids).logits; base = pair[0](ids).logits
+    with torch.no_grad():
+        logits = trainer.model(ids).logits
+        base = pair[0](ids).logits
     assert relative(base, logits) > 0.01, "the adapter does something"
     torch.save((ids, logits), tmp_path / "expected.pt")
-    python("-c", "import sys, torch\nsys.modules['peft'] = None\nfrom transformers import AutoModelForCausalLM\nids, logits = torch.load('expected.pt')\n"
-                 "torch.testing.assert_close(AutoModelForCausalLM.from_pretrained('student')(ids).logits.detach(), logits, atol=1e-4, rtol=1e-4)", cwd=tmp_path)
-    assert "A student distilled under a budget" in (tmp_path / "student" / "README.md").read_text() and not (tmp_path / "student" / "adapter_config.json").exists()
+    python(
+        "-c",
+        "import sys, torch\nsys.modules['peft'] = None\nfrom transformers import AutoModelForCausalLM\nids, logits = torch.load('expected.pt')\n"
+        "torch.testing.assert_close(AutoModelForCausalLM.from_pretrained('student')(ids).logits.detach(), logits, atol=1e-4, rtol=1e-4)",
+        cwd=tmp_path,
+    )
+    assert (
+        "A student distilled under a budget" in (tmp_path / "student" / "README.md").read_text()
+        and not (tmp_path / "student" / "adapter_config.json").exists()
+    )
 
 
 def test_gradient_checkpointing_changes_nothing(make_trainer, pair, tmp_path):
     "With a frozen input layer, recomputing activations can silently give no gradient at all."
-    a, b = (gradients_of_step(make_trainer(wrapped(pair[0], started=False, lora_dropout=0.1), output_dir=str(tmp_path / str(on)), gradient_checkpointing=on)) for on in (False, True))
-    assert relative(b[1], a[1]) < 1e-5 and a[1].norm() > 0 and b[0]["loss"] == pytest.approx(a[0]["loss"], rel=1e-5)
+    a, b = (
+        gradients_of_step(
+            make_trainer(
+                wrapped(pair[0], started=False, lora_dropout=0.1),
+                output_dir=str(tmp_path / str(on)),
+                gradient_checkpointing=on,
+            )
+        )
+        for on in (False, True)
+    )
+    assert (
+        relative(b[1], a[1]) < 1e-5
+        and a[1].norm() > 0
+        and b[0]["loss"] == pytest.approx(a[0]["loss"], rel=1e-5)
+    )
 
 
 def test_student_that_is_told_its_budget(make_trainer, student, tmp_path):
     "The wrapper that adds the remaining budget must pass through the other wrapper, and save a base that loads alone."
     from transformers import AutoModelForCausalLM
+
     trainer = make_trainer(student, method="saute-augmented")
-    trainer.train(); trainer.save_model(tmp_path / "student")
-    assert (tmp_path / "student" / "budget_embedding.safetensors").exists() and type(AutoModelForCausalLM.from_pretrained(tmp_path / "student")).__name__ == "LlamaForCausalLM"
+    trainer.train()
+    trainer.save_model(tmp_path / "student")
+    assert (tmp_path / "student" / "budget_embedding.safetensors").exists() and type(
+        AutoModelForCausalLM.from_pretrained(tmp_path / "student")
+    ).__name__ == "LlamaForCausalLM"
 
 
 def test_what_cannot_work_is_refused(make_trainer, pair, student, tmp_path):
     "A frozen adapter, one that could not be merged, virtual tokens, or a teacher that shares the base: each would train nothing, or the wrong thing."
-    with pytest.raises(ValueError, match="shares weights"): make_trainer(student, student.get_base_model())
+    with pytest.raises(ValueError, match="shares weights"):
+        make_trainer(student, student.get_base_model())
     student.save_pretrained(tmp_path / "adapter")
     frozen = peft.PeftModel.from_pretrained(copy.deepcopy(pair[0]), tmp_path / "adapter")
-    with pytest.raises(ValueError, match="is_trainable=True"): make_trainer(frozen)
-    below = copy.deepcopy(pair[0]); below.load_adapter(str(tmp_path / "adapter"))
-    with pytest.raises(ValueError, match="that transformers put into it"): make_trainer(below)
+    with pytest.raises(ValueError, match="is_trainable=True"):
+        make_trainer(frozen)
+    below = copy.deepcopy(pair[0])
+    below.load_adapter(str(tmp_path / "adapter"))
+    with pytest.raises(ValueError, match="that transformers put into it"):
+        make_trainer(below)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        virtual = peft.get_peft_model(copy.deepcopy(pair[0]), peft.PromptTuningConfig(num_virtual_tokens=2, task_type="CAUSAL_LM"))
-    with pytest.raises(ValueError, match="virtual prompt tokens"): make_trainer(virtual)
-    trained = peft.PeftModel.from_pretrained(copy.deepcopy(pair[0]), tmp_path / "adapter", is_trainable=True)
+        virtual = peft.get_peft_model(
+            copy.deepcopy(pair[0]),
+            peft.PromptTuningConfig(num_virtual_tokens=2, task_type="CAUSAL_LM"),
+        )
+    with pytest.raises(ValueError, match="virtual prompt tokens"):
+        make_trainer(virtual)
+    trained = peft.PeftModel.from_pretrained(
+        copy.deepcopy(pair[0]), tmp_path / "adapter", is_trainable=True
+    )
     assert make_trainer(trained).step()["step"] == 1
 
 
@@ -108,5 +178,10 @@ def test_peft_teacher(make_trainer, pair):
     "A teacher adapted to the task with LoRA is a common case; its positions must not be lost either, and it must not be trained."
     teacher = wrapped(pair[1], started=False)
     merged = copy.deepcopy(teacher).merge_and_unload()
-    a, b = make_trainer(teacher=teacher).step(), make_trainer(teacher=merged, output_dir=None).step()
-    assert a["kl_mean"] == pytest.approx(b["kl_mean"], rel=1e-4) and not any(p.requires_grad for p in teacher.parameters())
+    a, b = (
+        make_trainer(teacher=teacher).step(),
+        make_trainer(teacher=merged, output_dir=None).step(),
+    )
+    assert a["kl_mean"] == pytest.approx(b["kl_mean"], rel=1e-4) and not any(
+        p.requires_grad for p in teacher.parameters()
+    )

@@ -1,4 +1,5 @@
 "The committed results of studies/theory are complete, possible, and what the script computes."
+
 import json
 import math
 import sys
@@ -14,7 +15,11 @@ ROWS = study.read()
 
 def test_every_job_is_there():
     "A method that was left out, or a tree on which it failed, would make the table a selection."
-    jobs = {(m, json.dumps(s), b, share) for m, s, d, share in study.plan() for b in (study.BUDGETS if d is None else (d,))}
+    jobs = {
+        (m, json.dumps(s), b, share)
+        for m, s, d, share in study.plan()
+        for b in (study.BUDGETS if d is None else (d,))
+    }
     assert {study.key(r) for r in ROWS} == jobs
     assert len(ROWS) == len(jobs) * len(study.SEEDS) * len(study.STARTS)
     assert len(study.SEEDS) >= 8 and len(study.BUDGETS) >= 3
@@ -40,4 +45,5 @@ def test_a_job_gives_its_rows_again():
     old = [r for r in ROWS if study.key(r) == (job[0], json.dumps(job[1]), job[2], job[3])]
     for a, b in zip(old, study.train(study.Forest(), *job), strict=True):
         assert (a["seed"], a["start"]) == (b["seed"], b["start"])
-        for k in ("final_value", "final_violation", "best_feasible"): assert a[k] == pytest.approx(b[k], abs=1e-4), k
+        for k in ("final_value", "final_violation", "best_feasible"):
+            assert a[k] == pytest.approx(b[k], abs=1e-4), k

@@ -5,6 +5,7 @@
 
 Needs what tools/lab.py needs. Writes tutorials/images/NN_name.png and NN_name_moved.png.
 """
+
 from __future__ import annotations
 
 import argparse
@@ -39,7 +40,8 @@ MAIN = {
 def train(widget: Widget, update: int) -> None:
     "Let a live trainer run up to this update, and pause it."
     widget.press("start")
-    while int(widget.numbers()["update"]) < update: time.sleep(0.2)
+    while int(widget.numbers()["update"]) < update:
+        time.sleep(0.2)
     widget.press("pause")
     widget.page.wait_for_timeout(1500)  # the last drawing
 
@@ -48,7 +50,8 @@ def shoot(widget: Widget, path: Path) -> None:
     "A picture with few colours."
     widget.shot(path)
     path.write_bytes(base64.b64decode(small_png(path.read_bytes(), width=1200, colours=128)))
-    if path.stat().st_size > MAX_BYTES: raise SystemExit(f"{path.name} has {path.stat().st_size} bytes, more than {MAX_BYTES}")
+    if path.stat().st_size > MAX_BYTES:
+        raise SystemExit(f"{path.name} has {path.stat().st_size} bytes, more than {MAX_BYTES}")
     print(f"{path.name}: {path.stat().st_size / 1000:.0f} kB", flush=True)
 
 
@@ -57,26 +60,32 @@ def pictures(notebook: Notebook, name: str) -> None:
     cell, moves, *updates = MAIN[name]
     notebook.run(cell)
     widget = notebook.widget(cell)
-    if updates: train(widget, updates[0][0])
+    if updates:
+        train(widget, updates[0][0])
     shoot(widget, IMAGES / f"{name}.png")
     widget.set(**moves)
-    if updates: train(widget, updates[0][1])
+    if updates:
+        train(widget, updates[0][1])
     widget.page.wait_for_timeout(1500)  # where the kernel computes, its answer takes a moment
     shoot(widget, IMAGES / f"{name}_moved.png")
 
 
 def main() -> None:
     "One JupyterLab, one tab for each lesson."
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("lessons", nargs="*", help="the first digits of their names; all if none")
     args = parser.parse_args()
     IMAGES.mkdir(exist_ok=True)
     with Lab(height=1600) as lab:
         for name in MAIN:
-            if args.lessons and name[:2] not in args.lessons: continue
+            if args.lessons and name[:2] not in args.lessons:
+                continue
             notebook = lab.open(f"{name}.ipynb")
             pictures(notebook, name)
             notebook.page.close()
 
 
-if __name__ == "__main__": main()
+if __name__ == "__main__":
+    main()

@@ -5,6 +5,7 @@
 The exit status is the command's, or 1 if a limit was exceeded. Peak memory is the largest resident set of any one
 process that the command started (getrusage), not their sum. POSIX only.
 """
+
 from __future__ import annotations
 
 import argparse
@@ -25,20 +26,30 @@ def measure(command: list[str]) -> tuple[int, float, float]:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--max-seconds", type=float, default=math.inf)
     parser.add_argument("--max-mb", type=float, default=math.inf, help="1 MB = 10^6 bytes")
     parser.add_argument("--name", default="measure", help="what to call the command in the message")
     parser.add_argument("command", nargs=argparse.REMAINDER)
     args = parser.parse_args()
     command = args.command[1:] if args.command[:1] == ["--"] else args.command
-    if not command: parser.error("no command given")
+    if not command:
+        parser.error("no command given")
     status, seconds, mb = measure(command)
-    print(f"{args.name}: {seconds:.1f} s, peak memory {mb:.0f} MB, exit status {status}", flush=True)
-    if status: return status if status > 0 else 128 - status
-    over = [f"{seconds:.1f} s > {args.max_seconds:g} s"] * (seconds > args.max_seconds) + [f"{mb:.0f} MB > {args.max_mb:g} MB"] * (mb > args.max_mb)
-    if over: print(f"{args.name}: over the limit: {', '.join(over)}", file=sys.stderr)
+    print(
+        f"{args.name}: {seconds:.1f} s, peak memory {mb:.0f} MB, exit status {status}", flush=True
+    )
+    if status:
+        return status if status > 0 else 128 - status
+    over = [f"{seconds:.1f} s > {args.max_seconds:g} s"] * (seconds > args.max_seconds) + [
+        f"{mb:.0f} MB > {args.max_mb:g} MB"
+    ] * (mb > args.max_mb)
+    if over:
+        print(f"{args.name}: over the limit: {', '.join(over)}", file=sys.stderr)
     return int(bool(over))
 
 
-if __name__ == "__main__": sys.exit(main())
+if __name__ == "__main__":
+    sys.exit(main())

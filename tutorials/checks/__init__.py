@@ -2,6 +2,7 @@
 
 A check says one of three things and never stops the notebook: not tried yet (with the hint), wrong (with the reason), right.
 """
+
 from __future__ import annotations
 
 import functools
@@ -14,20 +15,47 @@ class Wrong(Exception):
 
 def need(condition, why: str) -> None:
     "Raise Wrong with the reason `why` unless `condition`."
-    if not condition: raise Wrong(why)
+    if not condition:
+        raise Wrong(why)
 
 
 class Verdict:
     "status: 'untried', 'wrong' or 'right'; text: what it means; hint: what opens below it (not when right)."
-    SIGNS = {"untried": "○ Not tried yet.", "wrong": "✗ Not right.", "right": "✓ Right."}
 
-    def __init__(self, status: str, text: str = "", hint: str = ""): self.status, self.text, self.hint = status, text, "" if status == "right" else hint
+    SIGNS = {
+        "untried": "○ Not tried yet.",
+        "wrong": "✗ Not right.",
+        "right": "✓ Right.",
+    }
 
-    def __repr__(self): return " ".join(filter(None, [self.SIGNS[self.status], self.text, self.hint and f"Hint: {self.hint}"]))
+    def __init__(self, status: str, text: str = "", hint: str = ""):
+        self.status, self.text, self.hint = (
+            status,
+            text,
+            "" if status == "right" else hint,
+        )
+
+    def __repr__(self):
+        return " ".join(
+            filter(
+                None,
+                [
+                    self.SIGNS[self.status],
+                    self.text,
+                    self.hint and f"Hint: {self.hint}",
+                ],
+            )
+        )
 
     def _repr_html_(self):
-        colour = {"untried": "#7F7F7F", "wrong": "#D55E00", "right": "#009E73"}[self.status]
-        hint = f"<details><summary>Hint</summary>{escape(self.hint)}</details>" if self.hint else ""
+        colour = {"untried": "#7F7F7F", "wrong": "#D55E00", "right": "#009E73"}[
+            self.status
+        ]
+        hint = (
+            f"<details><summary>Hint</summary>{escape(self.hint)}</details>"
+            if self.hint
+            else ""
+        )
         return f'<div style="border-left:4px solid {colour};padding:2px 10px"><b>{self.SIGNS[self.status]}</b> {escape(self.text)}{hint}</div>'
 
 
@@ -37,14 +65,22 @@ def exercise(hint: str):
     The check calls `need` for each classic mistake and returns what to say when all is well. An answer that is None, or code that raises
     NotImplementedError, is untried; any other exception of the learner's code is a wrong answer that says what was raised.
     """
+
     def wrap(check):
         @functools.wraps(check)
         def verdict(answer=None) -> Verdict:
-            if answer is None: return Verdict("untried", hint=hint)
-            try: return Verdict("right", check(answer))
-            except NotImplementedError: return Verdict("untried", hint=hint)
-            except Wrong as e: return Verdict("wrong", str(e), hint)
-            except Exception as e: return Verdict("wrong", f"It raised {type(e).__name__}: {e}", hint)
+            if answer is None:
+                return Verdict("untried", hint=hint)
+            try:
+                return Verdict("right", check(answer))
+            except NotImplementedError:
+                return Verdict("untried", hint=hint)
+            except Wrong as e:
+                return Verdict("wrong", str(e), hint)
+            except Exception as e:
+                return Verdict("wrong", f"It raised {type(e).__name__}: {e}", hint)
+
         verdict.hint = hint
         return verdict
+
     return wrap

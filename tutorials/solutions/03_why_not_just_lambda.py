@@ -24,49 +24,74 @@ my_lam = 0.05
 # %% scale wrong: added to all rewards
 my_lam = 3.5
 
+
 # %% step
 def dual_step(lam, spent, limit, lr):
-    return max(0.0, lam + lr * (sum(spent) / len(spent) - limit))  # dearer if the mean is over, and never below zero
+    return max(
+        0.0, lam + lr * (sum(spent) / len(spent) - limit)
+    )  # dearer if the mean is over, and never below zero
+
 
 # %% step wrong: the sign is wrong
 def dual_step(lam, spent, limit, lr):
     return max(0.0, lam - lr * (sum(spent) / len(spent) - limit))
 
+
 # %% step wrong: below zero
 def dual_step(lam, spent, limit, lr):
     return lam + lr * (sum(spent) / len(spent) - limit)
+
 
 # %% step wrong: the price never falls
 def dual_step(lam, spent, limit, lr):
     return lam + lr * sum(max(s - limit, 0.0) for s in spent) / len(spent)
 
+
 # %% step wrong: share of violations
 def dual_step(lam, spent, limit, lr):
     return lam + lr * sum(s > limit for s in spent) / len(spent)
+
 
 # %% step wrong: take the mean
 def dual_step(lam, spent, limit, lr):
     return max(0.0, lam + lr * (sum(spent) - limit))
 
+
 # %% choose
 def choose_price(students, limit, target):
-    good = [lam for lam, spent in students.items() if sum(s <= limit for s in spent) / len(spent) >= target]  # every completion is asked
+    good = [
+        lam
+        for lam, spent in students.items()
+        if sum(s <= limit for s in spent) / len(spent) >= target
+    ]  # every completion is asked
     return min(good, default=None)
+
 
 # %% choose wrong: whether the average is within
 def choose_price(students, limit, target):
     good = [lam for lam, spent in students.items() if sum(spent) / len(spent) <= limit]
     return min(good, default=None)
 
+
 # %% choose wrong: largest price
 def choose_price(students, limit, target):
-    good = [lam for lam, spent in students.items() if sum(s <= limit for s in spent) / len(spent) >= target]
+    good = [
+        lam
+        for lam, spent in students.items()
+        if sum(s <= limit for s in spent) / len(spent) >= target
+    ]
     return max(good, default=None)
+
 
 # %% choose wrong: exactly the limit keeps it
 def choose_price(students, limit, target):
-    good = [lam for lam, spent in students.items() if sum(s < limit for s in spent) / len(spent) >= target]
+    good = [
+        lam
+        for lam, spent in students.items()
+        if sum(s < limit for s in spent) / len(spent) >= target
+    ]
     return min(good, default=None)
+
 
 # %% choose wrong: not all completions
 def choose_price(students, limit, target):

@@ -9,59 +9,74 @@ my_answer = 1
 # %% alone wrong: its own baseline
 my_answer = 0.5
 
+
 # %% surrogate
 def surrogate(logp, cost):
     after = cost.flip(-1).cumsum(-1).flip(-1) - cost  # what each token can still change
     return (cost + after.detach() * logp).sum(-1)
 
+
 # %% surrogate wrong: exact-KL trap
 def surrogate(logp, cost):
     return (cost.flip(-1).cumsum(-1).flip(-1).detach() * logp).sum(-1)
+
 
 # %% surrogate wrong: exact-KL trap
 def surrogate(logp, cost):
     return cost.sum(-1).detach() * logp.sum(-1)
 
+
 # %% surrogate wrong: only the pathwise part
 def surrogate(logp, cost):
     return cost.sum(-1)
+
 
 # %% surrogate wrong: sign of the score part
 def surrogate(logp, cost):
     after = cost.flip(-1).cumsum(-1).flip(-1) - cost
     return (cost - after.detach() * logp).sum(-1)
 
+
 # %% surrogate wrong: plain numbers
 def surrogate(logp, cost):
     after = cost.flip(-1).cumsum(-1).flip(-1) - cost
     return (cost + after * logp).sum(-1)
+
 
 # %% surrogate wrong: a mean over tokens is not the sum
 def surrogate(logp, cost):
     after = cost.flip(-1).cumsum(-1).flip(-1) - cost
     return (cost + after.detach() * logp).mean(-1)
 
+
 # %% loss
 def divergence_loss(logp, teacher_logp):
     return (logp - teacher_logp).square() / 2  # k2: its derivative is the log-ratio
+
 
 # %% loss wrong: FORWARD
 def divergence_loss(logp, teacher_logp):
     return torch.exp(teacher_logp - logp) - 1 + logp - teacher_logp
 
+
 # %% loss wrong: k1 as a loss
 def divergence_loss(logp, teacher_logp):
     return logp - teacher_logp
+
 
 # %% loss wrong: it has no gradient
 def divergence_loss(logp, teacher_logp):
     return (logp - teacher_logp).detach() ** 2
 
+
 # %% penalised
 def penalised_loss(logp, cost, reward, lam):
     pay = reward - lam * cost.sum(-1)
     advantage = (pay - pay.mean()).detach()
-    return -advantage * logp.sum(-1) + lam * cost.sum(-1)  # the cost also pulls through its own gradient
+    return -advantage * logp.sum(-1) + lam * cost.sum(
+        -1
+    )  # the cost also pulls through its own gradient
+
 
 # %% penalised wrong: the exact-KL trap
 def penalised_loss(logp, cost, reward, lam):
@@ -69,18 +84,22 @@ def penalised_loss(logp, cost, reward, lam):
     advantage = (pay - pay.mean()).detach()
     return -advantage * logp.sum(-1)
 
+
 # %% penalised wrong: the sign of the pathwise part
 def penalised_loss(logp, cost, reward, lam):
     pay = (reward - lam * cost.sum(-1)).detach()
     return -pay * logp.sum(-1) - lam * cost.sum(-1)
 
+
 # %% penalised wrong: the divergence left the advantage
 def penalised_loss(logp, cost, reward, lam):
     return -(reward - reward.mean()) * logp.sum(-1) + lam * cost.sum(-1)
 
+
 # %% penalised wrong: the advantage carries a gradient
 def penalised_loss(logp, cost, reward, lam):
     return -(reward - lam * cost.sum(-1)) * logp.sum(-1)
+
 
 # %% penalised wrong: the weight lam
 def penalised_loss(logp, cost, reward, lam):

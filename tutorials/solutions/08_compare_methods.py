@@ -1,7 +1,11 @@
 # Solutions of lesson 08; after each, wrong answers with words of what the check must say to them (tests/test_tutorials.py runs all of them).
 
 # %% equal
-my_answer = {"saute", "cmdp", "hinge"}  # only these put the budget into the reward that is compared
+my_answer = {
+    "saute",
+    "cmdp",
+    "hinge",
+}  # only these put the budget into the reward that is compared
 
 # %% equal wrong: the budget is only in the multiplier
 my_answer = {"saute", "cmdp", "hinge", "soft"}
@@ -9,73 +13,93 @@ my_answer = {"saute", "cmdp", "hinge", "soft"}
 # %% equal wrong: hinge, saute missing
 my_answer = {"cmdp"}
 
+
 # %% margin
 def margin_hinge(rewards, spent, limit, coef, margin):
-    return rewards - coef * (spent - margin * limit).clamp(min=0)  # nothing below the margin, coef for each nat beyond
+    return rewards - coef * (spent - margin * limit).clamp(
+        min=0
+    )  # nothing below the margin, coef for each nat beyond
+
 
 # %% margin wrong: sign of the penalty
 def margin_hinge(rewards, spent, limit, coef, margin):
     return rewards + coef * (spent - margin * limit).clamp(min=0)
 
+
 # %% margin wrong: without clamp
 def margin_hinge(rewards, spent, limit, coef, margin):
     return rewards - coef * (spent - margin * limit)
+
 
 # %% margin wrong: not at the limit
 def margin_hinge(rewards, spent, limit, coef, margin):
     return rewards - coef * (spent - limit).clamp(min=0)
 
+
 # %% margin wrong: subtract only what lies beyond
 def margin_hinge(rewards, spent, limit, coef, margin):
     return rewards - coef * spent
+
 
 # %% margin wrong: coef has no effect
 def margin_hinge(rewards, spent, limit, coef, margin):
     return rewards - (spent - margin * limit).clamp(min=0)
 
+
 # %% margin wrong: a constant does not tell
 def margin_hinge(rewards, spent, limit, coef, margin):
     return rewards - coef * (spent > margin * limit)
+
 
 # %% choose
 def choose(validation, test):
     best = int(validation.mean(1).argmax())  # the choice does not see the test prompts
     return best, float(test[best].mean())
 
+
 # %% choose wrong: luckiest of 6 numbers
 def choose(validation, test):
     best = int(test.mean(1).argmax())
     return best, float(test[best].mean())
+
 
 # %% choose wrong: reports the score that made the choice
 def choose(validation, test):
     best = int(validation.mean(1).argmax())
     return best, float(validation[best].mean())
 
+
 # %% choose wrong: through the mean of both
 def choose(validation, test):
     best = int((validation.mean(1) + test.mean(1)).argmax())
     return best, float(test[best].mean())
+
 
 # %% interval
 def paired_interval(a, b):
     d = a - b  # what is common to a seed cancels here
     return d.mean(), student_t.ppf(0.975, len(d) - 1) * d.std(ddof=1) / np.sqrt(len(d))
 
+
 # %% interval wrong: as if they were independent
 def paired_interval(a, b):
     n = len(a)
-    return (a - b).mean(), student_t.ppf(0.975, n - 1) * np.sqrt(a.var(ddof=1) / n + b.var(ddof=1) / n)
+    return (a - b).mean(), student_t.ppf(0.975, n - 1) * np.sqrt(
+        a.var(ddof=1) / n + b.var(ddof=1) / n
+    )
+
 
 # %% interval wrong: 1.96 is for hundreds of seeds
 def paired_interval(a, b):
     d = a - b
     return d.mean(), 1.96 * d.std(ddof=1) / np.sqrt(len(d))
 
+
 # %% interval wrong: spread of one difference
 def paired_interval(a, b):
     d = a - b
     return d.mean(), student_t.ppf(0.975, len(d) - 1) * d.std(ddof=1)
+
 
 # %% interval wrong: ddof=1
 def paired_interval(a, b):

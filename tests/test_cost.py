@@ -1,19 +1,28 @@
 "Properties of the per-token cost."
+
 import math
 import warnings
 
 import pytest
 import torch
+from cmdp_nbdev.cost import KINDS, align_vocab, sampled_divergence, token_divergence, token_logps
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cmdp_nbdev.divergence import KINDS, align_vocab, sampled_divergence, token_divergence, token_logps
-
-SETTINGS = [("reverse_kl", 0.5), ("forward_kl", 0.5), ("jsd", 0.1), ("jsd", 0.5), ("jsd", 0.0), ("jsd", 1.0)]
+SETTINGS = [
+    ("reverse_kl", 0.5),
+    ("forward_kl", 0.5),
+    ("jsd", 0.1),
+    ("jsd", 0.5),
+    ("jsd", 0.0),
+    ("jsd", 1.0),
+]
 
 
 def logits(seed, *shape, scale=3.0, dtype=torch.float64):
-    return scale * torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
+    return scale * torch.randn(
+        *shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64
+    ).to(dtype)
 
 
 @given(st.integers(0, 10_000), st.sampled_from(SETTINGS), st.sampled_from([0.1, 1.0, 10.0]))
@@ -31,12 +40,19 @@ def test_non_negative_and_zero_only_for_equal_distributions(seed, setting, scale
 def test_kl_equals_torch(seed):
     "Costs must be comparable with those of any other library."
     s, t = logits(seed, 2, 3, 7), logits(seed + 1, 2, 3, 7)
-    kl = lambda p, q: torch.nn.functional.kl_div(q.log_softmax(-1), p.log_softmax(-1), reduction="none", log_target=True).sum(-1)
+
+    def kl(p, q):
+        return torch.nn.functional.kl_div(
+            q.log_softmax(-1), p.log_softmax(-1), reduction="none", log_target=True
+        ).sum(-1)
+
     torch.testing.assert_close(token_divergence(s, t, "reverse_kl"), kl(s, t))
     torch.testing.assert_close(token_divergence(s, t, "forward_kl"), kl(t, s))
     beta = 0.3
     mix = (beta * t.softmax(-1) + (1 - beta) * s.softmax(-1)).log()
-    torch.testing.assert_close(token_divergence(s, t, "jsd", beta), beta * kl(t, mix) + (1 - beta) * kl(s, mix))
+    torch.testing.assert_close(
+        token_divergence(s, t, "jsd", beta), beta * kl(t, mix) + (1 - beta) * kl(s, mix)
+    )
 
 
 @given(st.integers(0, 10_000), st.floats(1e-6, 0.5))
@@ -56,7 +72,9 @@ def test_half_precision_logits_are_measured_in_float32(kind, dtype):
     s, t = logits(0, 2, 3, 50, dtype=dtype), logits(1, 2, 3, 50, dtype=dtype)
     value = token_divergence(s, t, kind)
     assert value.dtype == torch.float32
-    torch.testing.assert_close(value.double(), token_divergence(s.double(), t.double(), kind), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(
+        value.double(), token_divergence(s.double(), t.double(), kind), rtol=1e-5, atol=1e-6
+    )
 
 
 @pytest.mark.parametrize("kind,beta", SETTINGS)
@@ -101,7 +119,8 @@ def test_masked_positions_are_inert(kind, beta, chunk_size):
     s, t = logits(0, 2, 3, 5), logits(1, 2, 3, 5)
     mask = torch.tensor([[1, 0, 1], [0, 1, 0]])
     clean = token_divergence(s, t, kind, beta, mask)
-    for x in (s, t): x[mask == 0] = torch.nan
+    for x in (s, t):
+        x[mask == 0] = torch.nan
     s.requires_grad_()
     value = token_divergence(s, t, kind, beta, mask, chunk_size=chunk_size)
     torch.testing.assert_close(value, clean)
@@ -132,11 +151,17 @@ def test_cropping_is_a_softmax_over_the_common_ids(student_has_more):
     a, b = logits(0, 2, 3, 5), logits(1, 2, 3, 8)
     s, t = (b, a) if student_has_more else (a, b)
     s.requires_grad_()
-    with pytest.warns(UserWarning, match="5 ids common.*probability mass"): value = token_divergence(s, t)
+    with pytest.warns(UserWarning, match="5 ids common.*probability mass"):
+        value = token_divergence(s, t)
     torch.testing.assert_close(value, token_divergence(s[..., :5], t[..., :5]))
     value.sum().backward()
     assert (s.grad[..., 5:] == 0).all() and s.grad[..., :5].abs().sum() > 0
-    torch.testing.assert_close(align_vocab(s, t)[2].item(), b.softmax(-1)[..., 5:].sum(-1).mean().item(), rtol=1e-5, atol=1e-7)
+    torch.testing.assert_close(
+        align_vocab(s, t)[2].item(),
+        b.softmax(-1)[..., 5:].sum(-1).mean().item(),
+        rtol=1e-5,
+        atol=1e-7,
+    )
 
 
 def test_no_warning_for_unused_padding_rows():
@@ -152,8 +177,13 @@ def test_sampled_estimators(seed):
     "k1 and k3 are unbiased for the KL, k3 and k2 never negative; the formulas are those of the literature."
     s, t = logits(seed, 6).log_softmax(-1), logits(seed + 1, 6).log_softmax(-1)
     exact = (s.exp() * (s - t)).sum()
-    for kind in ("k1", "k3"): torch.testing.assert_close((s.exp() * sampled_divergence(s, t, kind, clip=1e9)).sum(), exact)
-    torch.testing.assert_close(sampled_divergence(s, t, "k3", clip=1e9), (t - s).exp() - 1 - (t - s))
+    for kind in ("k1", "k3"):
+        torch.testing.assert_close(
+            (s.exp() * sampled_divergence(s, t, kind, clip=1e9)).sum(), exact
+        )
+    torch.testing.assert_close(
+        sampled_divergence(s, t, "k3", clip=1e9), (t - s).exp() - 1 - (t - s)
+    )
     torch.testing.assert_close(sampled_divergence(s, t, "k2"), (s - t) ** 2 / 2)
     assert (sampled_divergence(s, t, "k3") >= 0).all()
 
@@ -168,11 +198,22 @@ def test_token_logps_of_half_precision():
     x, ids = logits(0, 2, 3, 50, dtype=torch.bfloat16), torch.tensor([[1, 2, 3], [4, 5, 6]])
     value = token_logps(x, ids, temperature=0.7)
     assert value.dtype == torch.float32
-    torch.testing.assert_close(value, (x.float() / 0.7).log_softmax(-1).gather(-1, ids[..., None])[..., 0])
+    torch.testing.assert_close(
+        value, (x.float() / 0.7).log_softmax(-1).gather(-1, ids[..., None])[..., 0]
+    )
 
 
-@pytest.mark.parametrize("bad,match", [(dict(kind="tv"), "choose one of reverse_kl"), (dict(beta=1.5), r"beta must lie in \[0, 1\], got 1.5"), (dict(floor=-0.1), r"floor must lie in \[0, 1\)"),
-                                       (dict(floor=1.0), "floor"), (dict(floor=0.1, kind="jsd"), "floor=0.1")])
+@pytest.mark.parametrize(
+    "bad,match",
+    [
+        (dict(kind="tv"), "choose one of reverse_kl"),
+        (dict(beta=1.5), r"beta must lie in \[0, 1\], got 1.5"),
+        (dict(floor=-0.1), r"floor must lie in \[0, 1\)"),
+        (dict(floor=1.0), "floor"),
+        (dict(floor=0.1, kind="jsd"), "floor=0.1"),
+    ],
+)
 def test_bad_settings(bad, match):
     "A typo must not silently select another cost."
-    with pytest.raises(ValueError, match=match): token_divergence(logits(0, 1, 1, 3), logits(1, 1, 1, 3), **bad)
+    with pytest.raises(ValueError, match=match):
+        token_divergence(logits(0, 1, 1, 3), logits(1, 1, 1, 3), **bad)
