@@ -49,7 +49,7 @@ BUDGETS = (0.4, 0.8, 1.0)  # nats per sequence
 TARGETS = (0.80, 0.90, 0.95, 0.99)
 LAMBDAS = (0.25, 0.5, 0.75, 1.0, 1.1, 1.2, 1.35, 1.5, 2.0, 3.0)
 LAMBDAS_NONE = (0.3, 0.5, 0.8, 1.2)  # with advantages that are only centred
-DEFAULT = "cmdp-smooth"
+DEFAULT = "cmdp-rate"
 
 # four trials each: (settings of the method, other fields of CMDPConfig)
 TRIALS = {
