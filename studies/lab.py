@@ -36,7 +36,7 @@ class Runs:
         "All rows, numbers as numbers; no rows if there is no file yet."
         if not self.path.exists():
             return pd.DataFrame(columns=list(self.key))
-        return pd.read_csv(self.path, float_precision="round_trip")
+        return pd.read_csv(self.path)
 
     def identify(self, run: dict) -> tuple:
         "What tells this run (a job or a row) from all others of the file."
