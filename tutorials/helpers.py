@@ -8,7 +8,7 @@ from pathlib import Path
 import cmdp_nbdev
 import plotly.graph_objects as go
 from cmdp_nbdev.plot import BLUE, GREEN, GREY, ORANGE, RED
-from cmdp_nbdev.widgets.widget import read_rows
+from cmdp_nbdev.widgets.shootout import read_rows
 
 COLORS = (BLUE, ORANGE, GREEN, RED, GREY)
 DASHES = ("solid", "dash", "dot", "dashdot", "longdash")

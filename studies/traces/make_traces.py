@@ -2,7 +2,7 @@
 
     python studies/traces/make_traces.py        # trains what studies/methods/traces does not hold; may be stopped at any time and goes on there
 
-Writes cmdp_nbdev/data/traces.npz (read by widget.load_traces) and studies/traces/config.json (settings, versions, machine). The students are those of
+Writes cmdp_nbdev/data/traces.npz (read by widgets.panel.load_traces) and studies/traces/config.json (settings, versions, machine). The students are those of
 the tables of studies/methods, seeds 2 and 3 (other budgets than 0.8: seed 2): the first 400 test completions of each, with the cost of every token of the first 40.
 """
 
