@@ -20,10 +20,10 @@ from http.client import HTTPException
 
 import numpy as np
 import torch
-from .cost import token_logps
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from .budget import satisfaction_interval
+from .cost import token_logps
 from .evaluate import difference_interval, mcnemar
 from .mdp import Rollout, masked
 from .model import load_tokenizer

@@ -23,8 +23,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from .cost import token_logps
-from .tasks import TASKS, open_task, task_kind, with_template, worked_text
 from datasets import Dataset
 from transformers import (
     AutoModelForCausalLM,
@@ -39,9 +37,11 @@ from transformers import (
 from transformers.trainer_utils import get_last_checkpoint
 from transformers.utils import logging
 
+from .cost import token_logps
 from .evaluate import evaluate
 from .model import load_model, load_tokenizer
 from .rollout import completion_logits, given_rollout, is_chat
+from .tasks import TASKS, open_task, task_kind, with_template, worked_text
 from .trainer import CMDPConfig, CMDPTrainer
 
 # %% auto #0
