@@ -7,7 +7,14 @@ from setuptools import find_packages, setup
 cfg = ConfigParser(delimiters=["="])
 cfg.read(Path(__file__).parent / "settings.ini", encoding="utf-8")
 cfg = cfg["DEFAULT"]
-lib, extras = cfg["lib_path"], ("notebook", "math", "smollm", "lora")
+lib = cfg["lib_path"]
+
+# pip install .[notebook] and so on; [dev] is all of them, and the tools that build and test
+extras = {
+    name: cfg[f"{name}_requirements"].split()
+    for name in ("notebook", "math", "smollm", "lora", "trl")
+}
+extras["dev"] = sum(extras.values(), start=cfg["dev_requirements"].split())
 
 setup(
     name=cfg["lib_name"],
@@ -31,7 +38,7 @@ setup(
     zip_safe=False,
     python_requires=f">={cfg['min_python']}",
     install_requires=cfg["requirements"].split(),
-    extras_require={extra: cfg[f"{extra}_requirements"].split() for extra in extras} | {"dev": " ".join(cfg[f"{extra}_requirements"] for extra in ("dev", *extras)).split()},
+    extras_require=extras,
     entry_points={
         "console_scripts": cfg["console_scripts"].split(),
         "nbdev": [f"{lib}={lib}._modidx:d"],

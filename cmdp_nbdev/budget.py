@@ -10,6 +10,7 @@ from numbers import Real
 
 import numpy as np
 import torch
+from fastcore.basics import patch
 from scipy.stats import beta as _beta
 from torch import Tensor
 
@@ -24,7 +25,7 @@ AGGREGATES = ("sum", "mean", "prefix_mean")
 
 
 def running_spend(cost: Tensor, mask: Tensor, aggregate: str = "sum", burn_in: int = 0) -> Tensor:
-    "Budget spent after each position, (B, T) -> (B, T); for `prefix_mean` -inf until a prefix counts."
+    "Budget spent after each position, (B, T) -> (B, T); -inf until a prefix counts."
     total = masked(cost, mask).cumsum(-1)
     if aggregate == "sum":
         return total
@@ -32,19 +33,25 @@ def running_spend(cost: Tensor, mask: Tensor, aggregate: str = "sum", burn_in: i
     mean = total / t
     if aggregate == "mean":
         return mean
-    counted = t > torch.minimum(
-        torch.full_like(t[:, :1], burn_in), t[:, -1:] - 1
-    )  # a short completion counts its last prefix
-    return mean.masked_fill(~counted, -torch.inf).cummax(-1).values
+    not_judged = (t[:, -1:] - 1).clamp(max=burn_in)  # the whole completion always is
+    return mean.masked_fill(t <= not_judged, -torch.inf).cummax(-1).values
+
+# %% ../nbs/02_budget.ipynb #is-limit
+def _is_limit(limit) -> bool:
+    "Whether `limit` is a number of nats >= 0, or a tensor (B,) of such numbers."
+    if isinstance(limit, Tensor) and limit.dim() == 1:
+        return bool((limit >= 0).all())
+    return isinstance(limit, Real) and limit >= 0
 
 # %% ../nbs/02_budget.ipynb #budget
 @dataclass(frozen=True)
 class Budget:
     """A limit d on the divergence that one trajectory may spend.
 
-    `limit`: nats per sequence for "sum", nats per token for "mean" and "prefix_mean"; at least 0. A number, or a tensor (B,) with one per trajectory.
+    `limit`: nats per sequence for "sum", nats per token for "mean" and "prefix_mean"; at least 0.
+    A number, or a tensor (B,) with one per trajectory.
     `burn_in`: prefixes of at most this many tokens are not judged; "prefix_mean" only.
-    Raises ValueError for a negative or NaN limit, an unknown aggregate, or a burn-in that cannot apply.
+    Raises ValueError for a negative or NaN limit, an unknown aggregate, a burn-in without use.
     Source: arXiv 2509.22921 (sum), arXiv 2610.00332 (prefix mean).
     """
 
@@ -53,48 +60,49 @@ class Budget:
     burn_in: int = 0
 
     def __post_init__(self):
-        per_row = isinstance(self.limit, Tensor) and self.limit.dim() == 1
-        if not (
-            bool((self.limit >= 0).all())
-            if per_row
-            else isinstance(self.limit, Real) and self.limit >= 0
-        ):
-            raise ValueError(
-                f"budget limit must be a number of nats >= 0, or a tensor (B,) of such numbers, got {self.limit!r}"
-            )
+        if not _is_limit(self.limit):
+            wanted = "a number of nats >= 0, or a tensor (B,) of such numbers"
+            raise ValueError(f"budget limit must be {wanted}, got {self.limit!r}")
         if self.aggregate not in AGGREGATES:
-            raise ValueError(
-                f"aggregate {self.aggregate!r} is unknown; choose one of {', '.join(AGGREGATES)}"
-            )
+            known = ", ".join(AGGREGATES)
+            raise ValueError(f"aggregate {self.aggregate!r} is unknown; choose one of {known}")
         if self.burn_in < 0 or (self.burn_in and self.aggregate != "prefix_mean"):
-            raise ValueError(
-                f"burn_in must be >= 0 and applies to aggregate='prefix_mean' only, got {self.burn_in} with {self.aggregate!r}"
-            )
+            wanted = ">= 0 and applies to aggregate='prefix_mean' only"
+            given = f"{self.burn_in} with {self.aggregate!r}"
+            raise ValueError(f"burn_in must be {wanted}, got {given}")
 
-    def running(self, cost: Tensor, mask: Tensor) -> Tensor:
-        "Spent after each position, (B, T)."
-        return running_spend(cost, mask, self.aggregate, self.burn_in)
+# %% ../nbs/02_budget.ipynb #spent
+@patch
+def running(self: Budget, cost: Tensor, mask: Tensor) -> Tensor:
+    "Spent after each position, (B, T)."
+    return running_spend(cost, mask, self.aggregate, self.burn_in)
 
-    def spent(self, cost: Tensor, mask: Tensor) -> Tensor:
-        "Spent by the whole trajectory, (B, T) nats per token -> (B,)."
-        return self.running(cost, mask)[:, -1]
 
-    def remaining(self, cost: Tensor, mask: Tensor) -> Tensor:
-        "What is left before each action and after the last one, $z_0..z_T$, (B, T+1); negative = overspent."
-        limit = (
-            torch.as_tensor(self.limit, dtype=cost.dtype, device=cost.device)
-            .expand(len(cost))
-            .unsqueeze(-1)
-        )
-        return torch.cat([limit, (limit - self.running(cost, mask)).minimum(limit)], -1)
+@patch
+def spent(self: Budget, cost: Tensor, mask: Tensor) -> Tensor:
+    "Spent by the whole trajectory, (B, T) nats per token -> (B,)."
+    return self.running(cost, mask)[:, -1]
 
-    def violated(self, cost: Tensor, mask: Tensor) -> Tensor:
-        "True where a trajectory spent more than the limit, (B,)."
-        return self.spent(cost, mask) > self.limit
+# %% ../nbs/02_budget.ipynb #remaining
+@patch
+def remaining(self: Budget, cost: Tensor, mask: Tensor) -> Tensor:
+    "Left before each action and after the last, $z_0..z_T$, (B, T+1); negative = overspent."
+    limit = torch.as_tensor(self.limit, dtype=cost.dtype, device=cost.device)
+    start = limit.expand(len(cost)).unsqueeze(-1)
+    left = start - self.running(cost, mask)
+    return torch.cat([start, left.minimum(start)], -1)
 
-    def scaled(self, factor: float) -> Budget:
-        "The same budget with its limit multiplied by `factor` (a training margin, say)."
-        return replace(self, limit=self.limit * factor)
+# %% ../nbs/02_budget.ipynb #violated
+@patch
+def violated(self: Budget, cost: Tensor, mask: Tensor) -> Tensor:
+    "True where a trajectory spent more than the limit, (B,)."
+    return self.spent(cost, mask) > self.limit
+
+# %% ../nbs/02_budget.ipynb #scaled
+@patch
+def scaled(self: Budget, factor: float) -> Budget:
+    "The same budget with its limit multiplied by `factor` (a training margin, say)."
+    return replace(self, limit=self.limit * factor)
 
 # %% ../nbs/02_budget.ipynb #row-budget
 def row_budget(
@@ -104,7 +112,7 @@ def row_budget(
     factor: float = 1.0,
     column: str = "budget",
 ) -> Budget:
-    """The budget of a batch: limits from the dataset column `column` (one number >= 0 per row) where there is one, times `factor`.
+    """The budget of a batch: a limit per row from `columns[column]` if it is there, times `factor`.
 
     Raises ValueError, naming the row, for a limit that is no number >= 0.
     """
@@ -113,52 +121,59 @@ def row_budget(
         return budget.scaled(factor) if factor != 1 else budget
     for i, x in enumerate(rows):
         if not (isinstance(x, Real) and x >= 0):
-            raise ValueError(
-                f"column {column!r}, row {i}: a budget must be a number of nats >= 0, got {x!r}"
-            )
+            wanted = "a budget must be a number of nats >= 0"
+            raise ValueError(f"column {column!r}, row {i}: {wanted}, got {x!r}")
     return replace(budget, limit=factor * torch.tensor([float(x) for x in rows], device=device))
 
 # %% ../nbs/02_budget.ipynb #first-violation
 def first_violation(budget: Budget, cost: Tensor, mask: Tensor) -> Tensor:
-    "Index of the first position at which the budget is exceeded, (B,) int64; -1 where it never is. Refuses aggregate='mean'."
+    """Index of the first position at which the budget is exceeded, (B,) int64; -1 where none is.
+
+    Raises ValueError for aggregate='mean'.
+    """
     if budget.aggregate == "mean":
-        raise ValueError(
-            "a 'mean' budget is decided at the end and has no first violating step; use aggregate='sum' or 'prefix_mean'"
-        )
+        reason = "a 'mean' budget is decided at the end and has no first violating step"
+        raise ValueError(f"{reason}; use aggregate='sum' or 'prefix_mean'")
     over = budget.remaining(cost, mask)[:, 1:] < 0
     return torch.where(over.any(-1), over.long().argmax(-1), -1)
 
 # %% ../nbs/02_budget.ipynb #weights
+def _up_to_worst(budget: Budget, cost: Tensor, mask: Tensor) -> Tensor:
+    "1 for the tokens of the prefix whose mean is the worst, 0 after it, (B, T)."
+    is_worst = budget.running(cost, mask) == budget.spent(cost, mask)[:, None]
+    worst = is_worst.to(cost.dtype).argmax(-1, keepdim=True)
+    return (torch.arange(cost.shape[-1], device=cost.device) <= worst) * mask
+
+# %% ../nbs/02_budget.ipynb #spend-weights
 def spend_weights(budget: Budget, cost: Tensor, mask: Tensor) -> Tensor:
     "Derivative of the spent budget with respect to each token's cost, (B, T); 0 outside the mask."
     mask = mask.to(cost.dtype)
     if budget.aggregate == "sum":
         return mask
-    if budget.aggregate == "mean":
-        return mask / mask.sum(-1, keepdim=True).clamp(min=1)
-    worst = (
-        (budget.running(cost, mask) == budget.spent(cost, mask)[:, None])
-        .to(cost.dtype)
-        .argmax(-1, keepdim=True)
-    )
-    inside = (torch.arange(cost.shape[-1], device=cost.device) <= worst) * mask
-    return inside / inside.sum(-1, keepdim=True).clamp(min=1)
+    counted = mask if budget.aggregate == "mean" else _up_to_worst(budget, cost, mask)
+    return counted / counted.sum(-1, keepdim=True).clamp(min=1)
+
+# %% ../nbs/02_budget.ipynb #count
+def _count(satisfied, n: int | None) -> tuple[int, int]:
+    "Successes and trials, from a number and `n` or from outcomes; ValueError if impossible."
+    if n is None:
+        outcomes = np.asarray(satisfied, dtype=bool)
+        satisfied, n = outcomes.sum(), outcomes.size
+    k = int(satisfied)
+    if n < 1 or not 0 <= k <= n:
+        raise ValueError(f"need 0 <= satisfied <= n and n >= 1, got satisfied={k}, n={n}")
+    return k, n
 
 # %% ../nbs/02_budget.ipynb #interval
 def satisfaction_interval(
     satisfied, n: int | None = None, level: float = 0.95
 ) -> tuple[float, float]:
-    """Exact two-sided Clopper–Pearson interval for a rate.
+    """Exact two-sided Clopper–Pearson interval for a rate, at confidence `level` in (0, 1).
 
-    `satisfied`: the number of successes, with `n` trials; or a boolean array/tensor/list of outcomes, without `n`.
+    `satisfied`: the number of successes, with `n` trials; or an array, tensor or list of outcomes.
     Raises ValueError unless 0 <= successes <= n and n >= 1.
     """
-    if n is None:
-        outcomes = np.asarray(satisfied, dtype=bool)
-        satisfied, n = int(outcomes.sum()), outcomes.size
-    k = int(satisfied)
-    if n < 1 or not 0 <= k <= n:
-        raise ValueError(f"need 0 <= satisfied <= n and n >= 1, got satisfied={k}, n={n}")
+    k, n = _count(satisfied, n)
     if not 0 < level < 1:
         raise ValueError(f"level must lie strictly between 0 and 1, got {level}")
     a = (1 - level) / 2
@@ -168,10 +183,11 @@ def satisfaction_interval(
 
 # %% ../nbs/02_budget.ipynb #suggest
 def suggest_budget(spent, quantile: float = 0.8) -> float:
-    """Limit proposed from the budgets `spent` (any sequence, nats) by a distillation-only student on held-out prompts.
+    """A limit from the budgets `spent` (nats) by a distillation-only student on held-out prompts.
 
-    `quantile` in (0, 1): the share of that student's trajectories that would satisfy the limit. Raises ValueError
-    for an empty or non-finite `spent`, or a quantile out of range. Source: arXiv 2509.22921, choice of d.
+    `quantile` in (0, 1): the share of that student's trajectories that would satisfy the limit.
+    Raises ValueError for an empty or non-finite `spent`, or a quantile out of range.
+    Source: arXiv 2509.22921, choice of d.
     """
     spent = np.asarray(spent, dtype=float).ravel()
     if not spent.size or not np.isfinite(spent).all():

@@ -21,14 +21,13 @@ from pathlib import Path
 
 import torch
 import yaml
-from .tasks import KINDS, TASKS, load_rows, open_task, task_kind, with_template
 from datasets import Dataset
 from transformers import HfArgumentParser
 from transformers.utils import logging as hf_logging
 
 from .judge import arithmetic_validity
+from .methods import METHODS, method_settings
 from .model import default_pair
-from .objective import METHODS, method_settings
 from cmdp_nbdev.plot import (
     frontier_figure,
     multiplier_curves,
@@ -41,6 +40,7 @@ from cmdp_nbdev.plot import (
     training_curves,
 )
 from .task import chain_dataset, chain_frontier, chain_reward, step_validity
+from .tasks import KINDS, TASKS, load_rows, open_task, task_kind, with_template
 from .trainer import CMDPConfig, CMDPTrainer
 
 # %% auto #0

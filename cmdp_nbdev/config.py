@@ -5,6 +5,7 @@
 # %% ../nbs/10_config.ipynb #imports
 from __future__ import annotations
 
+import functools
 import json
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
@@ -24,7 +25,7 @@ from .rollout import Sampling
 
 # %% auto #0
 __all__ = ['Positive', 'Finite', 'NotNegative', 'Share', 'Inside', 'Nucleus', 'Decay', 'Count', 'Index', 'Scale', 'Device',
-           'config_rule', 'DICTS', 'Range', 'one_of', 'setting', 'with_ranges', 'range_problems', 'Settings',
+           'config_rule', 'DICTS', 'Range', 'one_of', 'setting', 'with_ranges', 'ranges', 'range_problems', 'Settings',
            'CMDPConfig', 'Rules', 'refuse', 'distillation_is_a_part_of_the_run', 'a_quantile_needs_a_distilled_student',
            'a_limit_that_moves_has_a_start_and_a_way', 'one_precision', 'groups_stay_whole',
            'the_teachers_completions_are_used', 'the_method_knows_its_settings', 'the_method_has_groups_to_compare',
@@ -72,13 +73,21 @@ def setting(default, help: str):
 
 
 def with_ranges(cls: type) -> type:
-    "Class decorator: every field's metadata has its `range`, or None, and its help ends with it."
-    types = get_type_hints(cls, include_extras=True)
+    "Class decorator: the help of every field ends with its range."
     for f in fields(cls):
-        found = next(_ranges(types[f.name]), None)
-        text = f.metadata["help"] + (f"; {found.text}" if found else "")
-        f.metadata = MappingProxyType({"help": text, "range": found})
+        if f.name in ranges(cls):
+            f.metadata = MappingProxyType(
+                {"help": f"{f.metadata['help']}; {ranges(cls)[f.name].text}"}
+            )
     return cls
+
+
+@functools.cache
+def ranges(cls: type) -> dict[str, Range]:
+    "The range of every field of a dataclass that has one."
+    types = get_type_hints(cls, include_extras=True)
+    found = {name: next(_ranges(annotation), None) for name, annotation in types.items()}
+    return {name: allowed for name, allowed in found.items() if allowed is not None}
 
 
 def _ranges(annotation) -> Iterator[Range]:
@@ -89,13 +98,13 @@ def _ranges(annotation) -> Iterator[Range]:
     for part in get_args(annotation):
         yield from _ranges(part)
 
-
+# %% ../nbs/10_config.ipynb #range-problems
 def range_problems(settings) -> Iterator[str]:
-    "One sentence for every field outside its range; None is allowed where it is a default's type."
-    for f in fields(settings):
-        value, allowed = getattr(settings, f.name), f.metadata["range"]
-        if allowed is not None and value is not None and value not in allowed:
-            yield f"{f.name} must be {allowed.text}, got {value!r}"
+    "One sentence for every field outside its range; None is not looked at."
+    for name, allowed in ranges(type(settings)).items():
+        value = getattr(settings, name)
+        if value is not None and value not in allowed:
+            yield f"{name} must be {allowed.text}, got {value!r}"
 
 # %% ../nbs/10_config.ipynb #settings
 class Settings(dict):
@@ -356,9 +365,13 @@ def learns_from_given(self: CMDPConfig, update: int) -> bool:
 
 # %% ../nbs/10_config.ipynb #rules
 class Rules(list):
-    "Checks by name. As a decorator it adds one; `problems` asks all of them."
+    """Checks by name. As a decorator it adds one; `problems` asks all of them.
+
+    A rule's name is its documentation: what holds where the rule finds nothing.
+    """
 
     def __call__(self, rule: Callable) -> Callable:
+        rule.__doc__ = rule.__doc__ or rule.__name__.replace("_", " ").capitalize() + "."
         self.append(rule)
         return rule
 

@@ -13,10 +13,12 @@ import re
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 from fractions import Fraction
 from http.client import HTTPException
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -34,189 +36,229 @@ __all__ = ['MEASURES', 'JUDGE_TEMPLATE', 'text_of', 'score_judge', 'pairwise', '
            'check_arithmetic', 'arithmetic_validity', 'likelihood', 'parse_verdict', 'prompted_judge', 'model_judge',
            'chat_completion', 'endpoint_judge']
 
-# %% ../nbs/16_judge.ipynb #score-judge
+# %% ../nbs/16_judge.ipynb #text-of
 def text_of(x: str | list[dict]) -> str:
-    "A prompt or completion as text: itself, or the contents of its chat messages, one after another."
+    "A prompt or completion as text: itself, or the contents of its chat messages, a line each."
     return x if isinstance(x, str) else "\n".join(m["content"] or "" for m in x)
 
+# %% ../nbs/16_judge.ipynb #compare
+def _compare(x: float | None, y: float | None, margin: float) -> float | None:
+    "The verdict on two scores: 1.0 or 0.0, 0.5 within `margin`, None where either is None or NaN."
+    x, y = (math.nan if score is None else float(score) for score in (x, y))
+    if math.isnan(x) or math.isnan(y):
+        return None
+    if x == y or abs(x - y) <= margin:  # the first for two infinities
+        return 0.5
+    return float(x > y)
 
+# %% ../nbs/16_judge.ipynb #score-judge
 def score_judge(score: Callable, margin: float = 1e-4) -> Callable:
-    """The judge that prefers the higher `score(prompts, completions, **columns) -> list[float | None]`, a function as for rewards.
+    """The judge that prefers the higher `score`, a function with the signature of a reward's.
 
-    Scores that differ by at most `margin` (in their unit, >= 0) tie; None or NaN on either side gives no verdict.
+    Scores within `margin` (in their unit, >= 0) tie; None or NaN on either side gives no verdict.
     """
     params = inspect.signature(score).parameters
+    takes_any = any(p.kind is p.VAR_KEYWORD for p in params.values())
 
     def judge(prompts, a, b, **columns):
-        if not any(p.kind is p.VAR_KEYWORD for p in params.values()):
-            columns = {k: v for k, v in columns.items() if k in params}
-        pairs = [
-            [math.nan if s is None else float(s) for s in pair]
-            for pair in zip(*(score(prompts=prompts, completions=c, **columns) for c in (a, b)))
-        ]
-        return [
-            None
-            if math.isnan(x) or math.isnan(y)
-            else 0.5
-            if abs(x - y) <= margin or x == y
-            else float(x > y)
-            for x, y in pairs
-        ]
+        known = {k: v for k, v in columns.items() if takes_any or k in params}
+        scores = [score(prompts=prompts, completions=c, **known) for c in (a, b)]
+        return [_compare(x, y, margin) for x, y in zip(*scores)]
 
     return judge
 
-# %% ../nbs/16_judge.ipynb #pairwise
+# %% ../nbs/16_judge.ipynb #ask
 def _ask(judge: Callable, prompts: list, a: list, b: list, columns: dict) -> np.ndarray:
-    "Verdicts of one order as floats, NaN for none. Raises ValueError naming the judge if they are no verdicts."
-    verdicts, name = (
-        judge(prompts, a, b, **columns),
-        getattr(judge, "__name__", type(judge).__name__),
-    )
-    if len(verdicts) != len(prompts):
-        raise ValueError(
-            f"judge {name!r} must return one verdict per pair: {len(prompts)} pairs, got {len(verdicts)}"
-        )
-    v = np.array([math.nan if x is None else float(x) for x in verdicts])
-    if (bad := v[~np.isin(v, (0.0, 0.5, 1.0)) & ~np.isnan(v)]).size:
-        raise ValueError(f"judge {name!r} returned {bad[0]}: a verdict is 1, 0, 0.5 or None")
-    return v
+    "Verdicts of one order as floats, NaN for none. Raises ValueError for what is no verdict."
+    answers = judge(prompts, a, b, **columns)
+    name = getattr(judge, "__name__", type(judge).__name__)
+    if len(answers) != len(prompts):
+        wrong = f"{len(prompts)} pairs, got {len(answers)}"
+        raise ValueError(f"judge {name!r} must return one verdict per pair: {wrong}")
+    verdicts = np.array([math.nan if x is None else float(x) for x in answers])
+    known = np.isin(verdicts, (0.0, 0.5, 1.0)) | np.isnan(verdicts)
+    if not known.all():
+        wrong = verdicts[~known][0]
+        raise ValueError(f"judge {name!r} returned {wrong}: a verdict is 1, 0, 0.5 or None")
+    return verdicts
 
+# %% ../nbs/16_judge.ipynb #swap
+def _survivors(first: np.ndarray, second: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Verdicts that survive the swap, and the lean of each pair in [-1, 1], both (n,).
 
+    `first`: verdicts with a shown first, `second`: with a shown second; both from a's side, NaN
+    for none. A lean above 0 is one to the solution shown first; without a verdict it is 0.
+    """
+    judged = ~(np.isnan(first) | np.isnan(second))
+    verdicts = np.where(judged & (first == second), first, 0.5)
+    lean = np.where(judged, first - second, 0.0)
+    return verdicts, lean
+
+# %% ../nbs/16_judge.ipynb #rate
+def _rate(name: str, hits: np.ndarray, level: float) -> dict[str, float]:
+    "The share of `hits` (n,) under `name`, with the ends of its interval."
+    low, high = satisfaction_interval(hits, level=level)
+    return {name: float(hits.mean()), f"{name}_low": low, f"{name}_high": high}
+
+# %% ../nbs/16_judge.ipynb #difference
+def _difference(
+    name: str, p_name: str, up: np.ndarray, down: np.ndarray, level: float
+) -> dict[str, float]:
+    "The share of `up` minus that of `down`, both (n,), with its interval and p-value."
+    n, more, less = len(up), int(up.sum()), int(down.sum())
+    low, high = difference_interval(more, less, n, level)
+    ends = {f"{name}_low": low, f"{name}_high": high}
+    return {name: (more - less) / n, **ends, p_name: mcnemar(more, less)}
+
+# %% ../nbs/16_judge.ipynb #same-length
+def _same_length(n: int, lists: dict[str, list]) -> None:
+    "Raise ValueError unless there are pairs and every list holds one entry per pair."
+    if not n:
+        raise ValueError("no pairs to judge: prompts is empty")
+    if wrong := [f"{k} has {len(v)}" for k, v in lists.items() if len(v) != n]:
+        raise ValueError(f"every list must be as long as prompts ({n}): {', '.join(wrong)}")
+
+# %% ../nbs/16_judge.ipynb #pairwise
 def pairwise(
     judge: Callable, prompts: list, a: list, b: list, level: float = 0.95, **columns
 ) -> dict:
-    """Ask `judge` about every pair of completions `a[i]`, `b[i]` in both orders; rates are from a's side.
+    """Ask `judge` about all pairs of completions `a[i]`, `b[i]` in both orders; rates are a's.
 
-    Returns `win_rate`, `loss_rate`, `tie_rate` (they add up to 1), `net_win_rate` = win − loss with the exact `p_value` of
-    no difference, `inconsistent_rate` (the two orders contradict each other: a tie), `position_bias` in [-1, 1] with
-    `position_p_value`, all with `_low`/`_high` ends of `level` intervals; `unjudged_rate`, the share of questions without a
-    verdict (a tie, too); `n_pairs`; and per pair `verdicts` (1 win, 0 loss, 0.5 tie) and the two `orders` they come from
-    (both from a's side, None = no verdict). Raises ValueError without pairs, for unequal lengths, and for a value that is no verdict.
+    Returns `win_rate`, `loss_rate`, `tie_rate` (they add up to 1), `net_win_rate` = win − loss
+    with the exact `p_value` of no difference, `inconsistent_rate` (the two orders contradict each
+    other: a tie), `position_bias` in [-1, 1] with `position_p_value`, all with `_low`/`_high` ends
+    of `level` intervals; `unjudged_rate`, the share of questions without a verdict (a tie, too);
+    `n_pairs`; and per pair `verdicts` (1 win, 0 loss, 0.5 tie) and the two `orders` they come from
+    (both from a's side, None = no verdict). Raises ValueError without pairs, for unequal lengths,
+    and for a value that is no verdict.
     """
     n = len(prompts)
-    if not n:
-        raise ValueError("no pairs to judge: prompts is empty")
-    if wrong := [
-        f"{k} has {len(v)}" for k, v in {"a": a, "b": b, **columns}.items() if len(v) != n
-    ]:
-        raise ValueError(f"every list must be as long as prompts ({n}): {', '.join(wrong)}")
-    first, second = _ask(judge, prompts, a, b, columns), 1 - _ask(judge, prompts, b, a, columns)
-    judged = ~(np.isnan(first) | np.isnan(second))
-    verdicts = np.where(judged & (first == second), first, 0.5)
-    lean = np.where(judged, first - second, 0.0)  # > 0: towards the solution shown first
-    wins, losses = int((verdicts == 1).sum()), int((verdicts == 0).sum())
-    out = {}
-    for name, hit in (
-        ("win_rate", verdicts == 1),
-        ("loss_rate", verdicts == 0),
-        ("tie_rate", verdicts == 0.5),
-        ("inconsistent_rate", lean != 0),
-    ):
-        out[name] = float(hit.mean())
-        out[f"{name}_low"], out[f"{name}_high"] = satisfaction_interval(hit, level=level)
-    for name, up, down, p in (
-        ("net_win_rate", wins, losses, "p_value"),
-        ("position_bias", int((lean > 0).sum()), int((lean < 0).sum()), "position_p_value"),
-    ):
-        out[name] = (up - down) / n
-        out[f"{name}_low"], out[f"{name}_high"] = difference_interval(up, down, n, level)
-        out[p] = mcnemar(up, down)
-
-    def plain(v):
-        return [None if math.isnan(x) else float(x) for x in v]
-
-    return out | {
+    _same_length(n, {"a": a, "b": b, **columns})
+    first = _ask(judge, prompts, a, b, columns)
+    second = 1 - _ask(judge, prompts, b, a, columns)
+    verdicts, lean = _survivors(first, second)
+    win, loss, tie = verdicts == 1, verdicts == 0, verdicts == 0.5
+    orders = [[None if math.isnan(x) else float(x) for x in order] for order in (first, second)]
+    return {
+        **_rate("win_rate", win, level),
+        **_rate("loss_rate", loss, level),
+        **_rate("tie_rate", tie, level),
+        **_rate("inconsistent_rate", lean != 0, level),
+        **_difference("net_win_rate", "p_value", win, loss, level),
+        **_difference("position_bias", "position_p_value", lean > 0, lean < 0, level),
         "unjudged_rate": float(np.isnan([first, second]).mean()),
         "n_pairs": n,
         "verdicts": verdicts.tolist(),
-        "orders": [plain(first), plain(second)],
+        "orders": orders,
     }
 
+# %% ../nbs/16_judge.ipynb #judge-records
+def judge_records(judge, a: list, b: list, columns: tuple = (), level: float = 0.95) -> dict:
+    """`pairwise` on the records of two evaluations of the same prompts, in any order.
 
-def judge_records(
-    judge: Callable,
-    a: list[dict],
-    b: list[dict],
-    columns: tuple[str, ...] = (),
-    level: float = 0.95,
-) -> dict:
-    "`pairwise` on the records of two evaluations of the same prompts (one completion each, any order); `columns`: keys that the judge reads, too."
-    other = {str(r["prompt"]): r for r in b}
-    if not len(a) == len(b) == len(other) or other.keys() != {str(r["prompt"]) for r in a}:
-        raise ValueError(
-            f"a ({len(a)} records) and b ({len(b)}) must hold one completion each of the same prompts"
-        )
-    return pairwise(
-        judge,
-        [r["prompt"] for r in a],
-        [r["completion"] for r in a],
-        [other[str(r["prompt"])]["completion"] for r in a],
-        level,
-        **{k: [r[k] for r in a] for k in columns},
-    )
+    `columns`: keys of a's records that the judge reads, too. Raises ValueError unless a and b hold
+    the same prompts, each once.
+    """
+    other = {str(r["prompt"]): r["completion"] for r in b}
+    same = other.keys() == {str(r["prompt"]) for r in a}
+    if not (same and len(a) == len(b) == len(other)):
+        sizes = f"a ({len(a)} records) and b ({len(b)})"
+        raise ValueError(f"{sizes} must hold one completion each of the same prompts")
+    ours, theirs = [r["completion"] for r in a], [other[str(r["prompt"])] for r in a]
+    more = {k: [r[k] for r in a] for k in columns}
+    return pairwise(judge, [r["prompt"] for r in a], ours, theirs, level, **more)
+
+# %% ../nbs/16_judge.ipynb #judged-twice
+def _judged_twice(first: list, second: list) -> np.ndarray:
+    "The pairs on which both judges gave a verdict, (n, 2). Raises ValueError if there are none."
+    if len(first) != len(second):
+        counts = f"{len(first)} and {len(second)} verdicts"
+        raise ValueError(f"both judges must have judged the same pairs: {counts}")
+    rows = [[math.nan if v is None else v for v in pair] for pair in zip(first, second)]
+    pairs = np.array(rows, dtype=float).reshape(-1, 2)
+    pairs = pairs[~np.isnan(pairs).any(axis=1)]
+    if not len(pairs):
+        raise ValueError("no pair has a verdict from both judges")
+    return pairs
+
+# %% ../nbs/16_judge.ipynb #joint
+def _joint(pairs: np.ndarray) -> np.ndarray:
+    "Joint frequencies of the verdicts (n, 2) of two judges: (k, k) for the k kinds that occur."
+    kinds, index = np.unique(pairs, return_inverse=True)
+    k = len(kinds)
+    first, second = index.reshape(-1, 2).T
+    return np.bincount(first * k + second, minlength=k * k).reshape(k, k) / len(pairs)
+
+# %% ../nbs/16_judge.ipynb #kappa
+def _kappa(joint: np.ndarray) -> np.ndarray:
+    "Cohen's kappa of joint frequencies (..., k, k); NaN where chance explains it all."
+    seen = np.trace(joint, axis1=-2, axis2=-1)
+    chance = (joint.sum(-1) * joint.sum(-2)).sum(-1)
+    excess = (seen - chance) / np.maximum(1 - chance, 1e-12)
+    return np.where(chance < 1 - 1e-12, excess, math.nan)
+
+# %% ../nbs/16_judge.ipynb #kappa-interval
+def _kappa_interval(
+    joint: np.ndarray, n: int, level: float, resamples: int, seed: int
+) -> tuple[float, float]:
+    "Percentiles of kappa over bootstrap samples of `n` pairs; NaN where kappa is undefined."
+    rng = np.random.default_rng(seed)
+    tables = rng.multinomial(n, joint.ravel(), resamples) / n
+    draws = _kappa(tables.reshape(-1, *joint.shape))
+    draws = draws[~np.isnan(draws)]
+    if math.isnan(_kappa(joint)) or not len(draws):
+        return math.nan, math.nan
+    low, high = np.quantile(draws, [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)
 
 # %% ../nbs/16_judge.ipynb #agreement
 def agreement(
     first: list, second: list, level: float = 0.95, resamples: int = 2000, seed: int = 0
 ) -> dict[str, float]:
-    """How far two judges' verdicts on the same pairs agree: raw `agreement` and Cohen's `kappa`, with `_low`/`_high`.
+    """How far two judges' verdicts on the same pairs agree: `agreement`, `kappa`, `n_pairs`.
 
-    The interval of the raw agreement is exact, that of kappa holds percentiles of a bootstrap over pairs. Pairs without
-    a verdict (None) on either side are left out, `n_pairs` remain. kappa is NaN where both judges always say the same
-    one thing: chance explains it all. Source: Cohen 1960. Raises ValueError for unequal lengths or when nothing remains.
+    Pairs without a verdict (None) on either side are left out. The interval of the raw agreement
+    (`_low`/`_high`) is exact, that of kappa (Cohen 1960) holds percentiles of a bootstrap over
+    pairs; kappa is NaN where both judges always say the same one thing: chance explains it all.
+    Raises ValueError for unequal lengths or when nothing remains.
     """
-    if len(first) != len(second):
-        raise ValueError(
-            f"both judges must have judged the same pairs: {len(first)} and {len(second)} verdicts"
-        )
-    pairs = np.array(
-        [[math.nan if v is None else v for v in p] for p in zip(first, second)], dtype=float
-    ).reshape(-1, 2)
-    pairs = pairs[~np.isnan(pairs).any(1)]
-    n = len(pairs)
-    if not n:
-        raise ValueError("no pair has a verdict from both judges")
-    kinds, index = np.unique(pairs, return_inverse=True)
-    k, index = len(kinds), index.reshape(-1, 2)
-    table = np.bincount(index[:, 0] * k + index[:, 1], minlength=k * k) / n
-
-    def kappa(t: np.ndarray) -> np.ndarray:
-        "From joint frequencies (..., k * k)."
-        t = t.reshape(*t.shape[:-1], k, k)
-        seen, chance = np.trace(t, axis1=-2, axis2=-1), (t.sum(-1) * t.sum(-2)).sum(-1)
-        return np.where(
-            chance < 1 - 1e-12, (seen - chance) / np.maximum(1 - chance, 1e-12), math.nan
-        )
-
-    draws = kappa(np.random.default_rng(seed).multinomial(n, table, resamples) / n)
-    draws = draws[~np.isnan(draws)]
-    same = index[:, 0] == index[:, 1]
-    out = {"agreement": float(same.mean()), "kappa": float(kappa(table))}
+    pairs = _judged_twice(first, second)
+    n, joint = len(pairs), _joint(pairs)
+    same = pairs[:, 0] == pairs[:, 1]
+    out = {"agreement": float(same.mean()), "kappa": float(_kappa(joint))}
     out["agreement_low"], out["agreement_high"] = satisfaction_interval(same, level=level)
-    out["kappa_low"], out["kappa_high"] = (
-        (float(q) for q in np.quantile(draws, [(1 - level) / 2, (1 + level) / 2]))
-        if len(draws) and not math.isnan(out["kappa"])
-        else (math.nan, math.nan)
-    )
+    out["kappa_low"], out["kappa_high"] = _kappa_interval(joint, n, level, resamples, seed)
     return out | {"n_pairs": n}
 
-# %% ../nbs/16_judge.ipynb #arithmetic-tokens
-MEASURES = [
-    set(words.split())
-    for words in (
-        "second seconds sec secs minute minutes min mins hour hours hr hrs day days week weeks month months year years",
-        "mm cm km meter meters metre metres kilometer kilometers inch inches foot feet ft yard yards mile miles",
-        "mg kg gram grams kilogram kilograms ounce ounces oz pound pounds lb lbs ton tons",
-        "ml liter liters litre litres cup cups pint pints quart quarts gallon gallons",
-        "cent cents dollar dollars",
-    )
-]
+# %% ../nbs/16_judge.ipynb #measures
+_MEASURES = """
+second seconds sec secs minute minutes min mins hour hours hr hrs \
+day days week weeks month months year years
+mm cm km meter meters metre metres kilometer kilometers \
+inch inches foot feet ft yard yards mile miles
+mg kg gram grams kilogram kilograms ounce ounces oz pound pounds lb lbs ton tons
+ml liter liters litre litres cup cups pint pints quart quarts gallon gallons
+cent cents dollar dollars
+"""
+MEASURES = [set(line.split()) for line in _MEASURES.strip().splitlines()]
+
+# %% ../nbs/16_judge.ipynb #words
 _NO_UNIT = set(
-    "times plus minus of and or is are was half third thirds quarter quarters double twice triple percent dozen hundred thousand million billion squared cubed more less than equals equal".split()
+    """
+    times plus minus of and or is are was less more than equals equal
+    half third thirds quarter quarters double twice triple percent squared cubed
+    dozen hundred thousand million billion
+    """.split()
 )
+
 _LABELS = set(
-    "step day week month year part case question problem line equation eq example option item no number room page round level chapter version".split()
+    """
+    step day week month year part case question problem line equation eq example option item
+    no number room page round level chapter version
+    """.split()
 )
+
+# %% ../nbs/16_judge.ipynb #latex
 _LATEX = [
     (re.compile(pattern), to)
     for pattern, to in (
@@ -230,15 +272,149 @@ _LATEX = [
         (r"\\(?:text|mathrm)\{([^{}\n]{0,60})\}", r" \1 "),
     )
 ]
-_TOKEN = re.compile(
+
+# %% ../nbs/16_judge.ipynb #plain
+def _plain(text: str) -> str:
+    "LaTeX as plain text."
+    for pattern, to in _LATEX:
+        text = pattern.sub(to, text)
+    return text
+
+# %% ../nbs/16_judge.ipynb #pieces
+_PIECE = re.compile(
     r"""
-    (?P<num>(?:[$€£¥][ ]?)?(?:(?:\d{1,3}(?:,\d{3}){1,12}(?!\d)|\d{1,40})(?:\.\d{1,40})?|\.\d{1,40})(?:[ ]?%)?)
-  | (?P<other>\*\*|\^|[<>!]=|=>|[-−–]>) | (?P<eq>==?|≈)
-  | (?P<of>(?<=%[ ])of(?=[ ][$€£¥\d.]))
-  | (?P<word>/?[A-Za-z]{2,40}(?:[/-][A-Za-z]{1,40}){0,3})
-  | (?P<op>[-+*/×÷·⋅−–]|(?<=[\s\d%])[xX](?=[ ]?[$€£¥.\d])) | (?P<rest>\S)""",
+    (?P<num>
+        (?:[$€£¥][ ]?)?
+        (?:
+            (?: \d{1,3}(?:,\d{3}){1,12}(?!\d) | \d{1,40} )  # 1,234 or 1234
+            (?: \.\d{1,40} )?                               # 1234.5
+          | \.\d{1,40}                                      # .5
+        )
+        (?:[ ]?%)?
+    )
+  | (?P<other> \*\* | \^ | [<>!]= | => | [-−–]> )
+  | (?P<eq> ==? | ≈ )
+  | (?P<of> (?<=%[ ])of(?=[ ][$€£¥\d.]) )                   # 20% of 50
+  | (?P<word> /?[A-Za-z]{2,40}(?:[/-][A-Za-z]{1,40}){0,3} ) # apples, /hour, miles/hour
+  | (?P<op> [-+*/×÷·⋅−–] | (?<=[\s\d%])[xX](?=[ ]?[$€£¥.\d]) )
+  | (?P<rest> \S )
+    """,
     re.VERBOSE,
 )
+
+# %% ../nbs/16_judge.ipynb #piece
+class _Piece(NamedTuple):
+    "A piece of a line: its kind and text, where it stands, and the words that follow a number."
+
+    kind: str
+    text: str
+    start: int
+    end: int
+    units: set[str]
+
+# %% ../nbs/16_judge.ipynb #cut
+_POWER = re.compile(r"[\w)]\*\*[\w(-]|\s\*\*\s")
+
+
+def _pieces(line: str) -> Iterator[_Piece]:
+    "The pieces of a line, in order."
+    for m in _PIECE.finditer(line):
+        kind, text, start = m.lastgroup, m[0], m.start()
+        if kind == "of":
+            kind = "op"
+        elif text == "**" and not _POWER.fullmatch(line[max(0, start - 1) : start + 3]):
+            text = "bold"
+        yield _Piece(kind, text, start, m.end(), set())
+
+# %% ../nbs/16_judge.ipynb #is-unit
+def _is_unit(word: _Piece, touching: bool, words: int) -> bool:
+    "Whether a word after a number belongs to it; `words` came between, `touching`: no space did."
+    name = word.text.lower()
+    if words >= 6 or name in _NO_UNIT and not (name == "of" and words):
+        return False
+    return not touching or name[0] == "/" or any(name in group for group in MEASURES)
+
+# %% ../nbs/16_judge.ipynb #may-begin
+def _may_begin(line: str, piece: _Piece, before: str, touching: bool) -> bool:
+    "Whether a stretch that begins with `piece`, after the piece `before`, is clean on the left."
+    if before in ("**", "^") or before.lower() in _LABELS:
+        return False
+    context = line[max(0, piece.start - 2) : piece.start]
+    return not (touching and re.search(r"[\w)\]}!\\]$|\d[.,:]$", context))
+
+# %% ../nbs/16_judge.ipynb #may-end
+def _may_end(line: str, piece: _Piece, touching: bool) -> bool:
+    "Whether a stretch that ends before `piece` is clean on the right."
+    text, follows = piece.text, line[piece.end : piece.end + 1]
+    if piece.kind == "word":
+        return not touching
+    if text in ("**", "^") or piece.kind == "rest" and text.isalpha() and text not in "aAI":
+        return False
+    return not (touching and (text in "([{_\\" or text in ",.:" and follows.isdigit()))
+
+# %% ../nbs/16_judge.ipynb #stretch
+@dataclass
+class _Stretch:
+    "Numbers, operations and equals signs in a row; are its ends clean, and what is before it?"
+
+    left: bool
+    label: bool  # a word stands right before it: "bags = 2 * 5"
+    right: bool = True
+    words: int = 0  # since the last number
+    pieces: list[_Piece] = field(default_factory=list)
+
+# %% ../nbs/16_judge.ipynb #stretches
+def _stretches(line: str) -> list[_Stretch]:
+    "The stretches of arithmetic in a line of plain text."
+    out, run = [], None  # run: the stretch that is being read
+    end, before = 0, ""
+    indent = len(line) - len(line.lstrip())
+    for piece in _pieces(line):
+        touching = piece.start == end and end > 0
+        after_number = run is not None and run.pieces[-1].kind == "num"
+        bullet = piece.start == indent and line[piece.end : piece.end + 1].isspace()
+        if piece.kind == "word" and after_number and _is_unit(piece, touching, run.words):
+            if run.words < 4:  # later words are no unit: 2 = 2 people after the second day
+                run.pieces[-1].units.add(piece.text.lower())
+            run.words += 1
+        elif piece.kind in ("word", "other", "rest"):
+            if run is not None:
+                run.right = _may_end(line, piece, touching)
+            run = None
+        elif not (piece.kind == "op" and bullet):
+            if run is None or piece.kind == "num" and after_number and run.words:
+                run = _Stretch(_may_begin(line, piece, before, touching), before.isalpha())
+                out.append(run)
+            run.pieces.append(piece)
+            run.words = 0
+        end, before = piece.end, piece.text
+    return out
+
+# %% ../nbs/16_judge.ipynb #number
+class _Number(NamedTuple):
+    "A number as written: its value without the percent sign, its decimals, that sign."
+
+    value: Fraction
+    decimals: int
+    percent: bool
+
+
+def _number(text: str, sign: int) -> _Number:
+    "The number that `text` writes, times `sign`."
+    digits = re.sub(r"[^\d.]", "", text)
+    value = Fraction("0" + digits if digits.startswith(".") else digits)
+    return _Number(sign * value, len(digits.partition(".")[2]), text.endswith("%"))
+
+# %% ../nbs/16_judge.ipynb #side-class
+@dataclass
+class _Side:
+    "One side of an equation: numbers, the operations between them, the units of all."
+
+    numbers: list[_Number]
+    ops: list[str]
+    units: set[str]
+
+
 _OPS = {
     "+": "+",
     "of": "*",
@@ -247,211 +423,146 @@ _OPS = {
     **dict.fromkeys("/÷", "÷"),
 }
 
-
-def _stretches(line: str) -> list[dict]:
-    "Stretches of numbers, operations and equals signs of a line: `tokens` (kind, text, start, end, units), whether both ends are clean, and whether a word stands before."
-    out, run, indent = [], None, len(line) - len(line.lstrip())
-    end, words, before = (
-        0,
-        0,
-        "",
-    )  # end of the last token, words since the last number, last word or sign
-    for m in _TOKEN.finditer(line):
-        kind, text, start = m.lastgroup, m[0], m.start()
-        touching, end, follows = start == end and start > 0, m.end(), line[m.end() : m.end() + 1]
-        number = run is not None and run["tokens"][-1][0] == "num"
-        if kind == "word":
-            name = text.lower()
-            if (
-                number
-                and words < 6
-                and (name not in _NO_UNIT or name == "of" and words)
-                and (not touching or text[0] == "/" or any(name in group for group in MEASURES))
-            ):
-                run["tokens"][-1][4].update([name][: words < 4])
-                words += 1  # later words are no unit: 2 = 2 people after the second day
-            else:
-                if run:
-                    run["right"] = not touching
-                run = None
-        elif kind in ("other", "rest"):
-            if text == "**" and not re.fullmatch(
-                r"[\w)]\*\*[\w(-]|\s\*\*\s", line[max(0, start - 1) : start + 3]
-            ):
-                text = "bold"
-            if run:
-                run["right"] = not (
-                    text in ("**", "^")
-                    or kind == "rest"
-                    and text.isalpha()
-                    and text not in "aAI"
-                    or touching
-                    and (text in "([{_\\" or text in ",.:" and follows.isdigit())
-                )
-            run = None
-        elif kind == "op" and start == indent and follows.isspace():
-            pass  # a bullet
-        else:
-            if kind == "num" and number and words:
-                run = None
-            if run is None:
-                left = not (
-                    before in ("**", "^")
-                    or before.lower() in _LABELS
-                    or touching
-                    and re.search(r"[\w)\]}!\\]$|\d[.,:]$", line[max(0, start - 2) : start])
-                )
-                run = {"tokens": [], "left": left, "right": True, "label": before.isalpha()}
-                out.append(run)
-            run["tokens"].append(("op" if kind == "of" else kind, text, start, end, set()))
-            words = 0
-        before = text
-    return out
-
-# %% ../nbs/16_judge.ipynb #arithmetic-steps
-def _number(text: str) -> tuple[Fraction, int, bool]:
-    "Value without its percent sign, number of decimals, and whether there was such a sign."
-    digits = re.sub(r"[^\d.]", "", text)
-    return (
-        Fraction("0" + digits if digits.startswith(".") else digits),
-        len(digits.partition(".")[2]),
-        text.endswith("%"),
-    )
-
-
-def _side(tokens: list) -> dict | None:
-    "Numbers (sign, value, decimals, percent), operations and units of one side, None if it is not a chain `a op b op c` of at most 50 numbers."
-    numbers, ops, sign, want = [], [], 1, True
-    for i, (kind, text, start, end, _) in enumerate(tokens):
+# %% ../nbs/16_judge.ipynb #side
+def _side(pieces: list[_Piece]) -> _Side | None:
+    "One side of an equation, None if it is not a chain `a op b op c` of at most 50 numbers."
+    numbers, ops, sign, want = [], [], 1, True  # want: a number must come
+    for before, piece, after in zip([None, *pieces], pieces, [*pieces[1:], None]):
         if len(numbers) > 50:
             return None
-        if kind == "num" and want:
-            numbers.append((sign, *_number(text)))
+        tight = after is not None and after.start == piece.end
+        if piece.kind == "num" and want:
+            numbers.append(_number(piece.text, sign))
             sign, want = 1, False
-        elif kind == "op" and not want:
-            tight = (
-                text == "/"
-                and tokens[i - 1][3] == start
-                and tokens[i + 1 : i + 2]
-                and tokens[i + 1][2] == end
-            )
-            ops.append("/" if tight else _OPS[text])
+        elif piece.kind == "op" and not want:
+            fraction = piece.text == "/" and tight and before.end == piece.start
+            ops.append("/" if fraction else _OPS[piece.text])
             want = True
-        elif (
-            kind == "op"
-            and sign == 1
-            and _OPS[text] == "-"
-            and [t[2] for t in tokens[i + 1 : i + 2]] == [end]
-        ):
-            sign = -1  # a sign touches its number
+        elif piece.kind == "op" and tight and sign == 1 and _OPS[piece.text] == "-":
+            sign = -1
         else:
             return None
-    return (
-        None
-        if want
-        else {"numbers": numbers, "ops": ops, "units": set().union(*(t[4] for t in tokens))}
-    )
+    return None if want else _Side(numbers, ops, set().union(*(p.units for p in pieces)))
 
-
-def _value(side: dict, percent: bool) -> Fraction | None:
-    "Value of a side, products first; None for a division by zero. `percent`: whether % means a hundredth or nothing."
-    terms, under = (
-        [],
-        False,
-    )  # under: in a divisor such as that of 10 ÷ 1/2, a fraction without spaces
-    for op, (sign, value, _, has) in zip(["+", *side["ops"]], side["numbers"]):
-        value = sign * value / (100 if has and percent else 1)
+# %% ../nbs/16_judge.ipynb #value
+def _value(side: _Side, percent: bool) -> Fraction | None:
+    "Value of a side, None for a division by zero; `percent`: % is a hundredth, else nothing."
+    terms, divisor = [], False  # divisor: inside that of 10 ÷ 1/2, a fraction without spaces
+    for op, number in zip(["+", *side.ops], side.numbers):
+        value = number.value / (100 if number.percent and percent else 1)
         if op in "/÷" and not value:
             return None
-        if op == "*" or op == "/" and under:
+        if op == "*" or op == "/" and divisor:
             terms[-1] *= value
         elif op in "/÷":
             terms[-1] /= value
         else:
             terms.append(value if op == "+" else -value)
-        under = op == "÷" or op == "/" and under
+        divisor = op == "÷" or op == "/" and divisor
     return sum(terms)
 
-
-def _fits(exact: Fraction, side: dict, percent: bool, rounded: bool, loose: bool) -> bool:
-    "Whether `exact` is the first number of `side` (alone or followed by a run-on), rounded or cut off where that is allowed."
-    sign, value, decimals, has = side["numbers"][0]
-    scale = 100 if has and percent else 1
-    shown, unit = sign * value / scale, Fraction(1, 10**decimals * scale)
-    if not (loose or rounded and decimals):
-        unit = 0
-    cut = abs(shown) <= abs(exact) < abs(shown) + unit and exact * shown >= 0
-    return cut or abs(exact - shown) <= max(
-        unit / 2, Fraction(1, 10**9)
-    )  # binary floats printed in full are exact to far less
+# %% ../nbs/16_judge.ipynb #shows
+_EXACT = Fraction(1, 10**9)
 
 
-def _right(left: dict, right: dict, loose: bool) -> bool:
-    "Whether an equation holds: % as a hundredth, or as a mere unit where it stands in a result or a sum."
-    if not left["ops"]:
+def _shows(result: _Side, exact: Fraction, percent: bool, rounded: bool, loose: bool) -> bool:
+    """Whether the first number of `result` (what follows it is a run-on) is `exact`.
+
+    `rounded`: its decimals may be rounded or cut off; `loose`: also where it shows none.
+    """
+    number = result.numbers[0]
+    scale = 100 if number.percent and percent else 1
+    shown = number.value / scale
+    may_round = loose or rounded and number.decimals
+    unit = Fraction(1, 10**number.decimals * scale) if may_round else 0
+    cut_off = abs(shown) <= abs(exact) < abs(shown) + unit and exact * shown >= 0
+    return cut_off or abs(exact - shown) <= max(unit / 2, _EXACT)
+
+# %% ../nbs/16_judge.ipynb #holds
+def _holds(left: _Side, right: _Side, loose: bool) -> bool:
+    "Whether an equation holds, % being a hundredth, or a mere unit in a result or a sum."
+    if not left.ops:
         left, right = right, left
-    products = set(left["ops"]) & {"*", "/", "÷"}
-    readings = [True] + [False] * any(n[3] for n in right["numbers"]) + [False] * (not products)
-    for percent in readings:
+    multiplies = not {"*", "/", "÷"}.isdisjoint(left.ops)
+    as_unit = any(n.percent for n in right.numbers) or not multiplies
+    for percent in (True, False) if as_unit else (True,):
         exact = _value(left, percent)
-        if exact is None:
-            continue
-        if _fits(exact, right, percent, bool(products), loose):
+        if exact is not None and _shows(right, exact, percent, multiplies, loose):
             return True
-        if (
-            right["ops"]
-            and (other := _value(right, percent)) is not None
-            and abs(exact - other) <= Fraction(1, 10**9)
-        ):
+        other = _value(right, percent) if right.ops else None
+        if exact is not None and other is not None and abs(exact - other) <= _EXACT:
             return True
     return False
 
+# %% ../nbs/16_judge.ipynb #is-claim
+def _is_claim(left: _Side | None, right: _Side | None, named: bool) -> bool:
+    "Whether two sides are a calculation; `named`: the first of its stretch, after a word."
+    if left is None or right is None or not (left.ops or right.ops):
+        return False
+    if named and not left.ops:
+        return False
+    units = left.units | right.units
+    return "remainder" not in units and all(len(group & units) <= 1 for group in MEASURES)
 
+# %% ../nbs/16_judge.ipynb #equations
+def _parts(run: _Stretch) -> tuple[list[list[_Piece]], list[_Piece]]:
+    "What stands between the equals signs of a stretch, and these signs."
+    cuts = [i for i, piece in enumerate(run.pieces) if piece.kind == "eq"]
+    ends = zip([-1, *cuts], [*cuts, len(run.pieces)])
+    return [run.pieces[i + 1 : j] for i, j in ends], [run.pieces[i] for i in cuts]
+
+# %% ../nbs/16_judge.ipynb #check-line
+def _equations(line: str) -> Iterator[tuple[str, bool]]:
+    "The calculations of a line of plain text, as written, and whether each is right."
+    for run in _stretches(line):
+        parts, signs = _parts(run)
+        sides = [_side(part) for part in parts]
+        sides[0] = sides[0] if run.left else None
+        sides[-1] = sides[-1] if run.right else None
+        for k, sign in enumerate(signs):
+            left, right = sides[k : k + 2]
+            named = k == 0 and bool(run.label or left and left.units)
+            if _is_claim(left, right, named):
+                start, end = parts[k][0].start, parts[k + 1][-1].end
+                yield line[start:end].strip(), _holds(left, right, sign.text == "≈")
+
+# %% ../nbs/16_judge.ipynb #arithmetic-steps
 def arithmetic_steps(text: str) -> list[tuple[str, bool]]:
-    """Every calculation `a op b = c` found in `text`, as written, and whether it is right. See nbs/16_judge for what counts.
+    """Every calculation `a op b = c` found in `text`, as written, and whether it is right.
 
-    Plain text, LaTeX, or GSM8K's annotations; chains without parentheses. What cannot be read safely is not found.
+    Plain text, LaTeX, or GSM8K's annotations; chains without parentheses. What cannot be read
+    safely is not found. See nbs/16_judge for what counts.
     """
-    for pattern, to in _LATEX:
-        text = pattern.sub(to, text)
-    found = []
-    for line in text.splitlines():
-        for run in _stretches(line):
-            tokens = run["tokens"]
-            cuts = [i for i, t in enumerate(tokens) if t[0] == "eq"]
-            parts = [tokens[i + 1 : j] for i, j in zip([-1, *cuts], [*cuts, len(tokens)])]
-            sides = [_side(part) for part in parts]
-            if not run["left"]:
-                sides[0] = None
-            if not run["right"]:
-                sides[-1] = None
-            for k, (left, right) in enumerate(zip(sides, sides[1:])):
-                if left is None or right is None or not (left["ops"] or right["ops"]):
-                    continue
-                if k == 0 and not left["ops"] and (left["units"] or run["label"]):
-                    continue  # a definition: "2 bags = 2 * 5 = 10 apples"
-                units = left["units"] | right["units"]
-                if "remainder" in units or any(len(group & units) > 1 for group in MEASURES):
-                    continue
-                found.append(
-                    (
-                        line[parts[k][0][2] : parts[k + 1][-1][3]].strip(),
-                        _right(left, right, tokens[cuts[k]][1] == "≈"),
-                    )
-                )
-    return found
+    return [step for line in _plain(text).splitlines() for step in _equations(line)]
 
-
+# %% ../nbs/16_judge.ipynb #check-arithmetic
 def check_arithmetic(text: str) -> tuple[int, int]:
     "How many calculations `text` contains and how many of them are right: (found, right)."
     steps = arithmetic_steps(text)
     return len(steps), sum(ok for _, ok in steps)
 
-
+# %% ../nbs/16_judge.ipynb #validity
 def arithmetic_validity(prompts, completions, **kwargs) -> list[float | None]:
-    "Share of the calculations in each completion that are right, None where there are none; a metric, with the signature of a reward function."
+    """Share of the calculations in each completion that are right, None where there are none.
+
+    A metric, with the signature of a reward function.
+    """
     counts = [check_arithmetic(text_of(c)) for c in completions]
     return [right / found if found else None for found, right in counts]
+
+# %% ../nbs/16_judge.ipynb #as-sampled
+def _as_sampled(prompts: list, completions: list, tokenizer, device) -> Rollout:
+    "The rollout in which these completions had been sampled, and had ended."
+    ids, mask = encode_prompts(prompts, tokenizer)
+    texts = [c if isinstance(c, str) else c[-1]["content"] for c in completions]
+    rows = tokenizer(texts, add_special_tokens=False)["input_ids"]
+    rows = [row + [tokenizer.eos_token_id] for row in rows]
+    width = max(map(len, rows))
+    padded = [row + [tokenizer.pad_token_id] * (width - len(row)) for row in rows]
+    real = [[1] * len(row) + [0] * (width - len(row)) for row in rows]
+    tensors = (ids, mask, torch.tensor(padded), torch.tensor(real))
+    ended = torch.ones(len(rows), dtype=torch.bool, device=device)
+    return Rollout(*(x.to(device) for x in tensors), ended)
 
 # %% ../nbs/16_judge.ipynb #likelihood
 def likelihood(
@@ -460,9 +571,10 @@ def likelihood(
     per_token: bool = True,
     batch_size: int = 64,
 ) -> Callable:
-    """The score `(prompts, completions, **columns) -> list[float]`: log-likelihood of each completion and EOS under `model`, in nats.
+    """The score `(prompts, completions, **columns) -> list[float]`: log-likelihood under `model`.
 
-    `per_token`: divide by the number of tokens. Prompts are texts or chat messages, encoded as for sampling.
+    In nats, of each completion and its EOS; `per_token`: divided by the number of tokens. Prompts
+    are texts or chat messages, encoded as for sampling.
     """
     tokenizer = load_tokenizer(tokenizer, "tokenizer")
 
@@ -470,35 +582,18 @@ def likelihood(
     def score(prompts, completions, **columns):
         scores, device = [], next(model.parameters()).device
         for start in range(0, len(prompts), batch_size):
-            ids, mask = encode_prompts(prompts[start : start + batch_size], tokenizer)
-            texts = [
-                c if isinstance(c, str) else c[-1]["content"]
-                for c in completions[start : start + batch_size]
-            ]
-            rows = [
-                row + [tokenizer.eos_token_id]
-                for row in tokenizer(texts, add_special_tokens=False)["input_ids"]
-            ]
-            width = max(map(len, rows))
-            done, real = (
-                torch.tensor([r + [tokenizer.pad_token_id] * (width - len(r)) for r in rows]),
-                torch.tensor([[1] * len(r) + [0] * (width - len(r)) for r in rows]),
-            )
-            rollout = Rollout(
-                *(x.to(device) for x in (ids, mask, done, real)),
-                torch.ones(len(rows), dtype=torch.bool, device=device),
-            )
-            logps = masked(
-                token_logps(completion_logits(model, rollout), rollout.completion_ids),
-                rollout.completion_mask,
-            ).sum(-1)
-            scores += (logps / rollout.lengths if per_token else logps).tolist()
+            batch = slice(start, start + batch_size)
+            rollout = _as_sampled(prompts[batch], completions[batch], tokenizer, device)
+            logps = token_logps(completion_logits(model, rollout), rollout.completion_ids)
+            total = masked(logps, rollout.completion_mask).sum(-1)
+            scores += (total / rollout.lengths if per_token else total).tolist()
         return scores
 
     return score
 
 # %% ../nbs/16_judge.ipynb #template
-JUDGE_TEMPLATE = """Compare the reasoning of two solutions to the same problem.
+JUDGE_TEMPLATE = """\
+Compare the reasoning of two solutions to the same problem.
 
 [Problem]
 {prompt}
@@ -509,59 +604,69 @@ JUDGE_TEMPLATE = """Compare the reasoning of two solutions to the same problem.
 [Solution B]
 {b}
 
-Which solution reasons better? Check each step: is it correct, and does it follow from the problem and from the steps before it? A correct final answer does not excuse a wrong step. The order in which the solutions are shown, their length and their style must not matter.
+Which solution reasons better? Check each step: is it correct, and does it follow from the \
+problem and from the steps before it? A correct final answer does not excuse a wrong step. The \
+order in which the solutions are shown, their length and their style must not matter.
 Compare them briefly, then end with exactly one of these lines:
 Verdict: A
 Verdict: B
 Verdict: tie"""
 
+# %% ../nbs/16_judge.ipynb #verdict-pattern
 _VERDICT = re.compile(
-    r"verdict[ \t*]{0,20}[:=][\"'`*\[({ \t]{0,20}(?:solution[ \t]{1,20})?(a|b|tie)[\"'`*\])} \t.!]*$",
-    re.IGNORECASE | re.MULTILINE,
+    r"""
+    verdict [ \t*]{0,20} [:=]
+    ["'`*\[({ \t]{0,20}
+    (?: solution[ \t]{1,20} )?
+    (a|b|tie)
+    ["'`*\])} \t.!]* $
+    """,
+    re.IGNORECASE | re.MULTILINE | re.VERBOSE,
 )
 
-
+# %% ../nbs/16_judge.ipynb #parse-verdict
 def parse_verdict(text: str) -> float | None:
-    "1.0, 0.0 or 0.5 from the last line that ends in `Verdict: A`, `B` or `tie`; None if there is none. Upper or lower case, quotes, brackets and asterisks do not matter."
+    """1.0, 0.0 or 0.5 from the last line that ends in `Verdict: A`, `B` or `tie`, else None.
+
+    Upper or lower case, quotes, brackets and asterisks do not matter.
+    """
     found = _VERDICT.findall(text)
     return {"a": 1.0, "b": 0.0, "tie": 0.5}[found[-1].lower()] if found else None
 
+# %% ../nbs/16_judge.ipynb #questions
+def _questions(template: str, prompts, a, b, columns: dict) -> list[list[dict]]:
+    "The chats that ask about each pair. Raises ValueError if the template names what is not there."
+    texts = [map(text_of, x) for x in (prompts, a, b)]
+    try:
+        filled = [
+            template.format(**{k: v[i] for k, v in columns.items()}, prompt=p, a=x, b=y)
+            for i, (p, x, y) in enumerate(zip(*texts))
+        ]
+    except (KeyError, IndexError) as e:
+        named = f"template names {{{e.args[0]}}}, but there are only prompt, a, b and the columns"
+        columns = ", ".join(columns) or "(none)"
+        literal = "write braces that are meant literally twice"
+        raise ValueError(f"{named} {columns}; {literal}") from e
+    return [[{"role": "user", "content": text}] for text in filled]
 
+# %% ../nbs/16_judge.ipynb #prompted
 def prompted_judge(ask: Callable[[list], list[str]], template: str = JUDGE_TEMPLATE) -> Callable:
-    """The judge that sends `template`, filled in, to `ask` and reads the verdict: `ask` takes a list of chats (lists of messages) and returns their answers.
+    """The judge that sends `template`, filled in, to `ask` and reads the verdict.
 
-    Raises ValueError for a template without {prompt}, {a} and {b}, and, when asked, for one that names a column the data does not have.
+    `ask` takes a list of chats (lists of messages) and returns their answers. Raises ValueError
+    for a template without {prompt}, {a} and {b}, and when a column is missing that it names.
     """
     if missing := [f for f in ("{prompt}", "{a}", "{b}") if f not in template]:
-        raise ValueError(
-            f"template must name {{prompt}}, {{a}} and {{b}}; {', '.join(missing)} missing"
-        )
+        missing = ", ".join(missing)
+        raise ValueError(f"template must name {{prompt}}, {{a}} and {{b}}; {missing} missing")
 
     def judge(prompts, a, b, **columns):
-        try:
-            chats = [
-                [
-                    {
-                        "role": "user",
-                        "content": template.format(
-                            **{k: v[i] for k, v in columns.items()},
-                            prompt=text_of(p),
-                            a=text_of(x),
-                            b=text_of(y),
-                        ),
-                    }
-                ]
-                for i, (p, x, y) in enumerate(zip(prompts, a, b))
-            ]
-        except (KeyError, IndexError) as e:
-            raise ValueError(
-                f"template names {{{e.args[0]}}}, but there are only prompt, a, b and the columns {', '.join(columns) or '(none)'}; write braces that are meant literally twice"
-            ) from e
-        return [parse_verdict(answer) for answer in ask(chats)]
+        answers = ask(_questions(template, prompts, a, b, columns))
+        return [parse_verdict(answer) for answer in answers]
 
     return judge
 
-
+# %% ../nbs/16_judge.ipynb #model-judge
 def model_judge(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
@@ -569,29 +674,29 @@ def model_judge(
     max_new_tokens: int = 256,
     batch_size: int = 8,
 ) -> Callable:
-    "The judge that is a local instruct model: greedy answers of at most `max_new_tokens`. Raises ValueError if its tokenizer has no chat template."
+    """The judge that is a local instruct model: greedy answers of at most `max_new_tokens`.
+
+    Raises ValueError if its tokenizer has no chat template.
+    """
     tokenizer = load_tokenizer(tokenizer, "tokenizer")
     if not tokenizer.chat_template:
         raise ValueError(
-            "tokenizer has no chat template: model_judge needs an instruct model; for another one set tokenizer.chat_template"
+            "tokenizer has no chat template: model_judge needs an instruct model; "
+            "for another one set tokenizer.chat_template"
         )
+    greedy = {"max_completion_length": max_new_tokens, "temperature": 0}
 
     def ask(chats: list) -> list[str]:
         "Answers of the model, in batches."
         answers = []
         for start in range(0, len(chats), batch_size):
-            answers += generate(
-                model,
-                tokenizer,
-                chats[start : start + batch_size],
-                max_completion_length=max_new_tokens,
-                temperature=0,
-            ).completions
+            batch = chats[start : start + batch_size]
+            answers += generate(model, tokenizer, batch, **greedy).completions
         return [text_of(x) for x in answers]
 
     return prompted_judge(ask, template)
 
-# %% ../nbs/16_judge.ipynb #endpoint
+# %% ../nbs/16_judge.ipynb #no-redirect
 class _NoRedirect(urllib.request.HTTPRedirectHandler):
     "Makes a redirection an HTTPError."
 
@@ -599,6 +704,50 @@ class _NoRedirect(urllib.request.HTTPRedirectHandler):
         "No further request."
 
 
+def _hidden(text: str, key: str) -> str:
+    "The text without the key."
+    return text.replace(key, "***") if key else text
+
+# %% ../nbs/16_judge.ipynb #may-pass
+class _MayPass(Exception):
+    "A failure that may pass; `pause`: the seconds that the server asks for, None if it does not."
+
+    def __init__(self, failure: str, pause: float | None = None):
+        super().__init__(failure)
+        self.pause = pause
+
+# %% ../nbs/16_judge.ipynb #post
+def _post(url: str, body: bytes, key: str, timeout: float) -> str:
+    "One attempt: the reply. Raises RuntimeError if the server refuses, else _MayPass."
+    headers = {"Content-Type": "application/json"}
+    headers |= {"Authorization": f"Bearer {key}"} if key else {}
+    opener = urllib.request.build_opener(_NoRedirect)
+    try:
+        request = urllib.request.Request(url, body, headers)
+        with opener.open(request, timeout=timeout) as response:
+            return response.read().decode("utf-8", "replace")
+    except urllib.error.HTTPError as e:
+        details = e.read(2000).decode("utf-8", "replace")[:300].strip()
+        failure = _hidden(f"{e.code} {e.reason}: {details}", key)
+        if e.code not in (408, 409, 425, 429) and e.code < 500:
+            raise RuntimeError(f"{url} refused the request ({failure})") from None
+        after = e.headers.get("Retry-After", "")
+        pause = float(after) if re.fullmatch(r"\d{1,6}", after) else None
+        raise _MayPass(failure, pause) from None
+    except (OSError, HTTPException) as e:  # URLError and time-outs are OSErrors
+        raise _MayPass(_hidden(f"{type(e).__name__}: {e}", key)) from None
+
+# %% ../nbs/16_judge.ipynb #content
+def _content(reply: str, url: str, key: str) -> str:
+    "What the assistant says in a reply, '' if nothing. Raises RuntimeError for another protocol."
+    try:
+        content = json.loads(reply)["choices"][0]["message"]["content"]
+    except (ValueError, KeyError, IndexError, TypeError) as e:
+        said = f"answered, but not like a chat-completions server: {_hidden(reply, key)[:300]!r}"
+        raise RuntimeError(f"{url} {said}") from e
+    return content if isinstance(content, str) else ""
+
+# %% ../nbs/16_judge.ipynb #chat-completion
 def chat_completion(
     messages: list[dict],
     base_url: str,
@@ -611,68 +760,35 @@ def chat_completion(
 ) -> str:
     """The answer of an OpenAI-compatible server to a chat, '' if it gave none.
 
-    `base_url`: what comes before /chat/completions, e.g. "http://localhost:8000/v1". `api_key`: None = the environment's
-    OPENAI_API_KEY; without either none is sent. `timeout`: seconds for one attempt; after a failure that may pass it is
-    tried `retries` times more, after `wait`, 2 `wait`, ... seconds or what the server asks for (at most 60). `options`
-    go into the request (temperature, max_tokens, ...), those that are None do not. Raises ValueError for a base_url that
-    is no http(s) address, RuntimeError when the server refuses, cannot be reached or answers something else.
+    `base_url`: what comes before /chat/completions, e.g. "http://localhost:8000/v1". `api_key`:
+    None = the environment's OPENAI_API_KEY; without either none is sent. `timeout`: seconds for
+    one attempt; after a failure that may pass it is tried `retries` times more, after `wait`,
+    2 `wait`, ... seconds or what the server asks for (at most 60). `options` go into the request
+    (temperature, max_tokens, ...), those that are None do not. Raises ValueError for a base_url
+    that is no http(s) address, RuntimeError when the server refuses, cannot be reached or answers
+    something else.
     """
     if not re.match(r"https?://[^/]", base_url):
+        example = "e.g. 'http://localhost:8000/v1'"
         raise ValueError(
-            f"base_url must begin with http:// or https://, e.g. 'http://localhost:8000/v1', got {base_url!r}"
+            f"base_url must begin with http:// or https://, {example}, got {base_url!r}"
         )
-    key, url = (
-        (os.environ.get("OPENAI_API_KEY", "") if api_key is None else api_key).strip(),
-        base_url.rstrip("/") + "/chat/completions",
-    )
-    headers = {
-        "Content-Type": "application/json",
-        **({"Authorization": f"Bearer {key}"} if key else {}),
-    }
-    body = json.dumps(
-        {
-            "model": model,
-            "messages": messages,
-            **{k: v for k, v in options.items() if v is not None},
-        }
-    ).encode()
-
-    def hide(text):
-        return text.replace(key, "***") if key else text
-
-    opener, failure = urllib.request.build_opener(_NoRedirect), None
+    key = (os.environ.get("OPENAI_API_KEY", "") if api_key is None else api_key).strip()
+    url = base_url.rstrip("/") + "/chat/completions"
+    given = {k: v for k, v in options.items() if v is not None}
+    body = json.dumps({"model": model, "messages": messages, **given}).encode()
+    failure = None
     for attempt in range(retries + 1):
-        if attempt:
+        try:
+            return _content(_post(url, body, key, timeout), url, key)
+        except _MayPass as e:
+            failure = str(e)
+            pause = wait * 2**attempt if e.pause is None else e.pause
+        if attempt < retries:
             time.sleep(min(60.0, pause))
-        pause = wait * 2**attempt
-        try:
-            with opener.open(
-                urllib.request.Request(url, body, headers), timeout=timeout
-            ) as response:
-                reply = response.read().decode("utf-8", "replace")
-        except urllib.error.HTTPError as e:
-            failure = hide(
-                f"{e.code} {e.reason}: {e.read(2000).decode('utf-8', 'replace')[:300].strip()}"
-            )
-            if e.code not in (408, 409, 425, 429) and e.code < 500:
-                raise RuntimeError(f"{url} refused the request ({failure})") from None
-            after = e.headers.get("Retry-After", "")
-            if re.fullmatch(r"\d{1,6}", after):
-                pause = float(after)
-            continue
-        except (OSError, HTTPException) as e:
-            failure = hide(f"{type(e).__name__}: {e}")
-            continue  # URLError and time-outs are OSErrors
-        try:
-            content = json.loads(reply)["choices"][0]["message"]["content"]
-        except (ValueError, KeyError, IndexError, TypeError) as e:
-            raise RuntimeError(
-                f"{url} answered, but not like a chat-completions server: {hide(reply)[:300]!r}"
-            ) from e
-        return content if isinstance(content, str) else ""
     raise RuntimeError(f"{url} gave no answer in {retries + 1} attempts, last: {failure}")
 
-
+# %% ../nbs/16_judge.ipynb #endpoint-judge
 def endpoint_judge(
     base_url: str,
     model: str,
@@ -681,18 +797,21 @@ def endpoint_judge(
     workers: int = 4,
     **settings,
 ) -> Callable:
-    """The judge that is a model behind an OpenAI-compatible server; `workers` questions are asked at a time (>= 1).
+    """The judge that is a model behind an OpenAI-compatible server.
 
-    `settings`: timeout, retries, wait and further options of the request (see `chat_completion`); temperature 0 and
-    max_tokens 1024 unless given (None leaves them to the server, which some models require).
+    `workers` questions are asked at a time (>= 1). `settings`: timeout, retries, wait and further
+    options of the request (see `chat_completion`); temperature 0 and max_tokens 1024 unless given
+    (None leaves them to the server, which some models require).
     """
     settings = {"temperature": 0, "max_tokens": 1024, **settings}
+
+    def answer(chat: list[dict]) -> str:
+        "The server's answer to one chat."
+        return chat_completion(chat, base_url, model, api_key, **settings)
 
     def ask(chats: list) -> list[str]:
         "Answers of the server, in the order of the chats."
         with ThreadPoolExecutor(workers) as pool:
-            return list(
-                pool.map(lambda c: chat_completion(c, base_url, model, api_key, **settings), chats)
-            )
+            return list(pool.map(answer, chats))
 
     return prompted_judge(ask, template)

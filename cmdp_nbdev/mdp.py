@@ -5,57 +5,59 @@
 # %% ../nbs/00_mdp.ipynb #imports
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, fields, replace
 
 import torch
+from fastcore.basics import patch
 from torch import Tensor
 
 # %% auto #0
-__all__ = ['transition', 'completion_mask', 'position_ids', 'masked', 'trajectory_cost', 'to_go', 'Rollout', 'state', 'select',
-           'to_device', 'trim']
+__all__ = ['transition', 'completion_mask', 'position_ids', 'masked', 'trajectory_cost', 'to_go', 'Rollout', 'toy_rollout',
+           'state', 'select', 'to_device', 'trim']
 
 # %% ../nbs/00_mdp.ipynb #transition
 def transition(state: Tensor, action: int | Tensor) -> Tensor:
-    "Next state after `action` (a token id) in `state` (ids, shape (L,)): the same ids with one more, shape (L+1,)."
-    return torch.cat(
-        [state, torch.as_tensor(action, dtype=state.dtype, device=state.device).reshape(1)]
-    )
+    "Next state after `action` (a token id) in `state` (ids, (L,)): the same with one more, (L+1,)."
+    new = torch.as_tensor(action, dtype=state.dtype, device=state.device)
+    return torch.cat([state, new.reshape(1)])
 
 # %% ../nbs/00_mdp.ipynb #completion-mask
 def completion_mask(completion_ids: Tensor, eos_ids: list[int] | int) -> Tensor:
-    "1 up to and including the first EOS, 0 after it; all ones where there is none. Shapes (B, T) -> (B, T), int64."
+    "1 up to and including the first EOS, 0 after it; all 1 where there is none. (B, T) -> (B, T)."
     eos = torch.as_tensor(eos_ids, device=completion_ids.device).reshape(-1)
     is_eos = torch.isin(completion_ids, eos).long()
     return (is_eos.cumsum(1) - is_eos == 0).long()
 
 # %% ../nbs/00_mdp.ipynb #position-ids
 def position_ids(attention_mask: Tensor) -> Tensor:
-    "Position of every real token counted from 0 at the first one, shape (B, L); padding gets 0 (it is masked anyway)."
+    "Positions of real tokens, counted from 0 at the first; 0 for padding. (B, L) -> (B, L)."
     return (attention_mask.long().cumsum(-1) - 1).clamp(min=0)
 
-# %% ../nbs/00_mdp.ipynb #trajectory-cost
+# %% ../nbs/00_mdp.ipynb #masked
 def masked(x: Tensor, mask: Tensor) -> Tensor:
-    "`x` inside the mask, exactly 0 outside, whatever stood there (NaN and infinity included); no gradient outside."
+    "`x` inside the mask, exactly 0 outside, NaN and infinity included; no gradient outside."
     return torch.where(mask.bool(), x, torch.zeros((), dtype=x.dtype, device=x.device))
 
-
+# %% ../nbs/00_mdp.ipynb #trajectory-cost
 def trajectory_cost(cost: Tensor, mask: Tensor) -> Tensor:
-    "Sum of per-token `cost` over each trajectory: (B, T) nats per token -> (B,) nats per sequence."
+    "Sum of `cost` (B, T), nats per token, over each trajectory: (B,) nats per sequence."
     return masked(cost, mask).sum(-1)
 
 # %% ../nbs/00_mdp.ipynb #to-go
 def to_go(x: Tensor, mask: Tensor) -> Tensor:
-    "Undiscounted sum from each position to the end, $G_t=\\sum_{k\\ge t}x_k$. Shapes (B, T) -> (B, T); 0 outside the mask."
+    r"Sum from each position to the end, $G_t=\sum_{k\ge t}x_k$; 0 outside the mask. Both (B, T)."
     x = masked(x, mask)
     return masked(x.flip(-1).cumsum(-1).flip(-1), mask)
 
 # %% ../nbs/00_mdp.ipynb #rollout
 @dataclass
 class Rollout:
-    """B trajectories sampled from a policy: prompts padded on the left to P tokens, completions on the right to T.
+    """B trajectories of a policy: prompts padded on the left to P, completions on the right to T.
 
-    `terminated` is True where EOS was emitted; False means cut off at the length limit (see `truncated`).
+    `terminated` is True where EOS was emitted; False means cut off at the length limit.
     `sampled_logps` are in nats, at the sampling temperature and before top-p.
+    `remaining` exists only for students that are told it: what is left before each action.
     """
 
     prompt_ids: Tensor  # (B, P) int64
@@ -67,43 +69,66 @@ class Rollout:
     group_ids: Tensor | None = None  # (B,) completions of one prompt share an id
     prompts: list = field(default_factory=list)  # texts or chat messages, length B
     completions: list = field(default_factory=list)  # texts or chat messages, length B
-    columns: dict = field(default_factory=dict)  # other dataset columns, each a list of length B
-    remaining: Tensor | None = (
-        None  # (B, T) share of the budget left before each action; only for students that are told it
-    )
+    columns: dict = field(default_factory=dict)  # other dataset columns, lists of length B
+    remaining: Tensor | None = None  # (B, T) share of the budget
 
     def __len__(self) -> int:
         return len(self.completion_ids)
 
-    @property
-    def input_ids(self) -> Tensor:
-        "Prompt and completion side by side, (B, P+T)."
-        return torch.cat([self.prompt_ids, self.completion_ids], 1)
+# %% ../nbs/00_mdp.ipynb #padded
+def _padded(texts: list[str], left: bool = False) -> tuple[Tensor, Tensor]:
+    "Code points of `texts`, padded with 0 on one side, and the mask of what is real; both (B, L)."
+    width = max(map(len, texts))
+    rows = [t.rjust(width, "\0") if left else t.ljust(width, "\0") for t in texts]
+    ids = torch.tensor([[ord(c) for c in row] for row in rows])
+    return ids, (ids > 0).long()
 
-    @property
-    def attention_mask(self) -> Tensor:
-        "1 for real tokens of prompt and completion, (B, P+T)."
-        return torch.cat([self.prompt_mask, self.completion_mask], 1)
+# %% ../nbs/00_mdp.ipynb #toy-rollout
+def toy_rollout(prompts: list[str], completions: list[str], **columns: list) -> Rollout:
+    "A rollout written by hand, for examples and tests: a token is a character, `$` is EOS."
+    return Rollout(
+        *_padded(prompts, left=True),
+        *_padded(completions),
+        terminated=torch.tensor([c.endswith("$") for c in completions]),
+        group_ids=torch.tensor([prompts.index(p) for p in prompts]),
+        prompts=prompts,
+        completions=[c.removesuffix("$") for c in completions],
+        columns=columns,
+    )
 
-    @property
-    def lengths(self) -> Tensor:
-        "Number of actions of each trajectory, EOS included, (B,)."
-        return self.completion_mask.sum(-1)
+# %% ../nbs/00_mdp.ipynb #inputs
+@patch(as_prop=True)
+def input_ids(self: Rollout) -> Tensor:
+    "Prompt and completion side by side, (B, P+T)."
+    return torch.cat([self.prompt_ids, self.completion_ids], 1)
 
-    @property
-    def truncated(self) -> Tensor:
-        "True where the length limit, not EOS, ended the completion, (B,)."
-        return ~self.terminated
+
+@patch(as_prop=True)
+def attention_mask(self: Rollout) -> Tensor:
+    "1 for real tokens of prompt and completion, (B, P+T)."
+    return torch.cat([self.prompt_mask, self.completion_mask], 1)
+
+# %% ../nbs/00_mdp.ipynb #lengths
+@patch(as_prop=True)
+def lengths(self: Rollout) -> Tensor:
+    "Number of actions of each trajectory, EOS included, (B,)."
+    return self.completion_mask.sum(-1)
+
+
+@patch(as_prop=True)
+def truncated(self: Rollout) -> Tensor:
+    "True where the length limit, not EOS, ended the completion, (B,)."
+    return ~self.terminated
 
 # %% ../nbs/00_mdp.ipynb #state
 def state(rollout: Rollout, i: int, t: int) -> Tensor:
-    "State $s_t$ of trajectory `i`: its prompt and first `t` completion tokens, without padding, shape (L,)."
+    "State $s_t$ of trajectory `i`: its prompt and first `t` completion tokens, unpadded, (L,)."
     prompt = rollout.prompt_ids[i][rollout.prompt_mask[i].bool()]
     return torch.cat([prompt, rollout.completion_ids[i, :t]])
 
-# %% ../nbs/00_mdp.ipynb #select
-def _map(rollout: Rollout, on_tensor, on_list) -> Rollout:
-    "Apply one function to every tensor and another to every list of a rollout."
+# %% ../nbs/00_mdp.ipynb #map
+def _map(rollout: Rollout, on_tensor: Callable, on_list: Callable) -> Rollout:
+    "The rollout with one function applied to its tensors, another to its lists and columns."
     new = {}
     for f in fields(rollout):
         v = getattr(rollout, f.name)
@@ -115,32 +140,24 @@ def _map(rollout: Rollout, on_tensor, on_list) -> Rollout:
             new[f.name] = {k: on_list(c) for k, c in v.items()}
     return replace(rollout, **new)
 
-
+# %% ../nbs/00_mdp.ipynb #select
 def select(rollout: Rollout, index: slice | list[int]) -> Rollout:
     "The trajectories named by `index`, a slice or a list of row numbers."
-    rows = range(len(rollout))[index] if isinstance(index, slice) else index
-    return _map(rollout, lambda x: x[list(rows)], lambda x: [x[i] for i in rows] if x else x)
+    rows = list(range(len(rollout))[index] if isinstance(index, slice) else index)
+    return _map(rollout, lambda x: x[rows], lambda x: [x[i] for i in rows] if x else x)
 
-
+# %% ../nbs/00_mdp.ipynb #to-device
 def to_device(rollout: Rollout, device: str | torch.device) -> Rollout:
     "The same rollout with its tensors on `device`."
     return _map(rollout, lambda x: x.to(device), lambda x: x)
 
 # %% ../nbs/00_mdp.ipynb #trim
 def trim(rollout: Rollout) -> Rollout:
-    "Drop prompt columns on the left and completion columns on the right that are padding in every row."
+    "Drop prompt columns on the left and completion columns on the right that are all padding."
     p = int(rollout.prompt_mask.sum(-1).max())
     t = max(int(rollout.lengths.max()), 1)
-
-    def cut(x):
-        return None if x is None else x[:, :t]
-
-    return replace(
-        rollout,
-        prompt_ids=rollout.prompt_ids[:, -p:],
-        prompt_mask=rollout.prompt_mask[:, -p:],
-        completion_ids=rollout.completion_ids[:, :t],
-        completion_mask=rollout.completion_mask[:, :t],
-        sampled_logps=cut(rollout.sampled_logps),
-        remaining=cut(rollout.remaining),
-    )
+    new = {name: getattr(rollout, name)[:, -p:] for name in ("prompt_ids", "prompt_mask")}
+    for name in ("completion_ids", "completion_mask", "sampled_logps", "remaining"):
+        x = getattr(rollout, name)
+        new[name] = None if x is None else x[:, :t]
+    return replace(rollout, **new)

@@ -255,6 +255,8 @@ def cmdp(
 
     `width` > 0, a share of the limit, makes the gate a sigmoid (itself held fixed).
     """
+    if width < 0:
+        raise ValueError(f"width must be >= 0, a share of the limit (0: a step), got {width}")
     spent = budget.spent(batch.cost, batch.mask)
     over = sigmoid_gate(spent, budget.limit, width * budget.limit)
     reward = modified_reward(

@@ -17,7 +17,8 @@ import torch
 from plotly.subplots import make_subplots
 
 from .budget import Budget
-from .objective import METHODS, Batch, method_settings
+from .methods import METHODS, method_settings
+from .objective import Batch
 
 # %% auto #0
 __all__ = ['BLACK', 'ORANGE', 'SKY', 'GREEN', 'YELLOW', 'BLUE', 'RED', 'PURPLE', 'GREY', 'STYLES', 'COLORS', 'DASHES', 'SYMBOLS',
@@ -52,7 +53,7 @@ STYLES = {
     "dual": (GREY, "dash", "square"),
     "pid": (GREY, "dot", "diamond"),
     "chance-dual": (GREY, "dashdot", "pentagon"),
-    "cmdp-smooth": (GREEN, "solid", "circle"),
+    "cmdp-rate": (GREEN, "solid", "circle"),
 }
 COLORS, DASHES, SYMBOLS = ({k: v[i] for k, v in STYLES.items()} for i in range(3))
 SAFE, OVER = BLUE, RED  # inside the budget, over it

@@ -21,60 +21,83 @@ from .mdp import Rollout
 __all__ = ['call_function', 'call_reward', 'task_rewards', 'call_cost', 'length_cost', 'constrained_reward', 'step_gate',
            'smooth_gate', 'modified_reward', 'first_violation_reward']
 
-# %% ../nbs/03_reward.ipynb #call-reward
-def call_function(f: Callable, rollout: Rollout, what: str = "reward function"):
-    "What `f` returns for a rollout, one entry per completion. Raises RuntimeError/ValueError naming the function."
-    name = getattr(f, "__name__", type(f).__name__)
-    ids = [
-        row[m].tolist() for row, m in zip(rollout.completion_ids, rollout.completion_mask.bool())
-    ]
-    known = {
+# %% ../nbs/03_reward.ipynb #offered
+def _offered(rollout: Rollout) -> dict:
+    "All that a function can ask for by name: the columns, texts, ids without padding, and more."
+    real = rollout.completion_mask.bool()
+    return {
         **rollout.columns,
         "prompts": rollout.prompts,
         "completions": rollout.completions,
-        "completion_ids": ids,
+        "completion_ids": [row[m].tolist() for row, m in zip(rollout.completion_ids, real)],
         "terminated": rollout.terminated.tolist(),
         "rollout": rollout,
     }
-    params = inspect.signature(f).parameters
-    if not any(p.kind is p.VAR_KEYWORD for p in params.values()):
-        known = {k: v for k, v in known.items() if k in params}
-    missing = [
-        k
-        for k, p in params.items()
-        if p.default is p.empty
-        and p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)
-        and k not in known
-    ]
+
+# %% ../nbs/03_reward.ipynb #arguments
+def _is_required(p: inspect.Parameter) -> bool:
+    "Whether a call by keywords must supply this parameter."
+    return p.default is p.empty and p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)
+
+
+def _arguments(f: Callable, rollout: Rollout, name: str) -> dict:
+    "What `f`, called `name` in errors, asks for. Raises ValueError for what is not on offer."
+    offered = _offered(rollout)
+    parameters = inspect.signature(f).parameters
+    missing = [k for k, p in parameters.items() if _is_required(p) and k not in offered]
     if missing:
-        raise ValueError(
-            f"{what} {name!r} asks for {', '.join(missing)}, but the dataset has only the columns prompt, {', '.join(rollout.columns)}"
-        )
+        there = ", ".join(["prompt", *rollout.columns])
+        asked = ", ".join(missing)
+        raise ValueError(f"{name} asks for {asked}, but the dataset has only the columns {there}")
+    if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+        return offered
+    return {k: v for k, v in offered.items() if k in parameters}
+
+# %% ../nbs/03_reward.ipynb #named
+def _named(what: str, f: Callable) -> str:
+    "A function as errors call it: what it is for, and its name."
+    return f"{what} {getattr(f, '__name__', type(f).__name__)!r}"
+
+# %% ../nbs/03_reward.ipynb #call-function
+def call_function(f: Callable, rollout: Rollout, what: str = "reward function"):
+    """What `f` returns for a rollout, one entry per completion.
+
+    Raises ValueError or RuntimeError, naming the function as `what` it is.
+    """
+    name = _named(what, f)
+    arguments = _arguments(f, rollout, name)
     try:
-        values = f(**known)
+        values = f(**arguments)
     except Exception as e:
-        raise RuntimeError(f"{what} {name!r} raised {type(e).__name__}: {e}") from e
-    if not hasattr(values, "__len__") or len(values) != len(rollout):
-        raise ValueError(
-            f"{what} {name!r} must return one number (or None) per completion: {len(rollout)} completions, got {len(values) if hasattr(values, '__len__') else type(values).__name__}"
-        )
+        raise RuntimeError(f"{name} raised {type(e).__name__}: {e}") from e
+    got = len(values) if hasattr(values, "__len__") else type(values).__name__
+    if got != len(rollout):
+        wanted = f"one number (or None) per completion: {len(rollout)} completions"
+        raise ValueError(f"{name} must return {wanted}, got {got}")
     return values
 
+# %% ../nbs/03_reward.ipynb #reward-value
+def _reward_value(value, name: str) -> float:
+    "One reward as a float, NaN for None. Raises ValueError for what is no finite number."
+    if value is None:
+        return math.nan
+    if not isinstance(value, (Real, Tensor, np.bool_)):
+        wanted = "a reward must be a number, or None where it does not apply"
+        raise ValueError(f"{name} returned {value!r}: {wanted}")
+    if not math.isfinite(value):
+        wanted = "a reward must be finite, or None where it does not apply"
+        raise ValueError(f"{name} returned {value}: {wanted}")
+    return float(value)
 
+# %% ../nbs/03_reward.ipynb #call-reward
 def call_reward(f: Callable, rollout: Rollout) -> Tensor:
-    "Rewards of one function for a rollout, (B,) float32 with NaN for None. Raises RuntimeError/ValueError naming the function."
-    name, values = getattr(f, "__name__", type(f).__name__), call_function(f, rollout)
-    if bad := [v for v in values if v is not None and not isinstance(v, (Real, Tensor, np.bool_))]:
-        raise ValueError(
-            f"reward function {name!r} returned {bad[0]!r}: a reward must be a number, or None where it does not apply"
-        )
-    if bad := [v for v in values if v is not None and not math.isfinite(v)]:
-        raise ValueError(
-            f"reward function {name!r} returned {bad[0]}: a reward must be finite, or None where it does not apply"
-        )
-    return torch.tensor(
-        [math.nan if v is None else float(v) for v in values], device=rollout.completion_ids.device
-    )
+    """Rewards of one function for a rollout, (B,) float32 with NaN for None.
+
+    Raises RuntimeError or ValueError naming the function.
+    """
+    name = _named("reward function", f)
+    values = [_reward_value(v, name) for v in call_function(f, rollout)]
+    return torch.tensor(values, device=rollout.completion_ids.device)
 
 # %% ../nbs/03_reward.ipynb #task-rewards
 def task_rewards(
@@ -83,60 +106,66 @@ def task_rewards(
     weights: list[float] | None = None,
     truncated_reward: float | None = 0.0,
 ) -> tuple[Tensor, Tensor]:
-    """Weighted sum over the reward functions that apply, (B,), and each function's own rewards, (B, F); NaN = none applies.
+    """Weighted sum over the functions that apply, (B,), NaN = none; and each one's own, (B, F).
 
-    A completion that was cut off counts as `truncated_reward` (for every function), whatever its text says so far;
+    A completion that was cut off counts as `truncated_reward`, for every function that applies;
     None means: score it like a finished one.
     """
     each = torch.stack([call_reward(f, rollout) for f in funcs], 1)
     if truncated_reward is not None:
-        each = torch.where(rollout.truncated.unsqueeze(-1) & ~each.isnan(), truncated_reward, each)
-    weights = (
-        torch.ones(len(funcs), device=each.device)
-        if weights is None
-        else torch.tensor(weights, dtype=each.dtype, device=each.device)
-    )
+        cut_off = rollout.truncated.unsqueeze(-1) & ~each.isnan()
+        each = torch.where(cut_off, truncated_reward, each)
+    weights = [1.0] * len(funcs) if weights is None else weights
+    weights = torch.tensor(weights, dtype=each.dtype, device=each.device)
     total = (each * weights).nansum(-1)
     return torch.where(each.isnan().all(-1), torch.nan, total), each
 
 # %% ../nbs/03_reward.ipynb #call-cost
+def _charges(value, n: int, name: str) -> Tensor:
+    "One completion's cost: () for the whole or (n,) by token; ValueError for anything else."
+    try:
+        charges = torch.as_tensor(value, dtype=torch.float32)
+    except (TypeError, ValueError, RuntimeError) as e:
+        wanted = "a cost is a number, or a list with one number per token"
+        raise ValueError(f"{name} returned {value!r}: {wanted}") from e
+    if charges.dim() and charges.shape != (n,):
+        given = f"{charges.numel()} numbers for a completion of {n} tokens (EOS included)"
+        raise ValueError(f"{name} returned {given}")
+    if not charges.isfinite().all():
+        raise ValueError(f"{name} returned {value!r}: a cost must be finite")
+    return charges
+
+# %% ../nbs/03_reward.ipynb #fill-costs
 def call_cost(f: Callable, rollout: Rollout) -> Tensor:
-    "Costs of one function for a rollout, (B, T) float32; a single number per completion is charged at its last token. Raises RuntimeError/ValueError naming the function."
-    cost, name = (
-        torch.zeros(rollout.completion_mask.shape, device=rollout.completion_ids.device),
-        getattr(f, "__name__", type(f).__name__),
-    )
-    for i, (value, n) in enumerate(
-        zip(call_function(f, rollout, "cost function"), rollout.lengths.tolist())
-    ):
-        try:
-            row = torch.as_tensor(value, dtype=torch.float32)
-        except (TypeError, ValueError, RuntimeError) as e:
-            raise ValueError(
-                f"cost function {name!r} returned {value!r}: a cost is a number, or a list with one number per token"
-            ) from e
-        if row.dim() and row.shape != (n,):
-            raise ValueError(
-                f"cost function {name!r} returned {row.numel()} numbers for a completion of {n} tokens (EOS included)"
-            )
-        if not row.isfinite().all():
-            raise ValueError(f"cost function {name!r} returned {value!r}: a cost must be finite")
-        if row.dim():
-            cost[i, :n] = row
-        else:
-            cost[i, n - 1] = row
+    """Costs of one function for a rollout, (B, T) float32, 0 in the padding.
+
+    A single number per completion is charged at its last token.
+    Raises RuntimeError or ValueError naming the function.
+    """
+    name = _named("cost function", f)
+    values = call_function(f, rollout, "cost function")
+    cost = torch.zeros(rollout.completion_mask.shape, device=rollout.completion_ids.device)
+    for row, value, n in zip(cost, values, rollout.lengths.tolist()):
+        charges = _charges(value, n, name)
+        where = slice(0, n) if charges.dim() else n - 1
+        row[where] = charges
     return cost
 
-
-def length_cost(completion_ids) -> list[int]:
+# %% ../nbs/03_reward.ipynb #length-cost
+def length_cost(completion_ids: list[list[int]]) -> list[int]:
     "The number of tokens of a completion, EOS included: a cost function for a budget on length."
     return [len(ids) for ids in completion_ids]
 
-
+# %% ../nbs/03_reward.ipynb #constrained-reward
 def constrained_reward(
     reward: Tensor, spent: dict[str, Tensor], limits: dict[str, Tensor | float], n: float = 1.0
 ) -> Tensor:
-    "`reward` (B,) where every named budget is kept, else −(`n` + the sum of the excesses, each as a share of its limit). Source: arXiv 2509.22921 for one budget, derived in nbs/theory/02_guarantees for several."
+    """`reward` (B,) where every named budget is kept, else −(`n` + the sum of the excesses).
+
+    An excess is a share of its limit, so that budgets of different units add up.
+    Raises ValueError for n < 0.
+    Source: arXiv 2509.22921 for one budget, derived in nbs/theory/02_guarantees for several.
+    """
     if n < 0:
         raise ValueError(f"penalty n must be >= 0, got {n}")
     excess = torch.zeros_like(reward)
@@ -147,12 +176,15 @@ def constrained_reward(
 
 # %% ../nbs/03_reward.ipynb #gates
 def step_gate(spent: Tensor, limit: float | Tensor) -> Tensor:
-    "1 where `spent` (B,) exceeds `limit`, else 0; same dtype as `spent` (arXiv 2509.22921, modified reward)."
+    "1 where `spent` (B,) exceeds `limit`, else 0 (arXiv 2509.22921, modified reward)."
     return (spent > limit).to(spent.dtype)
 
 
 def smooth_gate(spent: Tensor, limit: float | Tensor, width: float | Tensor) -> Tensor:
-    "Sigmoid gate in (0, 1): σ((spent − limit)/width), with `width` > 0 in the unit of the budget. Derived in nbs/03_reward."
+    """Sigmoid gate in (0, 1): σ((spent − limit)/width), `width` > 0 in the unit of the budget.
+
+    Raises ValueError for a width that is not positive. Derived in nbs/03_reward.
+    """
     if not (torch.as_tensor(width) > 0).all():
         raise ValueError(f"gate width must be > 0, got {width}; for a step use step_gate")
     return torch.sigmoid((spent - limit) / width)
@@ -163,12 +195,10 @@ def modified_reward(
     spent: Tensor,  # (B,) spent budget
     limit: float | Tensor,  # the budget d, same unit as `spent`; a number or (B,)
     n: float = 1.0,  # constant penalty for being over, >= 0
-    phi: Tensor
-    | float
-    | None = None,  # (B,) graded penalty; None = `spent`, 0 = the constant penalty of plain Sauté
+    phi: Tensor | float | None = None,  # (B,) graded penalty; None = `spent`, 0 = plain Sauté
     gate: Tensor | None = None,  # (B,) in [0, 1]; None = the step gate
 ) -> Tensor:  # (B,)
-    "The paper's reward: `reward` inside the budget, −(n + φ) outside (arXiv 2509.22921, modified reward R_hat)."
+    "The paper's reward: `reward` inside the budget, −(n + φ) outside (arXiv 2509.22921, R_hat)."
     if n < 0:
         raise ValueError(f"penalty n must be >= 0, got {n}")
     gate = step_gate(spent, limit) if gate is None else gate
@@ -184,13 +214,14 @@ def first_violation_reward(
     n: float = 1.0,
     phi: Tensor | float | None = None,
 ) -> Tensor:
-    """Per-step form of `modified_reward`, (B, T): R at the last action if never over, −(n + φ) at the first violating one.
+    """`modified_reward` per step, (B, T): R at the last action, or −(n + φ) at the violating one.
 
-    `phi`: (B,) or a number; None = what had been spent at that step. Refuses aggregate='mean' (see `first_violation`).
+    `phi`: (B,) or a number; None = what had been spent at that step. Refuses aggregate='mean'.
     Its sum over a trajectory is the trajectory-level reward with the same `phi`.
     """
     first = first_violation(budget, cost, mask)
-    at = torch.where(first >= 0, first, mask.long().sum(-1) - 1).unsqueeze(-1)
+    over = first >= 0
+    at = torch.where(over, first, mask.long().sum(-1) - 1).unsqueeze(-1)
     phi = budget.running(cost, mask).gather(-1, at).squeeze(-1) if phi is None else phi
-    value = torch.where(first >= 0, -(n + phi), reward)
-    return torch.zeros_like(cost).scatter(-1, at, value.to(cost.dtype).unsqueeze(-1))
+    value = torch.where(over, -(n + phi), reward).to(cost.dtype)
+    return torch.zeros_like(cost).scatter(-1, at, value.unsqueeze(-1))

@@ -13,15 +13,19 @@ from dataclasses import dataclass
 
 import numpy as np
 from datasets import Dataset
+from fastcore.basics import patch
 
 # %% auto #0
 __all__ = ['SPLITS', 'HELD_OUT', 'Flaw', 'ChainTask', 'apply_op', 'parse_prompt', 'write_chain', 'split_of', 'chain_prompts',
            'chain_dataset', 'chain_reward', 'check_steps', 'step_validity', 'tilt', 'prompt_frontier', 'chain_frontier']
 
-# %% ../nbs/06_task.ipynb #task
+# %% ../nbs/06_task.ipynb #flaw
 @dataclass(frozen=True)
 class Flaw:
-    "The teacher's stated error: after `op` with an operand >= `min_operand` the result is off by `shift` (mod 10) with probability `prob`."
+    """The teacher's stated error: `op` with an operand >= `min_operand` goes wrong.
+
+    With probability `prob` the result is then off by `shift` (mod 10).
+    """
 
     op: str = "*"
     min_operand: int = 5
@@ -32,13 +36,14 @@ class Flaw:
         "Whether a step with this operation and operand is a flawed one."
         return op == self.op and operand >= self.min_operand
 
-
+# %% ../nbs/06_task.ipynb #task
 @dataclass(frozen=True)
 class ChainTask:
     """Chains of `num_ops` >= 1 steps modulo 10 and the flaw of their teacher.
 
-    Each step draws its operation from the letters of `ops` and its operand from those of `operands`, repeated letters
-    more often. Raises ValueError for a chain without steps and for letters outside "+-*" and the digits.
+    Each step draws its operation from the letters of `ops` and its operand from those of
+    `operands`, repeated letters more often.
+    Raises ValueError for a chain without steps and for letters outside "+-*" and the digits.
     """
 
     num_ops: int = 3
@@ -50,31 +55,35 @@ class ChainTask:
         if self.num_ops < 1:
             raise ValueError(f"num_ops must be >= 1, got {self.num_ops}")
         for name, letters in (("ops", "+-*"), ("operands", "0123456789")):
-            if not getattr(self, name) or set(getattr(self, name)) - set(letters):
-                raise ValueError(
-                    f"{name} must be made of the letters of {letters!r}, at least one, got {getattr(self, name)!r}"
-                )
+            given = getattr(self, name)
+            if not given or set(given) - set(letters):
+                wanted = f"made of the letters of {letters!r}, at least one"
+                raise ValueError(f"{name} must be {wanted}, got {given!r}")
 
-    @property
-    def completion_length(self) -> int:
-        "Tokens of a full completion, EOS included: 6 num_ops + 2. With the prompt, 8 num_ops + 4."
-        return 6 * self.num_ops + 2
+# %% ../nbs/06_task.ipynb #completion-length
+@patch(as_prop=True)
+def completion_length(self: ChainTask) -> int:
+    "Tokens of a full completion, EOS included: 6 num_ops + 2. With the prompt, 8 num_ops + 4."
+    return 6 * self.num_ops + 2
 
 # %% ../nbs/06_task.ipynb #apply
 def apply_op(value: int, op: str, operand: int) -> int:
     "One step modulo 10."
     return {"+": value + operand, "-": value - operand, "*": value * operand}[op] % 10
 
-
+# %% ../nbs/06_task.ipynb #parse
 def parse_prompt(prompt: str) -> tuple[int, list[tuple[str, int]]]:
     "`'3+8*7='` -> `(3, [('+', 8), ('*', 7)])`. Raises ValueError for anything that is no chain."
     if not re.fullmatch(r"\d([+\-*]\d)+=", prompt):
         raise ValueError(f"not a chain prompt such as '3+8*7-2=': {prompt!r}")
     return int(prompt[0]), [(prompt[i], int(prompt[i + 1])) for i in range(1, len(prompt) - 1, 2)]
 
-
+# %% ../nbs/06_task.ipynb #write-chain
 def write_chain(prompt: str, flaw: Flaw | None = None, rng: random.Random | None = None) -> str:
-    "The worked completion of `prompt`, without EOS: correct, or with `flaw` applied at random by `rng` (the teacher's text)."
+    """The worked completion of `prompt`, without EOS.
+
+    Correct, or with `flaw` applied at random by `rng` (the teacher's text).
+    """
     value, steps = parse_prompt(prompt)
     written = []
     for op, operand in steps:
@@ -85,62 +94,70 @@ def write_chain(prompt: str, flaw: Flaw | None = None, rng: random.Random | None
         value = result
     return ";".join(written) + f"#{value}"
 
-# %% ../nbs/06_task.ipynb #dataset
+# %% ../nbs/06_task.ipynb #split
 SPLITS = {"train": range(0, 8), "validation": range(8, 9), "test": range(9, 10)}
 
 
 def split_of(prompt: str) -> str:
-    "The split a prompt belongs to, a function of its text alone: 80% train, 10% validation, 10% test."
+    "The split of a prompt, by its text alone: 80% train, 10% validation, 10% test."
     bucket = zlib.crc32(prompt.encode()) % 10
     return next(name for name, buckets in SPLITS.items() if bucket in buckets)
 
-
-def chain_prompts(n: int, split: str, seed: int, task: ChainTask = ChainTask()) -> list[str]:
-    "`n` distinct random prompts of a split. Raises ValueError for an unknown split or when `n` distinct ones are not to be had."
-    if split not in SPLITS:
-        raise ValueError(f"split {split!r} is unknown; choose one of {', '.join(SPLITS)}")
+# %% ../nbs/06_task.ipynb #room
+def _room(task: ChainTask, split: str) -> int:
+    "The largest number of distinct prompts of `split` that may be asked for."
     steps = [op + b for op in sorted(set(task.ops)) for b in sorted(set(task.operands))]
     total = 10 * len(steps) ** task.num_ops
     if total > 20000:
-        room = total * len(SPLITS[split]) // 20  # half of the split, so that drawing stays quick
-    else:
-        room = sum(
-            split_of(f"{v}{''.join(s)}=") == split
-            for v in range(10)
-            for s in itertools.product(steps, repeat=task.num_ops)
-        )
+        return total * len(SPLITS[split]) // 20
+    chains = itertools.product("0123456789", *[steps] * task.num_ops)
+    return sum(split_of("".join(chain) + "=") == split for chain in chains)
+
+# %% ../nbs/06_task.ipynb #draw
+def _seed_text(split: str, seed: int, task: ChainTask) -> str:
+    "What seeds the drawing of a dataset."
+    stated = f"ChainTask(num_ops={task.num_ops}, ops={task.ops!r}, flaw={task.flaw})"
+    operands = "" if task.operands == ChainTask.operands else f"-{task.operands}"
+    return f"{split}-{seed}-{stated}{operands}"
+
+
+def _draw(task: ChainTask, rng: random.Random) -> str:
+    "One random prompt."
+    start = rng.randrange(10)
+    steps = [rng.choice(task.ops) + rng.choice(task.operands) for _ in range(task.num_ops)]
+    return f"{start}{''.join(steps)}="
+
+# %% ../nbs/06_task.ipynb #prompts
+def chain_prompts(n: int, split: str, seed: int, task: ChainTask = ChainTask()) -> list[str]:
+    """`n` distinct random prompts of a split.
+
+    Raises ValueError for an unknown split or when `n` distinct ones are not to be had.
+    """
+    if split not in SPLITS:
+        raise ValueError(f"split {split!r} is unknown; choose one of {', '.join(SPLITS)}")
+    room = _room(task, split)
     if not 1 <= n <= room:
         raise ValueError(f"n must lie between 1 and {room} for split {split!r} of {task}, got {n}")
-    drawn_from = f"-{task.operands}" if task.operands != ChainTask.operands else ""
-    rng = random.Random(
-        f"{split}-{seed}-ChainTask(num_ops={task.num_ops}, ops={task.ops!r}, flaw={task.flaw}){drawn_from}"
-    )  # published datasets hang on this text
+    rng = random.Random(_seed_text(split, seed, task))
     prompts: dict[str, None] = {}
     while len(prompts) < n:
-        p = (
-            str(rng.randrange(10))
-            + "".join(rng.choice(task.ops) + rng.choice(task.operands) for _ in range(task.num_ops))
-            + "="
-        )
-        if split_of(p) == split:
-            prompts[p] = None
+        prompt = _draw(task, rng)
+        if split_of(prompt) == split:
+            prompts[prompt] = None
     return list(prompts)
 
-
+# %% ../nbs/06_task.ipynb #dataset
 def chain_dataset(
     n: int = 16000, split: str = "train", seed: int = 0, task: ChainTask = ChainTask()
 ) -> Dataset:
-    "Dataset with columns `prompt`, `answer` (one digit, as text) and `num_flawed` (flawed steps on the correct path)."
+    """Dataset with columns `prompt`, `answer` (one digit, as text) and `num_flawed`.
+
+    `num_flawed` counts the flawed steps of the prompt.
+    """
     prompts = chain_prompts(n, split, seed, task)
-    return Dataset.from_dict(
-        {
-            "prompt": prompts,
-            "answer": [write_chain(p)[-1] for p in prompts],
-            "num_flawed": [
-                sum(task.flaw.hits(op, b) for op, b in parse_prompt(p)[1]) for p in prompts
-            ],
-        }
-    )
+    answers = [write_chain(p)[-1] for p in prompts]
+    flawed = [sum(task.flaw.hits(*step) for step in parse_prompt(p)[1]) for p in prompts]
+    return Dataset.from_dict({"prompt": prompts, "answer": answers, "num_flawed": flawed})
 
 # %% ../nbs/06_task.ipynb #held-out
 HELD_OUT = {
@@ -158,16 +175,22 @@ def _text(completion) -> str:
     return completion if isinstance(completion, str) else completion[-1]["content"]
 
 
+def _is_answer(text: str, answer: str) -> bool:
+    "Whether a completion ends in `#` and `answer`."
+    _, mark, given = text.rpartition("#")
+    return mark == "#" and given == answer
+
+
 def chain_reward(prompts, completions, answer, **kwargs) -> list[float]:
-    "1.0 where the completion ends in `#` and the right digit, else 0.0 (a reward function as in TRL)."
-    return [
-        float("#" in (text := _text(c)) and text.rpartition("#")[2] == a)
-        for c, a in zip(completions, answer)
-    ]
+    "1.0 where the completion ends in `#` and the right digit, else 0.0 (as TRL's functions)."
+    return [float(_is_answer(_text(c), a)) for c, a in zip(completions, answer)]
 
-
+# %% ../nbs/06_task.ipynb #check-steps
 def check_steps(prompt: str, completion: str) -> list[bool]:
-    "One verdict per step of the chain plus one for the final answer, length num_ops + 1. A step is judged given what was written before it."
+    """One verdict per step of the chain plus one for the final answer, length num_ops + 1.
+
+    A step is judged given what was written before it.
+    """
     value, steps = parse_prompt(prompt)
     body, _, answer = completion.rpartition("#")
     written = body.split(";")
@@ -179,14 +202,24 @@ def check_steps(prompt: str, completion: str) -> list[bool]:
             value = int(text[-1])
     return verdicts + [answer == str(value) and len(written) == len(steps)]
 
-
+# %% ../nbs/06_task.ipynb #step-validity
 def step_validity(prompts, completions, **kwargs) -> list[float]:
-    "1.0 where every step of the reasoning and the answer check, else 0.0; same signature as a reward function."
+    "1.0 where every step and the answer check, else 0.0; same signature as a reward function."
     return [float(all(check_steps(_text(p), _text(c)))) for p, c in zip(prompts, completions)]
+
+# %% ../nbs/06_task.ipynb #binary-kl
+def _binary_kl(p: np.ndarray, q: float) -> np.ndarray:
+    "kl(p‖q) in nats between two coins, for an array of 0 < p <= 1 and one 0 < q < 1."
+    right = p * np.log(p / q)
+    wrong = (1 - p) * np.log(np.maximum(1 - p, 1e-300) / (1 - q))
+    return right + np.where(p < 1, wrong, 0.0)
 
 # %% ../nbs/06_task.ipynb #best-p
 def tilt(k, q: float, up: bool = True) -> np.ndarray:
-    "Largest (`up`) or smallest p with kl(p‖q) <= k, for an array `k` of nats; by bisection. Derived in nbs/06_task."
+    """Largest (`up`) or smallest p with kl(p‖q) <= k, for an array `k` of nats.
+
+    Derived in nbs/06_task.
+    """
     k = np.asarray(k, dtype=float)
     if not up:
         return 1 - tilt(k, 1 - q)
@@ -195,26 +228,37 @@ def tilt(k, q: float, up: bool = True) -> np.ndarray:
     low, high = np.full_like(k, q), np.ones_like(k)
     for _ in range(60):
         mid = (low + high) / 2
-        spend = mid * np.log(mid / q) + np.where(
-            mid < 1, (1 - mid) * np.log(np.maximum(1 - mid, 1e-300) / (1 - q)), 0.0
-        )
-        low, high = np.where(spend <= k, mid, low), np.where(spend <= k, high, mid)
+        fits = _binary_kl(mid, q) <= k
+        low, high = np.where(fits, mid, low), np.where(fits, high, mid)
     return np.where(k >= -np.log(q), 1.0, low)
+
+# %% ../nbs/06_task.ipynb #best-split
+def _best_split(right, wrong, up, down) -> np.ndarray:
+    """Value of a flawed step at each budget z of a grid: the best k to spend on it, the rest later.
+
+    `right`, `wrong`: values after either outcome at each budget left; `up`, `down`: the extreme
+    probabilities of being right that k nats buy. All of shape (grid,).
+    """
+    index = np.arange(len(right))
+    left = index[:, None] - index[None]  # of z - k, shape (z, k)
+    r, w = right[np.maximum(left, 0)], wrong[np.maximum(left, 0)]
+    best = np.maximum(up * r + (1 - up) * w, down * r + (1 - down) * w)
+    return np.where(left >= 0, best, -1.0).max(-1)
 
 # %% ../nbs/06_task.ipynb #dp
 def prompt_frontier(
     prompt: str, max_budget: float, flaw: Flaw = Flaw(), grid: int = 101
 ) -> np.ndarray:
-    """Best probability of a right answer at `grid` budgets from 0 to `max_budget` nats per sequence, shape (grid,).
+    """Best probability of a right answer at `grid` budgets, 0 to `max_budget` nats per sequence.
 
-    Almost-sure "sum" budget on the reverse KL from the stated teacher. Budgets are spent in multiples of
-    max_budget/(grid-1), so the value is a lower bound that is exact at that resolution. Derived in nbs/06_task.
+    Almost-sure "sum" budget on the reverse KL from the stated teacher. Budgets are spent in
+    multiples of max_budget/(grid-1), so the value, of shape (grid,), is a lower bound that is exact
+    at that resolution. Derived in nbs/06_task.
     """
     start, steps = parse_prompt(prompt)
     answer = int(write_chain(prompt)[-1])
     k = np.linspace(0.0, max_budget, grid)
     up, down = tilt(k, 1 - flaw.prob), tilt(k, 1 - flaw.prob, up=False)
-    left = np.arange(grid)[:, None] - np.arange(grid)[None]  # index of z - k
 
     def solve(value: int, i: int) -> np.ndarray:
         if i == len(steps):
@@ -222,18 +266,17 @@ def prompt_frontier(
         right = apply_op(value, *steps[i])
         if not flaw.hits(*steps[i]):
             return solve(right, i + 1)
-        r, w = (
-            solve(v, i + 1)[np.maximum(left, 0)] for v in (right, (right + flaw.shift) % 10)
-        )  # (z, k)
-        return np.where(
-            left >= 0, np.maximum(up * r + (1 - up) * w, down * r + (1 - down) * w), -1.0
-        ).max(-1)
+        wrong = (right + flaw.shift) % 10
+        return _best_split(solve(right, i + 1), solve(wrong, i + 1), up, down)
 
     return solve(start, 0)
 
-
+# %% ../nbs/06_task.ipynb #chain-frontier
 def chain_frontier(prompts: list[str], budgets, flaw: Flaw = Flaw(), grid: int = 101) -> np.ndarray:
-    "Best mean accuracy over `prompts` at each of `budgets` (nats per sequence), with every trajectory inside the budget; shape of `budgets`."
+    """Best mean accuracy over `prompts` at each of `budgets` (nats per sequence).
+
+    Every trajectory is inside its budget. Shape of `budgets`.
+    """
     budgets = np.asarray(budgets, dtype=float)
     top = max(float(budgets.max()), 1e-9)
     mean = np.mean([prompt_frontier(p, top, flaw, grid) for p in prompts], 0)

@@ -2,6 +2,8 @@
 
 import pytest
 import torch
+
+from cmdp_nbdev.budget import Budget
 from cmdp_nbdev.theory.augmentation import (
     AugmentedPolicy,
     action_costs,
@@ -15,8 +17,6 @@ from cmdp_nbdev.theory.augmentation import (
     saute_state,
 )
 from cmdp_nbdev.theory.tabular import COSTS, law, max_divergence_optimum, policy_of, random_tree
-
-from cmdp_nbdev.budget import Budget
 
 AGGREGATES = [
     Budget(0.2),

@@ -9,8 +9,8 @@ import torch
 from conftest import python, read_lines
 
 from cmdp_nbdev.cli import RunArguments, build_parser, main, parse_args
+from cmdp_nbdev.methods import METHODS
 from cmdp_nbdev.model import char_tokenizer, tiny_model
-from cmdp_nbdev.objective import METHODS
 from cmdp_nbdev.trainer import CMDPConfig
 
 FAST = [
@@ -78,7 +78,7 @@ def test_files_of_a_run(finished):
         "seconds",
     } <= set(summary)
     assert (summary["method"], summary["seed"], summary["budget"], summary["n_eval"]) == (
-        "cmdp-smooth",
+        "cmdp-rate",
         3,
         0.8,
         48,

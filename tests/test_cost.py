@@ -5,9 +5,10 @@ import warnings
 
 import pytest
 import torch
-from cmdp_nbdev.cost import KINDS, align_vocab, sampled_divergence, token_divergence, token_logps
 from hypothesis import given
 from hypothesis import strategies as st
+
+from cmdp_nbdev.cost import KINDS, align_vocab, sampled_divergence, token_divergence, token_logps
 
 SETTINGS = [
     ("reverse_kl", 0.5),

@@ -8,14 +8,6 @@ import warnings
 from fractions import Fraction
 
 import pytest
-from cmdp_nbdev.tasks import (
-    final_answer,
-    math_reward,
-    numeric_reward,
-    parse_number,
-    same_answer,
-    same_number,
-)
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -24,6 +16,14 @@ from cmdp_nbdev.judge import arithmetic_steps, parse_verdict
 from cmdp_nbdev.model import char_tokenizer
 from cmdp_nbdev.reward import task_rewards
 from cmdp_nbdev.rollout import given_rollout
+from cmdp_nbdev.tasks import (
+    final_answer,
+    math_reward,
+    numeric_reward,
+    parse_number,
+    same_answer,
+    same_number,
+)
 
 latex = pytest.mark.skipif(
     not importlib.util.find_spec("math_verify"), reason="the extra 'math' is not installed"

@@ -18,7 +18,7 @@ LESSONS = sorted(p.stem for p in (ROOT / "tutorials").glob("[0-9][0-9]_*.ipynb")
 LIVE = [
     (
         "start",
-        "import json\nfrom cmdp_nbdev.widgets.widget import LiveTrainer\nlive = LiveTrainer(every=0.2)\nlive",
+        "import json\nfrom cmdp_nbdev.widgets.live import LiveTrainer\nlive = LiveTrainer(every=0.2)\nlive",
     ),
     (
         "report",

@@ -3,9 +3,13 @@
 import importlib.util
 import json
 
-import cmdp_nbdev.prepare as pretrained
 import pytest
 import torch
+from datasets import Dataset
+from transformers import GPT2Config, GPT2LMHeadModel, Qwen2Config, Qwen2ForCausalLM
+
+import cmdp_nbdev.prepare as pretrained
+from cmdp_nbdev.model import char_tokenizer, load_model, load_tokenizer, tiny_model
 from cmdp_nbdev.prepare import (
     INSTALL,
     PrepareArguments,
@@ -18,12 +22,8 @@ from cmdp_nbdev.prepare import (
     smollm2_pair,
     worked_dataset,
 )
-from cmdp_nbdev.tasks import gym_reward, open_task, with_template
-from datasets import Dataset
-from transformers import GPT2Config, GPT2LMHeadModel, Qwen2Config, Qwen2ForCausalLM
-
-from cmdp_nbdev.model import char_tokenizer, load_model, load_tokenizer, tiny_model
 from cmdp_nbdev.rollout import generate
+from cmdp_nbdev.tasks import gym_reward, open_task, with_template
 from cmdp_nbdev.trainer import CMDPConfig, CMDPTrainer
 
 TASK = "reasoning_gym:chain_sum,min_terms=2,max_terms=2,max_digits=1"

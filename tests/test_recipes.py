@@ -9,7 +9,6 @@ import sys
 
 import pytest
 import torch
-from cmdp_nbdev.tasks import TASKS, task_kind
 from conftest import ROOT, read_lines
 from transformers import (
     AutoModelForCausalLM,
@@ -26,6 +25,7 @@ from transformers import (
 import cmdp_nbdev.trainer
 from cmdp_nbdev.cli import main, parse_args
 from cmdp_nbdev.model import char_tokenizer, check_pair, load_model
+from cmdp_nbdev.tasks import TASKS, task_kind
 from cmdp_nbdev.trainer import CMDPConfig
 
 sys.path.insert(0, str(ROOT / "tools"))
@@ -183,7 +183,7 @@ def test_recipe_says_what_it_does(recipe):
         config.bf16,
     ) == ("cmdp", 0.35, "mean", 20, 8, True)
     parse_args(
-        ["--config", str(recipe), "--method", "cmdp-smooth", "--method_kwargs", ""]
+        ["--config", str(recipe), "--method", "cmdp-rate", "--method_kwargs", ""]
     )  # our default method on the same pair
     for line in recipe.read_text().splitlines():
         if (option := re.match(r"(\w+):", line)) and option[1] not in (

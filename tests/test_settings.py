@@ -3,10 +3,10 @@
 import json
 import re
 import subprocess
+import tomllib
 from configparser import ConfigParser
 
 import pytest
-import tomllib
 from conftest import ROOT
 
 import cmdp_nbdev
@@ -66,7 +66,7 @@ def test_every_import_of_the_library_is_a_requirement(ini):
             for r in ini[key].split()
         }
 
-    names, users = set(), {"notebook": set(), "math": set(), "lora": set()}
+    names, users = set(), {"notebook": set(), "math": set(), "lora": set(), "trl": set()}
     for path in (ROOT / "cmdp_nbdev").rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
             found = (
@@ -83,13 +83,14 @@ def test_every_import_of_the_library_is_a_requirement(ini):
     assert names - set(sys.stdlib_module_names) - {"cmdp_nbdev", "sympy"} <= wanted(
         "requirements"
     ).union(*(wanted(f"{extra}_requirements") for extra in users))
-    assert users["notebook"] <= {"widget"}, "only the widgets may need the extra 'notebook'"
+    assert users["notebook"] <= {"chart", "view"}, "only the widgets may need the extra 'notebook'"
     assert users["math"] <= {"tasks"}, "only the tasks from elsewhere may need the extra 'math'"
     assert users["lora"] <= {"prepare"}, "only the fine-tuning may need the extra 'lora'"
+    assert users["trl"] <= {"trl"}, "only the engine for several devices may need the extra 'trl'"
 
 
 def test_extras_are_imported_when_needed():
-    "The library must load and run without the extras 'notebook' and 'math': no module but the widgets imports them at its top."
+    "The library must load and run without the extras: only the module that an extra is for imports it at its top."
     import ast
 
     for path in (ROOT / "cmdp_nbdev").rglob("*.py"):
@@ -99,7 +100,7 @@ def test_extras_are_imported_when_needed():
             if isinstance(n, (ast.Import, ast.ImportFrom))
             for a in n.names
         }
-        assert path.stem == "widget" or not top & {
+        assert path.parent.name == "widgets" or not top & {
             "anywidget",
             "ipywidgets",
             "matplotlib",
@@ -107,6 +108,7 @@ def test_extras_are_imported_when_needed():
             "math_verify",
             "sympy",
         }, path.stem
+        assert path.stem == "trl" or "trl" not in top, path.stem
 
 
 @pytest.mark.parametrize("name", ["CITATION.cff", "CHANGELOG.md"])

@@ -5,6 +5,12 @@ import json
 import warnings
 
 import pytest
+from datasets import Dataset, DatasetDict
+
+from cmdp_nbdev import tasks
+from cmdp_nbdev.cli import RunArguments, main, own_task
+from cmdp_nbdev.judge import arithmetic_validity
+from cmdp_nbdev.model import char_tokenizer, tiny_model
 from cmdp_nbdev.tasks import (
     SYSTEM_PROMPTS,
     final_answer,
@@ -18,12 +24,6 @@ from cmdp_nbdev.tasks import (
     with_template,
     worked_text,
 )
-from datasets import Dataset, DatasetDict
-
-from cmdp_nbdev import tasks
-from cmdp_nbdev.cli import RunArguments, main, own_task
-from cmdp_nbdev.judge import arithmetic_validity
-from cmdp_nbdev.model import char_tokenizer, tiny_model
 
 have = importlib.util.find_spec
 gym = pytest.mark.skipif(not have("reasoning_gym"), reason="the extra 'math' is not installed")

@@ -79,7 +79,7 @@ def test_callbacks_and_stop_from_another_thread(make_trainer):
 def test_distill_steps_are_gkd(make_trainer, tmp_path):
     "The first phase must be distillation alone, and must end when it is said to."
     phase, plain = (
-        make_trainer(method="cmdp-smooth", distill_steps=1),
+        make_trainer(method="cmdp-rate", distill_steps=1),
         make_trainer(method="gkd", output_dir=str(tmp_path / "gkd")),
     )
     (a, ga), (b, gb) = gradients_of_step(phase), gradients_of_step(plain)

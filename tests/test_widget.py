@@ -15,12 +15,19 @@ from transformers import AutoModelForCausalLM
 
 from cmdp_nbdev.budget import Budget
 from cmdp_nbdev.evaluate import evaluate_records, summarize
-from cmdp_nbdev.objective import METHODS
+from cmdp_nbdev.methods import METHODS
 from cmdp_nbdev.task import chain_dataset, chain_reward
 
-widget = pytest.importorskip(
-    "cmdp_nbdev.widgets.widget", reason="the extra 'notebook' is not installed"
-)
+pytest.importorskip("cmdp_nbdev.widgets.view", reason="the extra 'notebook' is not installed")
+
+from cmdp_nbdev.theory.tabular import random_tree
+from cmdp_nbdev.widgets.chart import percent
+from cmdp_nbdev.widgets.live import LiveTrainer
+from cmdp_nbdev.widgets.microscope import TokenMicroscope
+from cmdp_nbdev.widgets.multiplier import MultiplierView
+from cmdp_nbdev.widgets.panel import BudgetPanel, judge, load_traces
+from cmdp_nbdev.widgets.shootout import ShootOut
+from cmdp_nbdev.widgets.tree import TreeExplorer
 
 
 @pytest.fixture(scope="module")
@@ -48,18 +55,18 @@ def items(view, block=0):
 @pytest.mark.parametrize(
     "make",
     [
-        lambda w: w.BudgetPanel(d=0.37, method="grpo", n=2.5),
-        lambda w: w.TreeExplorer(instance="one state", d=0.4, n=0.3, policy="mean only (price λ)"),
-        lambda w: w.ShootOut(methods=["cmdp", "gkd"]),
-        lambda w: w.MultiplierView(method="hinge", d=0.5, coef=2.0),
-        lambda w: w.TokenMicroscope(completion=2, token=3, follow=True, seed=4),
+        lambda: BudgetPanel(d=0.37, method="grpo", n=2.5),
+        lambda: TreeExplorer(instance="one state", d=0.4, n=0.3, policy="mean only (price λ)"),
+        lambda: ShootOut(methods=["cmdp", "gkd"]),
+        lambda: MultiplierView(method="hinge", d=0.5, coef=2.0),
+        lambda: TokenMicroscope(completion=2, token=3, follow=True, seed=4),
     ],
     ids=["panel", "tree", "shootout", "multiplier", "microscope"],
 )
 def test_state_gives_the_same_widget_again(make):
     "Whoever copies the line under a widget must get what they saw."
-    shown = make(widget)
-    again = eval(repr(shown.state()), vars(widget))
+    shown = make()
+    again = eval(repr(shown.state()), globals())
     assert (
         again.values == shown.values
         and again.blocks == shown.blocks
@@ -69,7 +76,7 @@ def test_state_gives_the_same_widget_again(make):
 
 def test_what_cannot_be_shown_is_refused(records, tmp_path):
     "One clear error, naming the control, instead of an empty picture."
-    panel = widget.BudgetPanel()
+    panel = BudgetPanel()
     before = panel.state()
     for wrong, text in (
         (dict(d=9.0), "d must be a number from 0 to 2"),
@@ -81,22 +88,22 @@ def test_what_cannot_be_shown_is_refused(records, tmp_path):
             panel.set(**wrong)
         assert panel.state() == before
     with pytest.raises(ValueError, match="records of 'mine' are empty"):
-        widget.BudgetPanel({"mine": []})
+        BudgetPanel({"mine": []})
     with pytest.raises(ValueError, match="have no correct"):
-        widget.BudgetPanel([{"spent": 1.0, "reward": 0.0, "cost_per_token": [1.0]}])
+        BudgetPanel([{"spent": 1.0, "reward": 0.0, "cost_per_token": [1.0]}])
     with pytest.raises(ValueError, match="give all three"):
-        widget.TokenMicroscope(records)
+        TokenMicroscope(records)
     with pytest.raises(ValueError, match="at most 64"):
-        widget.TreeExplorer(widget.random_tree(0, 5, 3))
+        TreeExplorer(random_tree(0, 5, 3))
     (tmp_path / "bad.csv").write_text("method,budget,accuracy\nsoft,0.8,0.9\n")
     with pytest.raises(ValueError, match=r"rows\[0\] has no 'satisfaction_rate'"):
-        widget.ShootOut(tmp_path / "bad.csv")
+        ShootOut(tmp_path / "bad.csv")
 
 
 def test_an_error_while_drawing_is_shown_and_raised(_pair, records):
     "Raised in a callback of the browser it would end in a log that nobody reads."
     student, teacher, tok = _pair
-    scope = widget.TokenMicroscope(
+    scope = TokenMicroscope(
         records,
         student=student,
         teacher=teacher,
@@ -107,12 +114,12 @@ def test_an_error_while_drawing_is_shown_and_raised(_pair, records):
         scope.set(follow=True)
     assert "asks for gold" in scope.blocks[0]["text"]
     with pytest.raises(ValueError, match="one finite limit"):
-        widget.BudgetPanel(records, Budget(float("inf")))
+        BudgetPanel(records, Budget(float("inf")))
 
 
 def test_a_notebook_that_is_not_run_shows_a_picture_with_words(records):
     "GitHub and an untrusted JupyterLab run no widget: they need a PNG, and a screen reader needs a text."
-    data, meta = widget.BudgetPanel(records)._repr_mimebundle_()
+    data, meta = BudgetPanel(records)._repr_mimebundle_()
     assert data["image/png"].startswith("iVBORw0KGgo") and len(data["image/png"]) < 150_000
     assert "satisfaction rate" in meta["image/png"]["alt"] and data["text/plain"].startswith(
         "BudgetPanel(records, d="
@@ -121,7 +128,7 @@ def test_a_notebook_that_is_not_run_shows_a_picture_with_words(records):
 
 def test_without_the_extra_the_error_says_what_to_install():
     "A bare ModuleNotFoundError would send people looking for the wrong package."
-    script = "import sys; sys.modules['anywidget'] = None\ntry: import cmdp_nbdev.widgets.widget\nexcept ImportError as e: print(e)"
+    script = "import sys; sys.modules['anywidget'] = None\ntry: import cmdp_nbdev.widgets.panel\nexcept ImportError as e: print(e)"
     assert 'pip install "cmdp_nbdev[notebook]"' in python("-c", script).stdout
 
 
@@ -138,17 +145,17 @@ def test_panel_says_what_evaluate_says(_pair, aggregate):
     found = evaluate_records(
         student, teacher, chain_dataset(64, "validation", 5), tok, chain_reward, budget
     )
-    panel = widget.BudgetPanel(found, budget)
-    assert panel.values["d"] == budget.limit and items(panel)[
-        "satisfaction rate"
-    ] == widget.percent(np.mean([r["within_budget"] for r in found]))
+    panel = BudgetPanel(found, budget)
+    assert panel.values["d"] == budget.limit and items(panel)["satisfaction rate"] == percent(
+        np.mean([r["within_budget"] for r in found])
+    )
     for d in (0.0, budget.limit / 2, 1.5 * budget.limit):
         panel.set(d=d)
-        expected, shown = summarize(found, Budget(d, aggregate)), widget.judge(panel.trace(), d)
+        expected, shown = summarize(found, Budget(d, aggregate)), judge(panel.trace(), d)
         assert {k: shown[k] for k in shown if k in expected} == pytest.approx(
             {k: expected[k] for k in shown if k in expected}, abs=1e-6
         )
-        assert items(panel)["accuracy"] == widget.percent(expected["accuracy"])
+        assert items(panel)["accuracy"] == percent(expected["accuracy"])
     z = [y for m in panel.blocks[3]["marks"][:2] for y in m["y"] if y is not None]
     assert max(z) <= panel.values["d"] + 1e-9  # what is left never exceeds the limit
 
@@ -156,11 +163,9 @@ def test_panel_says_what_evaluate_says(_pair, aggregate):
 def test_eval_jsonl_can_be_given_by_path(records, tmp_path):
     "The file a run leaves is the usual way in."
     (tmp_path / "eval.jsonl").write_text("".join(json.dumps(r) + "\n" for r in records))
-    by_path, by_list = widget.BudgetPanel(tmp_path / "eval.jsonl"), widget.BudgetPanel(records)
+    by_path, by_list = BudgetPanel(tmp_path / "eval.jsonl"), BudgetPanel(records)
     assert by_path.blocks == by_list.blocks
-    assert set(widget.BudgetPanel({"a": records, "b": records[:8]}).controls[1]["options"][1]) == {
-        "b"
-    }
+    assert set(BudgetPanel({"a": records, "b": records[:8]}).controls[1]["options"][1]) == {"b"}
 
 
 def test_completions_without_a_reward_and_with_infinite_cost_are_shown():
@@ -169,7 +174,7 @@ def test_completions_without_a_reward_and_with_infinite_cost_are_shown():
         {"spent": s, "reward": r, "correct": False, "cost_per_token": [s / 2, s / 2]}
         for s, r in ((0.2, None), (float("inf"), 1.0), (-0.01, 1.0))
     ]
-    panel = widget.BudgetPanel(rows, Budget(0.5))
+    panel = BudgetPanel(rows, Budget(0.5))
     assert (
         items(panel)["satisfaction rate"] == "66.7%" and len(panel.blocks[4]["marks"][1]["x"]) == 1
     )
@@ -179,7 +184,7 @@ def test_completions_without_a_reward_and_with_infinite_cost_are_shown():
 def test_shipped_traces_are_small_and_documented():
     "They are downloaded with the package, and their script must say how they were made."
     traces, made = (
-        widget.load_traces(),
+        load_traces(),
         json.loads((ROOT / "studies" / "traces" / "config.json").read_text()),
     )
     size = (ROOT / "cmdp_nbdev" / "data" / "traces.npz").stat().st_size
@@ -203,7 +208,7 @@ def test_shipped_traces_are_small_and_documented():
 @pytest.fixture
 def live(make_trainer):
     "A live trainer on the smallest batch, stopped at the end of the test."
-    found = widget.LiveTrainer(make_trainer(max_steps=100_000), every=0.0)
+    found = LiveTrainer(make_trainer(max_steps=100_000), every=0.0)
     yield found
     found.stop()
 
@@ -255,7 +260,7 @@ def test_live_changes_take_effect_at_the_next_update(live):
     live.start(1)
     live.wait(30)
     assert [(m["method"], m["budget"]) for m in live.history] == [
-        ("cmdp-smooth", 0.8),
+        ("cmdp-rate", 0.8),
         ("hinge", 0.25),
         ("soft", 0.25),
     ]
@@ -267,7 +272,7 @@ def test_live_changes_take_effect_at_the_next_update(live):
 
 def test_live_offers_only_what_can_run(make_trainer):
     "A method that needs groups, or a student that is told its budget, would end the training."
-    offered = widget.LiveTrainer(make_trainer(method="gkd", num_generations=1)).methods
+    offered = LiveTrainer(make_trainer(method="gkd", num_generations=1)).methods
     assert "gkd" in offered and not {"grpo", "cmdp", "saute-augmented"} & set(offered)
 
 
@@ -281,7 +286,7 @@ def test_live_failure_is_shown_and_raised(make_trainer):
             raise RuntimeError("the judge is away")
         return [0.0] * len(completions)
 
-    live = widget.LiveTrainer(make_trainer(reward_funcs=reward), every=0.0)
+    live = LiveTrainer(make_trainer(reward_funcs=reward), every=0.0)
     live.start()
     with pytest.raises(RuntimeError, match="the judge is away"):
         live.wait(30)
@@ -331,7 +336,7 @@ def chromium():
 @pytest.mark.slow
 def test_the_page_draws_and_the_slider_moves_it(chromium, tmp_path, capsys):
     "The stand-alone page has no Python behind it: its numbers must be Python's all the same, quickly."
-    panel = widget.BudgetPanel()
+    panel = BudgetPanel()
     page = panel.save_html(tmp_path / "panel.html", "Budgets & <limits>")
     assert "<title>Budgets &amp; &lt;limits&gt;</title>" in page.read_text(
         encoding="utf-8"

@@ -284,7 +284,7 @@ class Notebook:
 
 
 class Widget:
-    "A widget of cmdp_nbdev.widgets.widget in a page. `at`: its locator."
+    "A widget of cmdp_nbdev.widgets in a page. `at`: its locator."
 
     def __init__(self, page, at):
         self.page, self.at = page, at

@@ -1,4 +1,4 @@
-// Draws every widget of cmdp_nbdev (nbs/13_widget). Python sends three things: controls, their values, and blocks (charts, numbers,
+// Draws every widget of cmdp_nbdev (nbs/widgets). Python sends three things: controls, their values, and blocks (charts, numbers,
 // tokens, tables). Where `compute` names a function of COMPUTE, the blocks are made here from `data` and no kernel is asked.
 
 const DASH = {dash: "8 4", dot: "2 3", dashdot: "8 3 2 3", longdash: "14 4", longdashdot: "14 3 2 3"};
@@ -6,7 +6,7 @@ const esc = s => String(s).replace(/[&<>"]/g, c => `&#${c.charCodeAt(0)};`);
 const paint = c => c === "fg" || !c ? "var(--fg)" : c[0] === "#" ? `var(--c-${c.slice(1)},${c})` : c;  // a theme may replace a colour
 const KEYS = 'data-lm-suppress-shortcuts="true"';  // keys pressed in this element are not commands of JupyterLab, where x cuts a cell and arrows leave it
 const px = v => Math.max(-1e4, Math.min(1e4, v)).toFixed(1);
-const percent = x => (Math.floor(1000 * x + 0.5) / 10).toFixed(1) + "%";  // as widget.percent
+const percent = x => (Math.floor(1000 * x + 0.5) / 10).toFixed(1) + "%";  // as chart.percent
 
 // ---- charts: an SVG string of a given width ---------------------------------------------------------------------------
 
@@ -161,7 +161,7 @@ const SAFE = "#0072B2", OVER = "#D55E00";
 
 // (data, values, blocks as Python made them for the first values) -> blocks for these values.
 const COMPUTE = {
-  // The budget panel; widget.BudgetPanel._blocks is the same in Python, and tests compare the two.
+  // The budget panel; panel.BudgetPanel._blocks is the same in Python, and tests compare the two.
   budget(data, v, blocks) {
     const mine = data.traces.filter(t => t.label === v.method && (t.seed ?? v.seed) === v.seed), aim = v.trained === "nearest" ? v.d : v.trained;
     const away = t => Math.abs((t.budget ?? aim) - aim), t = mine.reduce((best, t) => away(t) < away(best) - 1e-9 ? t : best);

@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from numbers import Real
 
 import torch
-from ..cost import token_divergence
-from .tabular import COSTS, Law, TreeCMDP, law, policy_of
 from torch import Tensor
 
 from ..budget import Budget
+from ..cost import token_divergence
+from .tabular import COSTS, Law, TreeCMDP, law, policy_of
 
 # %% auto #0
 __all__ = ['saute_budget', 'saute_state', 'saute_reward', 'action_costs', 'AugmentedPolicy', 'augmented_law', 'history_policy',

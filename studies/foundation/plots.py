@@ -47,8 +47,8 @@ def main() -> None:
     best_soft = max(
         (r for r in at_default if r["method"] == "soft"), key=lambda r: r["accuracy_within_budget"]
     )
-    points = [r for r in rows if r["method"] in ("cmdp-smooth", "gkd", "grpo")] + [best_soft]
-    points += [with_interval(g, "cmdp-smooth") for g in groups(read("budgets")).values()]
+    points = [r for r in rows if r["method"] in ("cmdp-rate", "gkd", "grpo")] + [best_soft]
+    points += [with_interval(g, "cmdp-rate") for g in groups(read("budgets")).values()]
     frontier_figure(points, budgets, optimum).write_image(HERE / "frontier.svg")
 
 

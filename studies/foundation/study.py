@@ -37,7 +37,7 @@ CROSSING = (
 )  # where satisfaction passes 95%: the first three at the default budget (added last), the others at the tighter one
 OTHER_BUDGET = 0.6  # nats; runs that do not depend on the budget are judged at it, too
 TARGET = 0.95
-# What `cmdp-smooth` was when this study was made: a smooth gate with fixed coefficients. The method has since got an automatic multiplier (studies/methods).
+# What `cmdp-rate` was when this study was made: a smooth gate with fixed coefficients. The method has since got an automatic multiplier (studies/methods).
 AS_IT_WAS = {
     "target": 0.0,
     "forward": 0.0,
@@ -65,11 +65,11 @@ def plan(stage: str) -> list[dict]:
             for lam in (0.5, 0.8, 1.5)
         ]
         jobs += [
-            job("cmdp-smooth", seed, split, {"coef": c, "margin": m})
+            job("cmdp-rate", seed, split, {"coef": c, "margin": m})
             for c, m in ((5.0, 0.9), (5.0, 1.0), (3.0, 0.9), (3.0, 1.0))
         ]
         jobs += [
-            job("cmdp-smooth", seed, split, {"coef": 5.0, "margin": m}, budget=OTHER_BUDGET)
+            job("cmdp-rate", seed, split, {"coef": 5.0, "margin": m}, budget=OTHER_BUDGET)
             for m in (0.9, 0.75, 0.65)
         ]
         jobs += [
@@ -81,8 +81,8 @@ def plan(stage: str) -> list[dict]:
         ]
     seeds, split, best = range(5), "test", chosen()
     if stage == "report":
-        jobs = [job("cmdp-smooth", s, split, best["ours"]) for s in seeds] + [
-            job("cmdp-smooth", s, split, best["ours_other"], budget=OTHER_BUDGET) for s in seeds
+        jobs = [job("cmdp-rate", s, split, best["ours"]) for s in seeds] + [
+            job("cmdp-rate", s, split, best["ours_other"], budget=OTHER_BUDGET) for s in seeds
         ]
         jobs += [job("soft", s, split, lam) for lam in best["soft"] for s in seeds]
         jobs += [job(m, s, split) for m in ("grpo", "gkd") for s in seeds] + [
@@ -99,7 +99,7 @@ def plan(stage: str) -> list[dict]:
         )
     if stage == "budgets":
         return [
-            job("cmdp-smooth", s, split, best["ours"], budget=d)
+            job("cmdp-rate", s, split, best["ours"], budget=d)
             for d in (0.2, 0.4, 1.0)
             for s in range(2)
         ]
@@ -121,7 +121,7 @@ def chosen() -> dict:
             else max(candidates, key=lambda r: r[column])
         )
 
-    ours = [r for r in rows if r["method"] == "cmdp-smooth"]
+    ours = [r for r in rows if r["method"] == "cmdp-rate"]
     soft = []
     for column in ("satisfaction_rate", f"satisfaction_at_{OTHER_BUDGET}"):
         fixed = [r for r in rows if r["method"] == "soft"]
@@ -163,7 +163,7 @@ def run(job: dict) -> dict:
     student, teacher, tokenizer = default_pair()
     with tempfile.TemporaryDirectory() as folder:
         settings = (
-            {**AS_IT_WAS, **job["settings"]} if job["method"] == "cmdp-smooth" else job["settings"]
+            {**AS_IT_WAS, **job["settings"]} if job["method"] == "cmdp-rate" else job["settings"]
         )
         config = CMDPConfig(
             method=job["method"],
@@ -327,7 +327,7 @@ def paired(rows: list[dict], budget: float) -> str:
         return f"budget {budget:g}: no fixed λ among those reported reaches {TARGET:.0%}"
     best = max(fixed, key=lambda k: mean(fixed[k], "accuracy"))
     ours = next(
-        g for g in by.values() if g[0]["method"] == "cmdp-smooth" and g[0]["budget"] == budget
+        g for g in by.values() if g[0]["method"] == "cmdp-rate" and g[0]["budget"] == budget
     )
     lines = [
         f"budget {budget:g}: ours satisfies {mean(ours, 'satisfaction_rate'):.3f} at accuracy {mean(ours, 'accuracy'):.3f}; best fixed λ ({best}) {mean(fixed[best], sat):.3f} at {mean(fixed[best], 'accuracy'):.3f}"

@@ -1,136 +1,138 @@
-"""The pictures of the README from the CSV files of study.py: `python studies/methods/plots.py` (needs plotly's image export, kaleido).
+"""Two pictures of README.md from the CSV files of study.py.
 
-budgets.svg: for each budget, fixed lambdas (one student judged at every budget) against the default asked for four rates. methods.svg: every method at d = 0.8.
-Small marks are runs, large ones their means over seeds; the percentages in budgets.svg are the rates that were asked for.
+    python studies/methods/plots.py          needs plotly's image export, kaleido
+
+budgets.svg: for each budget, fixed lambdas (one student judged at every budget) against the default
+asked for four rates (the percentages). methods.svg: every method at d = 0.8. Small marks are runs,
+large ones their means over seeds. The first picture of the repository, with intervals over seeds, is
+made by first.py.
 """
 
 import json
+import sys
+from collections.abc import Callable
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
-from study import BUDGETS, DEFAULT, groups, mean, read, soft_rows
 
 from cmdp_nbdev.plot import BLACK, SYMBOLS, method_color
+from studies.lab import groups
+from studies.methods.study import BUDGETS, HERE, read
+from studies.methods.tables import fixed_lambdas
 
-HERE = Path(__file__).parent
+GRID = "#E5E5E5"
 
 
-def add(
-    fig, col: int, runs: list[list[dict]], x: str, name: str, label, line: bool, shown: bool
+def draw(
+    figure: go.Figure,
+    panel: int,
+    runs: pd.DataFrame,
+    x: str,
+    label: Callable,
+    line: bool = False,
 ) -> None:
-    "Groups of runs of one method in panel `col`: every run small, every mean large, joined by a line if `line`."
-    runs = sorted(
-        [g for g in ([r for r in g if x in r] for g in runs) if g], key=lambda g: mean(g, x)
-    )  # some runs were judged at one budget only
-    color, symbol = method_color(name), SYMBOLS.get(name, "circle")
-    every = [r for g in runs for r in g]
-    fig.add_scatter(
-        x=[r[x] for r in every],
-        y=[r["accuracy"] for r in every],
+    """The settings of one method in a panel: every run small, the mean of every setting large.
+
+    `x`: the column that is its satisfaction rate; `label(settings)` is written beside a mean.
+    """
+    runs = runs.dropna(subset=x)  # some were judged at one budget only
+    method = runs["method"].iloc[0]
+    look = {"color": method_color(method), "symbol": SYMBOLS.get(method, "circle")}
+    place = {"row": 1, "col": panel}
+    figure.add_scatter(
+        x=runs[x],
+        y=runs["accuracy"],
         mode="markers",
-        marker=dict(color=color, symbol=symbol, size=4, opacity=0.45),
+        marker={**look, "size": 4, "opacity": 0.45},
         showlegend=False,
-        row=1,
-        col=col,
+        **place,
     )
-    fig.add_scatter(
-        x=[mean(g, x) for g in runs],
-        y=[mean(g, "accuracy") for g in runs],
+    settings = sorted(groups(runs, "name").values(), key=lambda seeds: seeds[x].mean())
+    figure.add_scatter(
+        x=[seeds[x].mean() for seeds in settings],
+        y=[seeds["accuracy"].mean() for seeds in settings],
         mode="lines+markers+text" if line else "markers+text",
-        text=[label(g) for g in runs],
-        textposition="bottom left" if name == "soft" else "top right",
-        marker=dict(color=color, symbol=symbol, size=10),
-        line=dict(color=color, width=1, dash="dash"),
-        name=name,
-        showlegend=shown,
-        textfont=dict(size=10),
-        row=1,
-        col=col,
+        text=[label(json.loads(seeds["settings"].iloc[0])) for seeds in settings],
+        textposition="bottom left" if method == "soft" else "top right",
+        marker={**look, "size": 10},
+        line={"color": look["color"], "width": 1, "dash": "dash"},
+        name=method,
+        legendgroup=method,
+        showlegend=not any(trace.name == method for trace in figure.data),
+        textfont={"size": 10},
+        **place,
     )
 
 
-def styled(fig, height: int, ranges: list[tuple]) -> go.Figure:
+def style(figure: go.Figure, height: int, ranges: list[tuple]) -> go.Figure:
     "White, with shares on both axes."
-    for i, (x, y) in enumerate(ranges, 1):
-        fig.update_xaxes(
-            title="satisfaction rate", range=x, tickformat=".0%", gridcolor="#E5E5E5", row=1, col=i
-        )
-        fig.update_yaxes(range=y, tickformat=".0%", gridcolor="#E5E5E5", row=1, col=i)
-        fig.add_vline(x=0.95, line=dict(color=BLACK, dash="dot", width=1), row=1, col=i)
-    fig.update_yaxes(title="accuracy", row=1, col=1)
-    return fig.update_layout(
+    for panel, (x, y) in enumerate(ranges, 1):
+        place = {"row": 1, "col": panel}
+        axis = {"tickformat": ".0%", "gridcolor": GRID, **place}
+        figure.update_xaxes(title="satisfaction rate", range=x, **axis)
+        figure.update_yaxes(range=y, **axis)
+        figure.add_vline(x=0.95, line={"color": BLACK, "dash": "dot", "width": 1}, **place)
+    figure.update_yaxes(title="accuracy", row=1, col=1)
+    return figure.update_layout(
         template="plotly_white",
         width=1000,
         height=height,
-        margin=dict(l=60, r=10, t=50, b=60),
-        font=dict(size=12),
-        legend=dict(orientation="h", y=-0.22),
+        margin={"l": 60, "r": 10, "t": 50, "b": 60},
+        font={"size": 12},
+        legend={"orientation": "h", "y": -0.22},
     )
 
 
-def name_of(g: list[dict]) -> str:
+def lam(settings: dict) -> str:
     "A fixed lambda, of those that do not crowd."
-    lam = json.loads(g[0]["settings"])["lam"]
-    return f"λ={lam:g}" if lam in (0.75, 1.0, 1.35, 2.0, 3.0) else ""
+    value = settings["lam"]
+    return f"λ={value:g}" if value in (0.75, 1.0, 1.35, 2.0, 3.0) else ""
+
+
+def target(settings: dict) -> str:
+    "The rate that the default was asked for."
+    return f"{settings['target']:.0%}"
+
+
+def draw_budgets() -> go.Figure:
+    "A panel for each budget."
+    titles = [f"budget {d:g} nats" for d in BUDGETS]
+    figure = make_subplots(1, 3, subplot_titles=titles, horizontal_spacing=0.05)
+    fixed, ours = fixed_lambdas(), read("targets")
+    for panel, d in enumerate(BUDGETS, 1):
+        draw(figure, panel, fixed, f"satisfaction_at_{d}", lam, line=True)
+        asked = ours[ours["budget"] == d]
+        draw(figure, panel, asked, "satisfaction_rate", target, line=True)
+    return style(figure, 430, [((0.72, 1.04), (0.78, 1.01))] * 3)
+
+
+def draw_methods() -> go.Figure:
+    "All methods, and the upper right corner of the same, where they have names."
+    titles = ["all methods", "the upper right corner"]
+    figure = make_subplots(1, 2, subplot_titles=titles, horizontal_spacing=0.08)
+    fixed, report = fixed_lambdas(), read("report")
+    for panel in (1, 2):
+        corner = panel == 2
+        draw(figure, panel, fixed, "satisfaction_at_0.8", lam if corner else unnamed, line=True)
+        for name, runs in report.groupby("name", sort=False):
+            named = corner or name in ("grpo", "saute")
+            draw(figure, panel, runs, "satisfaction_rate", lambda _, n=name * named: n)
+    return style(figure, 520, [((-0.03, 1.03), (-0.03, 1.03)), ((0.88, 1.004), (0.78, 1.0))])
+
+
+def unnamed(settings: dict) -> str:
+    "No label."
+    return ""
 
 
 def main() -> None:
-    soft, ours = soft_rows(), read("targets")
-    fig = make_subplots(
-        1, 3, subplot_titles=[f"budget {d:g} nats" for d in BUDGETS], horizontal_spacing=0.05
-    )
-    for i, d in enumerate(BUDGETS, 1):
-        add(
-            fig,
-            i,
-            list(groups(soft).values()),
-            f"satisfaction_at_{d}",
-            "soft",
-            name_of,
-            True,
-            i == 1,
-        )
-        add(
-            fig,
-            i,
-            list(groups([r for r in ours if r["budget"] == d]).values()),
-            "satisfaction_rate",
-            DEFAULT,
-            lambda g: f"{json.loads(g[0]['settings'])['target']:.0%}",
-            True,
-            i == 1,
-        )
-    styled(fig, 430, [((0.72, 1.04), (0.78, 1.01))] * 3).write_image(HERE / "budgets.svg")
-    report = groups(read("report"))
-    fig = make_subplots(
-        1, 2, subplot_titles=["all methods", "the upper right corner"], horizontal_spacing=0.08
-    )
-    for i in (1, 2):
-        add(
-            fig,
-            i,
-            list(groups(soft).values()),
-            "satisfaction_at_0.8",
-            "soft",
-            name_of if i == 2 else lambda g: "",
-            True,
-            i == 1,
-        )
-        for g in report.values():
-            add(
-                fig,
-                i,
-                [g],
-                "satisfaction_rate",
-                g[0]["method"],
-                lambda g: "" if i == 1 and g[0]["name"] not in ("grpo", "saute") else g[0]["name"],
-                False,
-                i == 1 and g[0]["name"] == g[0]["method"],
-            )
-    styled(fig, 520, [((-0.03, 1.03), (-0.03, 1.03)), ((0.88, 1.004), (0.78, 1.0))]).write_image(
-        HERE / "methods.svg"
-    )
+    "Draw and save both."
+    draw_budgets().write_image(HERE / "budgets.svg")
+    draw_methods().write_image(HERE / "methods.svg")
 
 
 if __name__ == "__main__":

@@ -45,7 +45,7 @@ SHARED = dict(
 )
 WARM = {**SHARED, "per_device_train_batch_size": 48, "num_generations": 8}
 WARM_STEPS, STEPS, QUANTILE, N_EVAL, N_SHOWN = 30, 50, 0.8, 200, 60
-METHODS = {"cmdp-smooth": {}, "grpo": {}, "gkd": {}, "soft": {"lam": 0.3}}
+METHODS = {"cmdp-rate": {}, "grpo": {}, "gkd": {}, "soft": {"lam": 0.3}}
 
 
 def trainer_of(
@@ -61,9 +61,8 @@ def trainer_of(
     eval_on_start: bool,
 ):
     "The trainer of one run; training and held-out prompts do not depend on it."
-    from cmdp_nbdev.tasks import gym_reward, open_task, with_template
-
     from cmdp_nbdev.judge import arithmetic_validity
+    from cmdp_nbdev.tasks import gym_reward, open_task, with_template
     from cmdp_nbdev.trainer import CMDPConfig, CMDPTrainer
 
     train, test = (
@@ -116,7 +115,7 @@ def run(pair: str, method: str, settings: dict, seed: int, warm: bool = False) -
         budget,
         WARM_STEPS if warm else STEPS,
         WARM if warm else SHARED,
-        warm or method == "cmdp-smooth",
+        warm or method == "cmdp-rate",
     )
     note = ""
     try:
@@ -132,9 +131,8 @@ def run(pair: str, method: str, settings: dict, seed: int, warm: bool = False) -
         if k.startswith("eval_") and not k.endswith(("_low", "_high"))
     }
     if warm:
-        from cmdp_nbdev.tasks import open_task, with_template
-
         from cmdp_nbdev.budget import suggest_budget
+        from cmdp_nbdev.tasks import open_task, with_template
 
         spent = [
             r["spent"]
@@ -220,11 +218,11 @@ def run(pair: str, method: str, settings: dict, seed: int, warm: bool = False) -
 def teacher_row(pair: str) -> dict:
     "The teacher on the same 200 test prompts; its divergence from itself is 0."
     import torch
-    from cmdp_nbdev.tasks import gym_reward, open_task, with_template
 
     from cmdp_nbdev.evaluate import evaluate
     from cmdp_nbdev.judge import arithmetic_validity
     from cmdp_nbdev.model import load_model, load_tokenizer
+    from cmdp_nbdev.tasks import gym_reward, open_task, with_template
 
     torch.set_num_threads(1)
     teacher = load_model(Path(pair) / "teacher")
@@ -290,7 +288,7 @@ def paired(runs: Path) -> list[dict]:
     "The default minus every other method over the seeds that both have, prompt by prompt on the same 200 test prompts (evaluate.compare)."
     from cmdp_nbdev.evaluate import compare
 
-    have, ours, out = seeds_of(), "cmdp-smooth", []
+    have, ours, out = seeds_of(), "cmdp-rate", []
     for method in METHODS:
         seeds = [s for s in have.get(method, []) if s in have.get(ours, [])]
         if method == ours or not seeds:
@@ -358,7 +356,7 @@ def table(rows: list[dict]) -> str:
         lines.append(
             before(w, "healed student", " | ", "")
         )  # the budget was read off a later student
-    if w and (o := first.get("cmdp-smooth")):
+    if w and (o := first.get("cmdp-rate")):
         lines.append(
             before(
                 o,
@@ -418,7 +416,7 @@ def readme() -> None:
     put_between(HERE / "README.md", MARKS, table(read()) + "\n\n" + differences() + "\n")
     lesson = HERE.parents[1] / "tutorials" / "data"
     (lesson / "real_report.csv").write_text((HERE / "report.csv").read_text())
-    for name in ("warm", "cmdp-smooth-0"):
+    for name in ("warm", "cmdp-rate-0"):
         (lesson / f"real_{name}.jsonl").write_text(
             "".join((HERE / "records" / f"{name}.jsonl").read_text().splitlines(keepends=True)[:4])
         )

@@ -2,7 +2,7 @@
 
     python studies/traces/make_traces.py        # trains what studies/methods/traces does not hold; may be stopped at any time and goes on there
 
-Writes cmdp_nbdev/data/traces.npz (read by widget.load_traces) and studies/traces/config.json (settings, versions, machine). The students are those of
+Writes cmdp_nbdev/data/traces.npz (read by widgets.panel.load_traces) and studies/traces/config.json (settings, versions, machine). The students are those of
 the tables of studies/methods, seeds 2 and 3 (other budgets than 0.8: seed 2): the first 400 test completions of each, with the cost of every token of the first 40.
 """
 
@@ -18,8 +18,9 @@ import torch
 import transformers
 
 from cmdp_nbdev import __version__
+from cmdp_nbdev.run import run_config
 from cmdp_nbdev.task import chain_frontier, chain_prompts
-from cmdp_nbdev.trainer import CMDPConfig, run_config
+from cmdp_nbdev.trainer import CMDPConfig
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "studies" / "methods"))

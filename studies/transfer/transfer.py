@@ -26,7 +26,7 @@ from cmdp_nbdev.trainer import CMDPConfig, CMDPTrainer
 HERE = Path(__file__).parent
 LENGTHS, BUDGET, N_EVAL = (3, 4, 5), 0.8, 1024
 PAIR = {"teacher": dict(width=64, steps=2000), "student": dict(width=32, steps=800)}
-METHODS = {"start": None, "gkd": {}, "soft": {"lam": 1.35}, "cmdp-smooth": {}}
+METHODS = {"start": None, "gkd": {}, "soft": {"lam": 1.35}, "cmdp-rate": {}}
 
 
 def pair(folder: Path) -> dict:

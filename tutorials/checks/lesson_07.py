@@ -7,7 +7,7 @@ from cmdp_nbdev.cost import token_logps
 from cmdp_nbdev.model import default_pair
 from cmdp_nbdev.objective import Signal, group_advantage, signal_loss
 from cmdp_nbdev.rollout import completion_logits, generate
-from cmdp_nbdev.widgets.widget import live_setup
+from cmdp_nbdev.widgets.live import live_setup
 
 from . import exercise, need
 

@@ -6,7 +6,8 @@ from dataclasses import asdict, replace
 
 import torch
 from cmdp_nbdev.budget import Budget, satisfaction_interval
-from cmdp_nbdev.trainer import CMDPConfig, check_resumable
+from cmdp_nbdev.run import check_resumable
+from cmdp_nbdev.trainer import CMDPConfig
 
 from . import exercise, need
 
