@@ -9,15 +9,19 @@ import copy
 import os
 import random
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.resources import files
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
+from torch import Tensor
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
+    BatchEncoding,
     LlamaConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -25,96 +29,11 @@ from transformers import (
 )
 from transformers.utils import logging
 
-from .task import ChainTask, chain_prompts, write_chain
+from .task import ChainTask, Flaw, chain_prompts, write_chain
 
 # %% auto #0
-__all__ = ['CHAIN_CHARS', 'DATA', 'load_model', 'load_tokenizer', 'save_plain', 'check_pair', 'check_vocab', 'char_tokenizer',
-           'tiny_model', 'pretrain', 'default_pair']
-
-# %% ../nbs/07_model.ipynb #load
-def _from_pretrained(auto, source: str | os.PathLike, what: str, **kwargs):
-    "`auto.from_pretrained`, with one error that says which argument could not be loaded."
-    source = os.path.expanduser(os.fspath(source))
-    if not Path(source).is_dir() and not re.fullmatch(r"\w[\w.-]*(/[\w.-]+)?", source):
-        raise FileNotFoundError(
-            f"{what}={source!r}: there is no such folder, and it is no hub name such as 'org/name'"
-        )
-    try:
-        return auto.from_pretrained(source, **kwargs)
-    except (OSError, ValueError) as e:
-        raise FileNotFoundError(
-            f"{what}={source!r} could not be loaded, neither as a folder saved by save_pretrained nor from a hub: {str(e).splitlines()[0]}"
-        ) from e
-
-
-def load_model(
-    model: PreTrainedModel | str | os.PathLike, what: str = "model", **kwargs
-) -> PreTrainedModel:
-    "A causal LM from an object (returned as it is), a folder or a hub name; `kwargs` go to `from_pretrained`."
-    if isinstance(model, (str, os.PathLike)):
-        return _from_pretrained(AutoModelForCausalLM, model, what, **kwargs)
-    if not isinstance(model, torch.nn.Module):
-        raise TypeError(f"{what} must be a model, a folder or a name, got {type(model).__name__}")
-    return model
-
-
-def load_tokenizer(
-    tokenizer: PreTrainedTokenizerBase | str | os.PathLike,
-    what: str = "processing_class",
-    eos_token: str | None = None,
-) -> PreTrainedTokenizerBase:
-    "A tokenizer from an object, a folder or a name, padding on the left; `eos_token` replaces its EOS. Where there is no pad token EOS serves (masks, not ids, mark padding)."
-    if isinstance(tokenizer, (str, os.PathLike)):
-        tokenizer = _from_pretrained(AutoTokenizer, tokenizer, what)
-    if not callable(tokenizer) or not hasattr(tokenizer, "eos_token_id"):
-        raise TypeError(
-            f"{what} must be a tokenizer, a folder or a name, got {type(tokenizer).__name__}"
-        )
-    if eos_token is not None:
-        if eos_token not in tokenizer.get_vocab():
-            raise ValueError(f"eos_token={eos_token!r} is no token of {what}")
-        tokenizer.eos_token = eos_token
-    if tokenizer.eos_token_id is None:
-        raise ValueError(
-            f"{what} has no eos_token: a completion could never end; set tokenizer.eos_token"
-        )
-    if tokenizer.pad_token_id is None:
-        tokenizer.pad_token = tokenizer.eos_token
-    tokenizer.padding_side = "left"
-    return tokenizer
-
-# %% ../nbs/07_model.ipynb #save
-def save_plain(
-    model: PreTrainedModel, path: str | os.PathLike, state_dict: dict | None = None
-) -> None:
-    "Write `model` as a folder that `AutoModelForCausalLM` loads; a peft model with its adapters merged (in a copy; `state_dict` is not used then)."
-    if hasattr(model, "merge_and_unload"):
-        model, state_dict = copy.deepcopy(model).merge_and_unload(), None
-    model.save_pretrained(path, state_dict=state_dict)
-
-# %% ../nbs/07_model.ipynb #compatible
-def check_pair(student: PreTrainedTokenizerBase, teacher: PreTrainedTokenizerBase) -> None:
-    "Raise ValueError, naming the first differing tokens, unless both tokenizers give the same id to the same string; the teacher may have further ids after the student's."
-    s, t = ({i: tok for tok, i in tk.get_vocab().items()} for tk in (student, teacher))
-    wrong = [i for i in sorted(s.keys() | t.keys()) if i <= max(s) and s.get(i) != t.get(i)]
-    if wrong:
-        shown = "; ".join(f"id {i}: student {s.get(i)!r}, teacher {t.get(i)!r}" for i in wrong[:3])
-        raise ValueError(
-            f"student and teacher do not share a tokenizer: {len(wrong)} of {max(len(s), len(t))} ids differ ({shown})"
-        )
-    if student.eos_token_id != teacher.eos_token_id:
-        raise ValueError(
-            f"student and teacher end a text differently: EOS is {student.eos_token!r} for the student, {teacher.eos_token!r} for the teacher; eos_token={teacher.eos_token!r} would end the student's completions as the teacher's"
-        )
-
-
-def check_vocab(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, what: str) -> None:
-    "Raise ValueError if the model has fewer output rows than the tokenizer has ids."
-    rows, ids = model.config.get_text_config().vocab_size, max(tokenizer.get_vocab().values()) + 1
-    if rows < ids:
-        raise ValueError(
-            f"{what} has {rows} output rows but the tokenizer has {ids} ids: this is not its tokenizer"
-        )
+__all__ = ['CHAIN_CHARS', 'DATA', 'char_tokenizer', 'tiny_model', 'load_model', 'load_tokenizer', 'save_plain', 'check_pair',
+           'num_ids', 'check_vocab', 'pretrain', 'default_pair']
 
 # %% ../nbs/07_model.ipynb #char-tokenizer
 CHAIN_CHARS = "0123456789+-*=;#"
@@ -123,18 +42,14 @@ CHAIN_CHARS = "0123456789+-*=;#"
 def char_tokenizer(
     chars: str = CHAIN_CHARS, eos: str = "$", pad: str = "_"
 ) -> PreTrainedTokenizerFast:
-    "Tokenizer with one token per character of `chars`, plus `pad` (id 0), `eos` (id 1) and `?` for unknown characters (id 2)."
+    "One token per character of `chars`, after `pad` (id 0), `eos` (1) and `?` for all others (2)."
     vocab = {c: i for i, c in enumerate([pad, eos, "?", *chars])}
     tk = Tokenizer(models.WordLevel(vocab, unk_token="?"))
     tk.pre_tokenizer = pre_tokenizers.Split(Regex("."), "isolated")
     tk.decoder = decoders.Fuse()
+    special = dict(eos_token=eos, pad_token=pad, unk_token="?")
     return PreTrainedTokenizerFast(
-        tokenizer_object=tk,
-        eos_token=eos,
-        pad_token=pad,
-        unk_token="?",
-        padding_side="left",
-        clean_up_tokenization_spaces=False,
+        tokenizer_object=tk, padding_side="left", clean_up_tokenization_spaces=False, **special
     )
 
 # %% ../nbs/07_model.ipynb #tiny-model
@@ -164,6 +79,146 @@ def tiny_model(
         torch.manual_seed(seed)
         return AutoModelForCausalLM.from_config(config, dtype=torch.float32)
 
+# %% ../nbs/07_model.ipynb #from-pretrained
+def _from_pretrained(auto, source: str | os.PathLike, what: str, **kwargs):
+    "`auto.from_pretrained`, with one error that says which argument could not be loaded."
+    source = os.path.expanduser(os.fspath(source))
+    if not Path(source).is_dir() and not re.fullmatch(r"\w[\w.-]*(/[\w.-]+)?", source):
+        reason = "there is no such folder, and it is no hub name such as 'org/name'"
+        raise FileNotFoundError(f"{what}={source!r}: {reason}")
+    try:
+        return auto.from_pretrained(source, **kwargs)
+    except (OSError, ValueError) as e:
+        reason = str(e).splitlines()[0]
+        tried = "neither as a folder saved by save_pretrained nor from a hub"
+        raise FileNotFoundError(f"{what}={source!r} could not be loaded, {tried}: {reason}") from e
+
+# %% ../nbs/07_model.ipynb #load-model
+def load_model(
+    model: PreTrainedModel | str | os.PathLike, what: str = "model", **kwargs
+) -> PreTrainedModel:
+    """A causal LM from an object (returned as it is), a folder or a hub name.
+
+    `kwargs` go to `from_pretrained`. Raises FileNotFoundError or TypeError, naming `what`.
+    """
+    if isinstance(model, (str, os.PathLike)):
+        return _from_pretrained(AutoModelForCausalLM, model, what, **kwargs)
+    if not isinstance(model, torch.nn.Module):
+        raise TypeError(f"{what} must be a model, a folder or a name, got {type(model).__name__}")
+    return model
+
+# %% ../nbs/07_model.ipynb #set-eos
+def _set_eos(tokenizer: PreTrainedTokenizerBase, eos_token: str | None, what: str) -> None:
+    "Make `eos_token`, if given, the EOS of `tokenizer`; ValueError if it ends up without one."
+    if eos_token is not None:
+        if eos_token not in tokenizer.get_vocab():
+            raise ValueError(f"eos_token={eos_token!r} is no token of {what}")
+        tokenizer.eos_token = eos_token
+    if tokenizer.eos_token_id is None:
+        problem = "a completion could never end; set tokenizer.eos_token"
+        raise ValueError(f"{what} has no eos_token: {problem}")
+
+# %% ../nbs/07_model.ipynb #load-tokenizer
+def load_tokenizer(
+    tokenizer: PreTrainedTokenizerBase | str | os.PathLike,
+    what: str = "processing_class",
+    eos_token: str | None = None,
+) -> PreTrainedTokenizerBase:
+    """A tokenizer from an object, a folder or a name, padding on the left.
+
+    `eos_token` replaces its EOS. Where there is no pad token EOS serves: masks mark padding.
+    Raises FileNotFoundError, TypeError or ValueError, naming `what`.
+    """
+    if isinstance(tokenizer, (str, os.PathLike)):
+        tokenizer = _from_pretrained(AutoTokenizer, tokenizer, what)
+    if not callable(tokenizer) or not hasattr(tokenizer, "eos_token_id"):
+        given = type(tokenizer).__name__
+        raise TypeError(f"{what} must be a tokenizer, a folder or a name, got {given}")
+    _set_eos(tokenizer, eos_token, what)
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    tokenizer.padding_side = "left"
+    return tokenizer
+
+# %% ../nbs/07_model.ipynb #save
+def save_plain(
+    model: PreTrainedModel, path: str | os.PathLike, state_dict: dict | None = None
+) -> None:
+    """Write `model` as a folder that `AutoModelForCausalLM` loads.
+
+    A peft model is written with its adapters merged (in a copy; `state_dict` is not used then).
+    """
+    if hasattr(model, "merge_and_unload"):
+        model, state_dict = copy.deepcopy(model).merge_and_unload(), None
+    model.save_pretrained(path, state_dict=state_dict)
+
+# %% ../nbs/07_model.ipynb #differing
+def _tokens(tokenizer: PreTrainedTokenizerBase) -> dict[int, str]:
+    "The string of every id."
+    return {i: token for token, i in tokenizer.get_vocab().items()}
+
+
+def _differing(student: dict[int, str], teacher: dict[int, str]) -> list[int]:
+    "Ids up to the student's last one that do not mean the same string to both, in order."
+    last = max(student)
+    ids = [i for i in student.keys() | teacher.keys() if i <= last]
+    return sorted(i for i in ids if student.get(i) != teacher.get(i))
+
+# %% ../nbs/07_model.ipynb #check-eos
+def _check_eos(student: PreTrainedTokenizerBase, teacher: PreTrainedTokenizerBase) -> None:
+    "Raise ValueError, saying how to settle it, unless both end a text with the same id."
+    if student.eos_token_id == teacher.eos_token_id:
+        return
+    ours, theirs = repr(student.eos_token), repr(teacher.eos_token)
+    found = f"EOS is {ours} for the student, {theirs} for the teacher"
+    remedy = f"eos_token={theirs} would end the student's completions as the teacher's"
+    raise ValueError(f"student and teacher end a text differently: {found}; {remedy}")
+
+# %% ../nbs/07_model.ipynb #check-pair
+def check_pair(student: PreTrainedTokenizerBase, teacher: PreTrainedTokenizerBase) -> None:
+    """Raise ValueError, naming the first that differ, unless both give each id the same string.
+
+    The teacher may have further ids after the student's; both must end a text alike.
+    """
+    s, t = _tokens(student), _tokens(teacher)
+    if wrong := _differing(s, t):
+        shown = "; ".join(f"id {i}: student {s.get(i)!r}, teacher {t.get(i)!r}" for i in wrong[:3])
+        count = f"{len(wrong)} of {max(len(s), len(t))} ids differ"
+        raise ValueError(f"student and teacher do not share a tokenizer: {count} ({shown})")
+    _check_eos(student, teacher)
+
+# %% ../nbs/07_model.ipynb #check-vocab
+def num_ids(tokenizer: PreTrainedTokenizerBase) -> int:
+    "One more than the largest id of a tokenizer: the output rows that a model needs for it."
+    return max(tokenizer.get_vocab().values()) + 1
+
+
+def check_vocab(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, what: str) -> None:
+    "Raise ValueError if the model has fewer output rows than the tokenizer has ids."
+    rows, ids = model.config.get_text_config().vocab_size, num_ids(tokenizer)
+    if rows < ids:
+        sizes = f"{rows} output rows but the tokenizer has {ids} ids"
+        raise ValueError(f"{what} has {sizes}: this is not its tokenizer")
+
+# %% ../nbs/07_model.ipynb #worked-batch
+def _worked_batch(
+    tokenizer: PreTrainedTokenizerBase, prompts: list[tuple[str, Flaw]], rng: random.Random
+) -> tuple[BatchEncoding, Tensor]:
+    "Worked chains of `prompts`, each with its flaw, as inputs and labels, (B, L)."
+    texts = [(p, write_chain(p, flaw, rng) + tokenizer.eos_token) for p, flaw in prompts]
+    tensors = dict(return_tensors="pt", return_token_type_ids=False)
+    enc = tokenizer([p + c for p, c in texts], padding=True, padding_side="right", **tensors)
+    ids = enc["input_ids"]
+    start = torch.tensor([len(tokenizer(p)["input_ids"]) for p, _ in texts])[:, None]
+    given = torch.arange(ids.shape[1]) < start
+    return enc, ids.masked_fill(given | (enc["attention_mask"] == 0), -100)
+
+# %% ../nbs/07_model.ipynb #text-loss
+def _text_loss(model: PreTrainedModel, enc: BatchEncoding, labels: Tensor) -> Tensor:
+    "Cross-entropy of the next token, nats per learned token, a scalar."
+    logits = model(**enc).logits
+    return F.cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten())
+
 # %% ../nbs/07_model.ipynb #pretrain
 def pretrain(
     model: PreTrainedModel,
@@ -174,36 +229,21 @@ def pretrain(
     learning_rate: float = 5e-3,
     seed: int = 0,
 ) -> list[float]:
-    "Train `model` in place on worked chains with the task's flaw (of several tasks: on all of them); returns the loss of each step in nats per token."
+    """Train `model` in place on worked chains with the task's flaw, of several tasks on all.
+
+    Returns the loss of each step in nats per token.
+    """
     rng = random.Random(seed)
-    prompts = [
-        (p, t.flaw)
-        for t in ([task] if isinstance(task, ChainTask) else task)
-        for p in chain_prompts(16000, "train", seed, t)
-    ]
+    tasks = [task] if isinstance(task, ChainTask) else task
+    prompts = [(p, t.flaw) for t in tasks for p in chain_prompts(16000, "train", seed, t)]
     optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, weight_decay=0.0)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, learning_rate, total_steps=steps, pct_start=0.05
-    )
-    losses, model = [], model.train()
+    rates = dict(total_steps=steps, pct_start=0.05)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, **rates)
+    losses = []
+    model.train()
     for _ in range(steps):
-        batch = [
-            (p, write_chain(p, flaw, rng) + tokenizer.eos_token)
-            for p, flaw in rng.sample(prompts, batch_size)
-        ]
-        enc = tokenizer(
-            [p + c for p, c in batch],
-            padding=True,
-            padding_side="right",
-            return_tensors="pt",
-            return_token_type_ids=False,
-        )
-        start = torch.tensor([len(tokenizer(p)["input_ids"]) for p, _ in batch])[:, None]
-        labels = enc["input_ids"].masked_fill(
-            (torch.arange(enc["input_ids"].shape[1]) < start) | (enc["attention_mask"] == 0), -100
-        )
-        logits = model(**enc).logits
-        loss = F.cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten())
+        enc, labels = _worked_batch(tokenizer, rng.sample(prompts, batch_size), rng)
+        loss = _text_loss(model, enc, labels)
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -217,16 +257,23 @@ def pretrain(
 DATA = Path(str(files("cmdp_nbdev"))) / "data"
 
 
+@contextmanager
+def _no_progress_bar() -> Iterator[None]:
+    "Load without the progress bars of transformers, and leave them as they were."
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
+
+# %% ../nbs/07_model.ipynb #default-pair
 def default_pair() -> tuple[PreTrainedModel, PreTrainedModel, PreTrainedTokenizerBase]:
     "The embedded (student, teacher, tokenizer), fresh copies in float32 on the CPU."
-    shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()  # two files of a few hundred kB
-    try:
+    with _no_progress_bar():
         student, teacher = (
             AutoModelForCausalLM.from_pretrained(DATA / name, dtype=torch.float32)
             for name in ("student", "teacher")
         )
-    finally:
-        if shown:
-            logging.enable_progress_bar()
     return student, teacher, load_tokenizer(DATA / "student")

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 import torch
+
 from cmdp_nbdev.budget import Budget
 from cmdp_nbdev.methods import METHODS
 from cmdp_nbdev.objective import Batch

@@ -1,6 +1,7 @@
 "Checks of lesson 04."
 
 import torch
+
 from cmdp_nbdev.budget import Budget
 from cmdp_nbdev.model import default_pair
 from cmdp_nbdev.rollout import encode_prompts, sample

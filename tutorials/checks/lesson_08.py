@@ -5,10 +5,11 @@ import math
 
 import numpy as np
 import torch
+from scipy.stats import t as student_t
+
 from cmdp_nbdev.budget import Budget
 from cmdp_nbdev.methods import METHODS
 from cmdp_nbdev.objective import Batch
-from scipy.stats import t as student_t
 
 from . import exercise, need
 

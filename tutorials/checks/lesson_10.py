@@ -5,6 +5,7 @@ import math
 from dataclasses import asdict, replace
 
 import torch
+
 from cmdp_nbdev.budget import Budget, satisfaction_interval
 from cmdp_nbdev.run import check_resumable
 from cmdp_nbdev.trainer import CMDPConfig
