@@ -276,6 +276,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                   'cmdp_nbdev.model.pretrain': ('model.html#pretrain', 'cmdp_nbdev/model.py'),
                                   'cmdp_nbdev.model.save_plain': ('model.html#save_plain', 'cmdp_nbdev/model.py'),
                                   'cmdp_nbdev.model.tiny_model': ('model.html#tiny_model', 'cmdp_nbdev/model.py')},
+            'cmdp_nbdev.moved': {'cmdp_nbdev.moved.forwards': ('moved/moved.html#forwards', 'cmdp_nbdev/moved.py')},
             'cmdp_nbdev.objective': { 'cmdp_nbdev.objective.Batch': ('objective.html#batch', 'cmdp_nbdev/objective.py'),
                                       'cmdp_nbdev.objective.Batch.cost': ('objective.html#batch.cost', 'cmdp_nbdev/objective.py'),
                                       'cmdp_nbdev.objective.Batch.of': ('objective.html#batch.of', 'cmdp_nbdev/objective.py'),

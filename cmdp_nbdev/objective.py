@@ -13,6 +13,7 @@ from torch import Tensor
 
 from .cost import Score
 from .mdp import Rollout, masked
+from .moved import forwards
 
 # %% auto #0
 __all__ = ['SCALES', 'STD_OFFSET', 'Batch', 'Signal', 'group_stats', 'group_scale', 'group_advantage', 'signal_loss',
@@ -158,3 +159,6 @@ def check_finite(loss: Tensor, update: int) -> None:
             f"the loss is {loss.item()} at step {update}; nothing was updated. If the cost is "
             "infinite the teacher gives some token probability 0: set floor (1e-6, say)"
         )
+
+# %% ../nbs/04_objective.ipynb #moved
+__getattr__ = forwards("objective", "methods")

@@ -19,6 +19,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from .budget import Budget
 from .cost import Cost, token_logps
 from .mdp import Rollout, completion_mask, position_ids
+from .moved import forwards
 
 # %% auto #0
 __all__ = ['is_chat', 'encode_prompts', 'Sampling', 'nucleus', 'sample_token', 'accepted', 'cache_name', 'Reader', 'ToldStudent',
@@ -311,3 +312,6 @@ def completion_logits(model, rollout: Rollout) -> Tensor:
     known = accepted(model, attention_mask=mask, position_ids=positions, logits_to_keep=T + 1)
     out = model(rollout.input_ids, use_cache=False, **told, **known)
     return out.logits[:, -T - 1 : -1]
+
+# %% ../nbs/08_rollout.ipynb #moved
+__getattr__ = forwards("rollout", "theory.told")

@@ -19,6 +19,7 @@ from .cost import Cost, Score, score_tokens
 from .evaluate import Earned, earn, earned_metrics, step_metrics
 from .mdp import Rollout, select
 from .methods import METHODS
+from .moved import forwards
 from .objective import Batch, Signal, check_finite, signal_loss
 from .preflight import checkpoint_gradients, is_function, load_job, preflight
 from .rollout import completion_logits, generate, given_rollout
@@ -241,3 +242,6 @@ def train(self: CMDPTrainer, resume_from_checkpoint: str | None = None) -> dict[
 def stop(self: CMDPTrainer) -> None:
     "Ask a running `train()` (in another thread, say) to return after the current update."
     self.should_stop = True
+
+# %% ../nbs/13_trainer.ipynb #moved
+__getattr__ = forwards("trainer", "run", "preflight", "evaluate", "config")
