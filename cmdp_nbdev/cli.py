@@ -10,15 +10,18 @@ import csv
 import dataclasses
 import hashlib
 import importlib
+import importlib.util
 import json
+import math
 import os
 import shlex
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
+import datasets
 import torch
 import yaml
 from datasets import Dataset
@@ -39,138 +42,183 @@ from cmdp_nbdev.plot import (
     tradeoff_figure,
     training_curves,
 )
+from .prepare import _option, progress_style
 from .task import chain_dataset, chain_frontier, chain_reward, step_validity
 from .tasks import KINDS, TASKS, load_rows, open_task, task_kind, with_template
 from .trainer import CMDPConfig, CMDPTrainer
 
 # %% auto #0
-__all__ = ['COPY_LIMIT', 'SUMMARY', 'RunArguments', 'build_parser', 'parse_args', 'load_reward', 'load_prompts', 'own_task',
-           'command_of', 'build_trainer', 'describe_teacher', 'write_run', 'distil', 'format_summary', 'run_all',
-           'main']
+__all__ = ['ABOUT', 'METHODS_ABOUT', 'EXAMPLES', 'UNSAID', 'OWN', 'OWN_TOO', 'SUMMARY', 'COPY_LIMIT', 'EXPECTED', 'RunArguments',
+           'method_lines', 'build_parser', 'read_options', 'parse_args', 'command_of', 'load_reward', 'load_prompts',
+           'with_prompts', 'own_task', 'check_options', 'engine', 'embedded_trainer', 'own_trainer', 'describe_teacher',
+           'build_trainer', 'distil', 'train_until_stopped', 'exact_optimum', 'summarise', 'start_of', 'write_run',
+           'pictures', 'format_summary', 'headline', 'run_all', 'all_configs', 'write_table', 'comparison', 'main']
 
 # %% ../nbs/20_cli.ipynb #options
 @dataclass
 class RunArguments:
     "What to distil from what, on which data. Nothing given: the embedded default."
 
-    student: str | None = field(
-        default=None,
-        metadata={
-            "help": "student: a folder or hub name; none = the embedded pair (then teacher, dataset and reward are embedded, too)"
-        },
+    student: str | None = _option(
+        None,
+        "student: a folder or hub name; none = the embedded pair (then teacher, dataset and "
+        "reward are embedded, too)",
     )
-    teacher: str | None = field(
-        default=None,
-        metadata={"help": "teacher: a folder or hub name with the student's tokenizer"},
+    teacher: str | None = _option(
+        None, "teacher: a folder or hub name with the student's tokenizer"
     )
-    dataset: str | None = field(
-        default=None,
-        metadata={
-            "help": "training prompts: a .jsonl, .csv or .parquet file, a folder or a hub name, with a column 'prompt'; or gsm8k:SOURCE, math:SOURCE (such a file, folder or name) or reasoning_gym:NAME[,setting=value,...]"
-        },
+    dataset: str | None = _option(
+        None,
+        "training prompts: a .jsonl, .csv or .parquet file, a folder or a hub name, with a column "
+        "'prompt'; or gsm8k:SOURCE, math:SOURCE (such a file, folder or name) or "
+        "reasoning_gym:NAME[,setting=value,...]",
     )
-    eval_dataset: str | None = field(
-        default=None,
-        metadata={
-            "help": "held-out prompts, given like dataset; none = its split 'test', for gsm8k:, math: (not one file) and reasoning_gym:"
-        },
+    eval_dataset: str | None = _option(
+        None,
+        "held-out prompts, given like dataset; none = its split 'test', for gsm8k:, math: (not "
+        "one file) and reasoning_gym:",
     )
-    reward: list[str] | None = field(
-        default=None,
-        metadata={
-            "help": "reward functions as module:function (TRL signature); several may follow; none = the grader that belongs to gsm8k:, math: or reasoning_gym:"
-        },
+    reward: list[str] | None = _option(
+        None,
+        "reward functions as module:function (TRL signature); several may follow; none = the "
+        "grader that belongs to gsm8k:, math: or reasoning_gym:",
     )
-    prompt_template: str | None = field(
-        default=None,
-        metadata={
-            "help": "how the column 'prompt' is put to the model: chat (messages), plain, or a text with {prompt} in it; none = as it is, or chat with system_prompt or num_shots"
-        },
+    prompt_template: str | None = _option(
+        None,
+        "how the column 'prompt' is put to the model: chat (messages), plain, or a text with "
+        "{prompt} in it; none = as it is, or chat with system_prompt or num_shots",
     )
-    system_prompt: str | None = field(
-        default=None,
-        metadata={
-            "help": "a text before all prompts, or the name of one: hash (#### x), boxed, think (<think> tags)"
-        },
+    system_prompt: str | None = _option(
+        None,
+        "a text before all prompts, or the name of one: hash (#### x), boxed, think (<think> tags)",
     )
-    num_shots: int = field(
-        default=0,
-        metadata={
-            "help": "worked examples before every prompt, drawn from the training prompts, >= 0"
-        },
+    num_shots: int = _option(
+        0, "worked examples before every prompt, drawn from the training prompts, >= 0"
     )
-    n_train: int | None = field(
-        default=None,
-        metadata={
-            "help": "training prompts to use, >= 1; none = all, or 1000 of reasoning_gym:NAME"
-        },
+    n_train: int | None = _option(
+        None, "training prompts to use, >= 1; none = all, or 1000 of reasoning_gym:NAME"
     )
-    n_eval: int = field(default=1024, metadata={"help": "held-out prompts to evaluate on, >= 1"})
-    num_threads: int | None = field(
-        default=None,
-        metadata={
-            "help": "CPU threads, >= 1; none = 1 for the embedded pair (faster for tiny models), else torch's choice"
-        },
+    n_eval: int = _option(1024, "held-out prompts to evaluate on, >= 1")
+    num_threads: int | None = _option(
+        None,
+        "CPU threads, >= 1; none = 1 for the embedded pair (faster for tiny models), else torch's "
+        "choice",
     )
-    config: str | None = field(
-        default=None,
-        metadata={"help": "YAML file with any of these options; the command line wins"},
+    engine: str = _option(
+        "native",
+        "native: our loop, one device; trl: inside TRL's GRPOTrainer, for several devices "
+        "(pip install .[trl])",
     )
+    config: str | None = _option(None, "YAML file with any of these options; the command line wins")
 
-# %% ../nbs/20_cli.ipynb #parse
-def build_parser() -> argparse.ArgumentParser:
-    "The parser: all fields of `RunArguments` and `CMDPConfig`, and the methods with their settings below."
-    methods = "\n".join(
-        f"  {name:17}{', '.join(f'{k}={v}' for k, v in method_settings(name).items()) or '(no settings)'}"
-        for name in METHODS
-    )
-    parser = HfArgumentParser(
-        (RunArguments, CMDPConfig),
-        prog="cmdp-distill",
-        formatter_class=_HelpFormatter,
-        description="Distil a student from a teacher: maximise a task reward while every completion's divergence from the teacher stays within a budget. "
-        "Without options: the embedded default, two minutes on a laptop.",
-        epilog=f"methods and their settings (--method NAME --method_kwargs 'key=value,...'; --method all runs every one):\n{methods}\n\n"
-        "examples:\n  cmdp-distill\n  cmdp-distill --budget 0.5 --seed 1\n  cmdp-distill --method soft --method_kwargs lam=2\n"
-        "  cmdp-distill --student ./student --teacher ./teacher --dataset train.jsonl --eval_dataset test.jsonl --reward my_rewards:correct --budget 20\n"
-        "  cmdp-distill --student ./student --teacher ./teacher --dataset gsm8k:openai/gsm8k --prompt_template chat --system_prompt hash --budget 20\n"
-        "  cmdp-distill --config recipes/qwen2.5-math-gsm8k.yaml --output_dir runs/qwen\n"
-        "  cmdp-distill --student ./student --teacher ./teacher --dataset reasoning_gym:chain_sum,max_terms=3 --n_train 4000 --prompt_template plain --num_shots 2 --budget 20",
-    )
-    parser.set_defaults(eval_on_start=True)
-    return parser
+# %% ../nbs/20_cli.ipynb #methods
+def method_lines() -> str:
+    "Every method with its settings and their defaults, one a line."
+    lines = []
+    for name in METHODS:
+        settings = ", ".join(f"{k}={v}" for k, v in method_settings(name).items())
+        lines.append(f"  {name:17}{settings or '(no settings)'}")
+    return "\n".join(lines)
+
+# %% ../nbs/20_cli.ipynb #parser
+ABOUT = (
+    "Distil a student from a teacher: maximise a task reward while every completion's divergence "
+    "from the teacher stays within a budget. Without options: the embedded default, two minutes "
+    "on a laptop."
+)
+METHODS_ABOUT = (
+    "methods and their settings (--method NAME --method_kwargs 'key=value,...'; --method all runs "
+    "every one):"
+)
+EXAMPLES = """examples:
+  cmdp-distill
+  cmdp-distill --budget 0.5 --seed 1
+  cmdp-distill --method soft --method_kwargs lam=2
+  cmdp-distill --student ./student --teacher ./teacher --budget 20 \\
+      --dataset train.jsonl --eval_dataset test.jsonl --reward my_rewards:correct
+  cmdp-distill --student ./student --teacher ./teacher --budget 20 \\
+      --dataset gsm8k:openai/gsm8k --prompt_template chat --system_prompt hash
+  cmdp-distill --student ./student --teacher ./teacher --budget 20 --n_train 4000 \\
+      --dataset reasoning_gym:chain_sum,max_terms=3 --prompt_template plain --num_shots 2
+  cmdp-distill --config recipes/qwen2.5-math-gsm8k.yaml --output_dir runs/qwen"""
 
 
 class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
     "Shows defaults, keeps the line breaks of the epilog."
 
+# %% ../nbs/20_cli.ipynb #build-parser
+def build_parser() -> argparse.ArgumentParser:
+    "The parser: all fields of `RunArguments` and `CMDPConfig`; below them methods and examples."
+    parser = HfArgumentParser(
+        (RunArguments, CMDPConfig),
+        prog="cmdp-distill",
+        formatter_class=_HelpFormatter,
+        description=ABOUT,
+        epilog="\n".join([METHODS_ABOUT, method_lines(), "", EXAMPLES]),
+    )
+    parser.set_defaults(eval_on_start=True)
+    return parser
 
+# %% ../nbs/20_cli.ipynb #yaml
+def read_options(path: str, known: set[str]) -> dict:
+    "The options in a YAML file. Raises ValueError, naming the file, for what is none of `known`."
+    try:
+        given = yaml.safe_load(Path(path).read_text()) or {}
+    except (OSError, yaml.YAMLError) as e:
+        raise ValueError(f"{path}: {e}") from e
+    if not isinstance(given, dict):
+        kind = type(given).__name__
+        raise ValueError(f"{path}: expected 'option: value' lines, got {kind}")
+    if unknown := set(given) - known:
+        raise ValueError(f"{path}: unknown option {', '.join(sorted(unknown))}")
+    if isinstance(given.get("reward"), str):
+        given["reward"] = [given["reward"]]
+    return given
+
+# %% ../nbs/20_cli.ipynb #parse
 def parse_args(argv: list[str] | None = None) -> tuple[RunArguments, dict]:
-    "`(RunArguments, CMDPConfig keywords)` from the command line and the YAML file it names. Exits with a message for unknown options."
+    """`(RunArguments, CMDPConfig keywords)` from the command line and the YAML file it names.
+
+    Exits with a message for unknown options.
+    """
     parser = build_parser()
     first, _ = parser.parse_known_args(argv)
     if first.config is not None:
         try:
-            given = yaml.safe_load(Path(first.config).read_text()) or {}
-        except (OSError, yaml.YAMLError) as e:
-            parser.error(f"--config {first.config}: {e}")
-        if not isinstance(given, dict):
-            parser.error(
-                f"--config {first.config}: expected 'option: value' lines, got {type(given).__name__}"
-            )
-        if unknown := set(given) - set(vars(first)):
-            parser.error(f"--config {first.config}: unknown option {', '.join(sorted(unknown))}")
-        if isinstance(given.get("reward"), str):
-            given["reward"] = [given["reward"]]
-        parser.set_defaults(**given)
+            parser.set_defaults(**read_options(first.config, set(vars(first))))
+        except ValueError as e:
+            parser.error(f"--config {e}")
     values = vars(parser.parse_args(argv))
-    return RunArguments(
-        **{f.name: values.pop(f.name) for f in dataclasses.fields(RunArguments)}
-    ), values
+    own = [f.name for f in dataclasses.fields(RunArguments)]
+    return RunArguments(**{name: values.pop(name) for name in own}), values
 
-# %% ../nbs/20_cli.ipynb #inputs
+# %% ../nbs/20_cli.ipynb #command
+UNSAID = ("config", "eval_on_start", "resume_from_checkpoint", "disable_tqdm")
+
+
+def command_of(run: RunArguments, config: CMDPConfig) -> str:
+    "The command line of a run: every option that is not at its default."
+    words = ["cmdp-distill"]
+    for given, default in ((run, RunArguments()), (config, CMDPConfig())):
+        for f in dataclasses.fields(given):
+            value = getattr(given, f.name)
+            if value != getattr(default, f.name) and f.name not in UNSAID:
+                words += [f"--{f.name}", *_words(value)]
+    return shlex.join(words)
+
+
+def _words(value) -> list[str]:
+    "The value of an option as words of a command line."
+    if isinstance(value, dict):
+        return [json.dumps(value)]
+    return [str(v) for v in (value if isinstance(value, list) else [value])]
+
+# %% ../nbs/20_cli.ipynb #reward
 def load_reward(spec: str) -> Callable:
-    "The function named by 'module:function', with the working directory importable. Raises ValueError naming what is missing."
+    """The function named by 'module:function', with the working directory importable.
+
+    Raises ValueError naming what is missing.
+    """
     module, _, name = spec.partition(":")
     if not name:
         raise ValueError(f"reward={spec!r} must look like module:function")
@@ -182,125 +230,149 @@ def load_reward(spec: str) -> Callable:
     finally:
         sys.path.pop(0)
 
-
+# %% ../nbs/20_cli.ipynb #prompts
 def load_prompts(source: str, what: str, split: str = "train", n: int | None = None) -> Dataset:
-    "At most `n` rows of a file, a folder, a hub name or one of `tasks.TASKS`. Raises FileNotFoundError/ValueError naming the option."
+    """At most `n` rows of a file, a folder, a hub name or one of `tasks.TASKS`.
+
+    what: the option, which errors name. Raises FileNotFoundError and ValueError.
+    """
     data = open_task(source, split, n) if task_kind(source) else load_rows(source, split, what)
     return data if n is None else data.select(range(min(n, len(data))))
 
+# %% ../nbs/20_cli.ipynb #template
+def with_prompts(run: RunArguments, train: Dataset, held_out: Dataset) -> tuple[Dataset, Dataset]:
+    "Both sets with their questions put to the model as the options say; as they are if none does."
+    if not (run.prompt_template or run.system_prompt or run.num_shots):
+        return train, held_out
+    for name, data in (("dataset", train), ("eval_dataset", held_out)):
+        if "prompt" not in data.column_names:
+            only = ", ".join(data.column_names)
+            raise ValueError(f"{name} has no 'prompt' column, only {only}")
+    form = run.prompt_template or "chat", run.system_prompt, run.num_shots, train
+    return with_template(train, *form), with_template(held_out, *form)
 
+# %% ../nbs/20_cli.ipynb #task
 def own_task(run: RunArguments) -> tuple[list[Callable], Dataset, Dataset, dict[str, Callable]]:
-    "Reward functions, training and held-out prompts, and metrics of a run with a dataset of one's own. Raises ValueError and what the loaders raise."
+    """Reward functions, training and held-out prompts, and metrics of a run with its own dataset.
+
+    Raises ValueError and what the loaders raise.
+    """
     kind = task_kind(run.dataset)
     train = load_prompts(run.dataset, "dataset", "train", run.n_train)
     held_out = load_prompts(run.eval_dataset or run.dataset, "eval_dataset", "test", run.n_eval)
-    if run.prompt_template or run.system_prompt or run.num_shots:
-        for name, data in (("dataset", train), ("eval_dataset", held_out)):
-            if "prompt" not in data.column_names:
-                raise ValueError(
-                    f"{name} has no 'prompt' column, only {', '.join(data.column_names)}"
-                )
-        train, held_out = (
-            with_template(
-                data, run.prompt_template or "chat", run.system_prompt, run.num_shots, train
-            )
-            for data in (train, held_out)
+    train, held_out = with_prompts(run, train, held_out)
+    rewards = [load_reward(r) for r in run.reward] if run.reward else [TASKS[kind]]
+    metrics = {"reasoning_validity": arithmetic_validity} if kind else {}
+    return rewards, train, held_out, metrics
+
+# %% ../nbs/20_cli.ipynb #check-options
+OWN = ("teacher", "dataset", "eval_dataset", "reward")  # what a student of one's own needs
+OWN_TOO = ("prompt_template", "system_prompt", "num_shots", "n_train")  # and what it may have
+
+
+def check_options(run: RunArguments) -> None:
+    "Raises ValueError, naming the options, for a run that cannot work."
+    for name in ("n_eval", "n_train", "num_threads"):
+        value = getattr(run, name)
+        if value is None and name != "n_eval":
+            continue
+        if value is None or value < 1:
+            raise ValueError(f"{name} must be >= 1, got {value}")
+    if run.student is None:
+        _refuse_given(run)
+    else:
+        _refuse_missing(run)
+
+# %% ../nbs/20_cli.ipynb #refuse
+def _refuse_given(run: RunArguments) -> None:
+    "Raises ValueError if something is given that goes with a student of one's own."
+    if given := [name for name in OWN + OWN_TOO if getattr(run, name)]:
+        raise ValueError(
+            f"{', '.join(given)} given without a student: name all of student, teacher, dataset, "
+            "eval_dataset and reward, or none for the embedded default"
         )
-    return (
-        [load_reward(r) for r in run.reward] if run.reward else [TASKS[kind]],
-        train,
-        held_out,
-        {"reasoning_validity": arithmetic_validity} if kind else {},
-    )
+
+# %% ../nbs/20_cli.ipynb #refuse-missing
+def _refuse_missing(run: RunArguments) -> None:
+    "Raises ValueError if something is missing that a student of one's own needs."
+    brought = _brought_by(run.dataset or "")
+    if missing := [name for name in OWN if not getattr(run, name) and name not in brought]:
+        raise ValueError(
+            f"{', '.join(missing)} missing: distilling your own student needs all of teacher, "
+            f"dataset, eval_dataset and reward (a dataset {', '.join(f'{k}:...' for k in TASKS)} "
+            "brings its reward, and its test split unless it is one file)"
+        )
 
 
-def command_of(run: RunArguments, config: CMDPConfig) -> str:
-    "The command line of a run: every option that is not at its default."
-    words = ["cmdp-distill"]
-    for given, default in ((run, RunArguments()), (config, CMDPConfig())):
-        for f in dataclasses.fields(given):
-            value = getattr(given, f.name)
-            if value == getattr(default, f.name) or f.name in (
-                "config",
-                "eval_on_start",
-                "resume_from_checkpoint",
-                "disable_tqdm",
-            ):
-                continue
-            words += [
-                f"--{f.name}",
-                *(
-                    [str(v) for v in value]
-                    if isinstance(value, list)
-                    else [json.dumps(value)]
-                    if isinstance(value, dict)
-                    else [str(value)]
-                ),
-            ]
-    return shlex.join(words)
+def _brought_by(dataset: str) -> tuple[str, ...]:
+    "The options that a dataset brings with it."
+    if task_kind(dataset) is None:
+        return ()
+    return ("reward",) if Path(dataset).suffix in KINDS else ("reward", "eval_dataset")
+
+# %% ../nbs/20_cli.ipynb #engine
+def engine(name: str) -> type:
+    "The trainer's class. Raises ValueError for other names, ImportError if TRL is not installed."
+    if name == "native":
+        return CMDPTrainer
+    if name != "trl":
+        raise ValueError(f"engine must be native or trl, got {name!r}")
+    if importlib.util.find_spec("trl") is None:
+        raise ImportError('engine=trl needs the package trl; run: pip install "cmdp_nbdev[trl]"')
+    from cmdp_nbdev.trl import TRLTrainer
+
+    return TRLTrainer
+
+# %% ../nbs/20_cli.ipynb #trainers
+def embedded_trainer(run: RunArguments, config: CMDPConfig) -> CMDPTrainer:
+    "The embedded student, teacher and task."
+    torch.set_num_threads(run.num_threads or 1)
+    student, teacher, tokenizer = default_pair()
+    data = chain_dataset(16000), chain_dataset(run.n_eval, "test")
+    metrics = {"reasoning_validity": step_validity}
+    make = engine(run.engine)
+    return make(student, teacher, chain_reward, config, *data, tokenizer, metrics)
 
 
+def own_trainer(run: RunArguments, config: CMDPConfig) -> CMDPTrainer:
+    "Student, teacher, prompts and rewards that the options name."
+    if run.num_threads:
+        torch.set_num_threads(run.num_threads)
+    rewards, *data, metrics = own_task(run)
+    make = engine(run.engine)
+    return make(run.student, run.teacher, rewards, config, *data, eval_metrics=metrics)
+
+# %% ../nbs/20_cli.ipynb #teacher
+def describe_teacher(teacher) -> dict:
+    "Path, revision, bytes, and the SHA-256 of the weight files where they are local."
+    if not isinstance(teacher, torch.nn.Module):
+        return {"callable": repr(teacher)}
+    path = teacher.name_or_path
+    files = sorted(Path(path).glob("*.safetensors")) if path else []
+    return {
+        "path": path,
+        "revision": getattr(teacher.config, "_commit_hash", None),
+        "bytes": sum(p.numel() * p.element_size() for p in teacher.parameters()),
+        "sha256": _sha256(files) if files else None,
+    }
+
+# %% ../nbs/20_cli.ipynb #sha256
+def _sha256(files: list[Path]) -> str:
+    "One SHA-256 of all files, one after another."
+    digest = hashlib.sha256()
+    for path in files:
+        with open(path, "rb") as f:
+            while block := f.read(1 << 20):
+                digest.update(block)
+    return digest.hexdigest()
+
+# %% ../nbs/20_cli.ipynb #build
 def build_trainer(run: RunArguments, config: CMDPConfig) -> CMDPTrainer:
     "The trainer that the options describe; raises before any long work if they cannot work."
-    if run.n_eval < 1:
-        raise ValueError(f"n_eval must be >= 1, got {run.n_eval}")
-    if run.n_train is not None and run.n_train < 1:
-        raise ValueError(f"n_train must be >= 1, got {run.n_train}")
-    if run.num_threads is not None and run.num_threads < 1:
-        raise ValueError(f"num_threads must be >= 1, got {run.num_threads}")
-    if run.student is None:
-        if given := [
-            k
-            for k in (
-                "teacher",
-                "dataset",
-                "eval_dataset",
-                "reward",
-                "prompt_template",
-                "system_prompt",
-                "num_shots",
-                "n_train",
-            )
-            if getattr(run, k)
-        ]:
-            raise ValueError(
-                f"{', '.join(given)} given without a student: name all of student, teacher, dataset, eval_dataset and reward, or none for the embedded default"
-            )
-        torch.set_num_threads(run.num_threads or 1)
-        student, teacher, tokenizer = default_pair()
-        trainer = CMDPTrainer(
-            student,
-            teacher,
-            chain_reward,
-            config,
-            chain_dataset(16000),
-            chain_dataset(run.n_eval, "test"),
-            tokenizer,
-            {"reasoning_validity": step_validity},
-        )
-    else:
-        kind = task_kind(run.dataset or "")
-        known = (
-            ("reward", "eval_dataset")
-            if kind and Path(run.dataset).suffix not in KINDS
-            else ("reward",)
-            if kind
-            else ()
-        )
-        if missing := [
-            k
-            for k in ("teacher", "dataset", "eval_dataset", "reward")
-            if not getattr(run, k) and k not in known
-        ]:
-            raise ValueError(
-                f"{', '.join(missing)} missing: distilling your own student needs all of teacher, dataset, eval_dataset and reward (a dataset {', '.join(f'{k}:...' for k in TASKS)} brings its reward, and its test split unless it is one file)"
-            )
-        if run.num_threads:
-            torch.set_num_threads(run.num_threads)
-        rewards, train, held_out, metrics = own_task(run)
-        trainer = CMDPTrainer(
-            run.student, run.teacher, rewards, config, train, held_out, eval_metrics=metrics
-        )
+    check_options(run)
+    engine(run.engine)
+    make = embedded_trainer if run.student is None else own_trainer
+    trainer = make(run, config)
     trainer.run_info = {
         "command": command_of(run, config),
         "run": dataclasses.asdict(run),
@@ -308,61 +380,57 @@ def build_trainer(run: RunArguments, config: CMDPConfig) -> CMDPTrainer:
     }
     return trainer
 
-# %% ../nbs/20_cli.ipynb #teacher
-COPY_LIMIT = 500_000_000  # bytes
+# %% ../nbs/20_cli.ipynb #distil
+def distil(run: RunArguments, config: CMDPConfig) -> dict:
+    "A whole run; returns its summary, with `output_dir` ({} on processes other than the main one)."
+    began = time.perf_counter()
+    trainer = build_trainer(run, config)
+    train_until_stopped(trainer)
+    result, records = trainer.evaluate(return_records=True)
+    optimum = exact_optimum(run, trainer)
+    seconds = time.perf_counter() - began
+    trainer.save_model(trainer.output_dir / "student")
+    if not _writes(trainer):
+        return {}
+    summary = summarise(trainer, result, seconds, optimum)
+    write_run(trainer, records, summary)
+    return summary | {"output_dir": str(trainer.output_dir)}
 
+# %% ../nbs/20_cli.ipynb #writes
+def _writes(trainer: CMDPTrainer) -> bool:
+    "Whether this process is the one that writes files."
+    if hasattr(trainer, "is_main_process"):
+        return trainer.is_main_process
+    return trainer.accelerator.is_main_process
 
-def describe_teacher(teacher) -> dict:
-    "What config.json says of a teacher: path, revision, bytes and the SHA-256 of its weight files where they are local."
-    if not isinstance(teacher, torch.nn.Module):
-        return {"callable": repr(teacher)}
-    files = sorted(Path(teacher.name_or_path).glob("*.safetensors")) if teacher.name_or_path else []
-    digest = hashlib.sha256()
-    for f in files:
-        with open(f, "rb") as handle:
-            while block := handle.read(1 << 20):
-                digest.update(block)
-    size = sum(p.numel() * p.element_size() for p in teacher.parameters())
-    return {
-        "path": teacher.name_or_path,
-        "revision": getattr(teacher.config, "_commit_hash", None),
-        "bytes": size,
-        "sha256": digest.hexdigest() if files else None,
-    }
+# %% ../nbs/20_cli.ipynb #train
+def train_until_stopped(trainer: CMDPTrainer) -> None:
+    "Train to the end or to Ctrl-C."
+    try:
+        trainer.train()
+    except KeyboardInterrupt:
+        done = f"stopped after {trainer.global_step} updates"
+        print(f"{done}; evaluating and saving what was learnt", file=sys.stderr)
 
-# %% ../nbs/20_cli.ipynb #run
+# %% ../nbs/20_cli.ipynb #optimum
+def exact_optimum(run: RunArguments, trainer: CMDPTrainer) -> float | None:
+    "Best accuracy within the budget under the stated teacher; None where it is not known."
+    args = trainer.args
+    cost = args.divergence, args.student_temperature, args.teacher_temperature
+    if run.student is not None or args.aggregate != "sum" or cost != ("reverse_kl", 1, 1):
+        return None
+    return float(chain_frontier(trainer.eval_dataset["prompt"][:], [trainer.budget.limit])[0])
+
+# %% ../nbs/20_cli.ipynb #summary
 SUMMARY = (
-    "accuracy",
-    "satisfaction_rate",
-    "accuracy_within_budget",
-    "length_mean",
-    "truncated_rate",
-    "spent_mean",
-    "kl_mean",
-    "kl_p95",
-    "kl_per_token_mean",
-    "reasoning_validity",
-)
+    "accuracy satisfaction_rate accuracy_within_budget length_mean truncated_rate "
+    "spent_mean kl_mean kl_p95 kl_per_token_mean reasoning_validity"
+).split()
 
 
-def write_run(
-    trainer: CMDPTrainer,
-    result: dict,
-    records: list[dict],
-    start: dict,
-    seconds: float,
-    optimum: float | None = None,
-) -> dict:
-    "Write student/, teacher/, eval.jsonl, summary.json and report.html into the run's folder; returns the summary."
-    out, args = trainer.output_dir, trainer.args
-    trainer.save_model(out / "student")
-    if (
-        isinstance(trainer.teacher, torch.nn.Module)
-        and trainer.run_info["teacher"]["bytes"] <= COPY_LIMIT
-    ):
-        trainer.teacher.save_pretrained(out / "teacher")
-        trainer.processing_class.save_pretrained(out / "teacher")
-    (out / "eval.jsonl").write_text("".join(json.dumps(r, default=str) + "\n" for r in records))
+def summarise(trainer: CMDPTrainer, result: dict, seconds: float, optimum: float | None) -> dict:
+    "What summary.json holds."
+    args = trainer.args
     summary = {
         **result,
         "budget": trainer.budget.limit,
@@ -371,169 +439,151 @@ def write_run(
         "seed": args.seed,
         "steps": trainer.global_step,
         "seconds": round(seconds, 1),
-        **({"optimal_accuracy": optimum} if optimum is not None else {}),
-        **(
-            {"budget_quantile": args.budget_quantile, "distill_steps": args.distill_steps}
-            if args.budget_quantile is not None
-            else {}
-        ),
-        **{
-            f"start_{k}": start[k]
-            for k in SUMMARY
-            if k in start
-            and not (
-                args.budget_quantile is not None
-                and k in ("satisfaction_rate", "accuracy_within_budget")
-            )
-        },
-    }  # there was no budget yet
+    }
+    if optimum is not None:
+        summary["optimal_accuracy"] = optimum
+    if args.budget_quantile is not None:
+        summary |= {k: getattr(args, k) for k in ("budget_quantile", "distill_steps")}
+    return summary | start_of(trainer)
+
+# %% ../nbs/20_cli.ipynb #start
+def start_of(trainer: CMDPTrainer) -> dict:
+    "What the evaluation before the first update found, as `start_<metric>`; {} without one."
+    first = read_jsonl(trainer.output_dir / "metrics.jsonl")[:1]
+    found = first[0] if first and first[0]["step"] == 0 else {}
+    names = SUMMARY
+    if trainer.args.budget_quantile is not None:  # there was no budget yet
+        names = [k for k in names if k not in ("satisfaction_rate", "accuracy_within_budget")]
+    return {f"start_{k}": found[f"eval_{k}"] for k in names if f"eval_{k}" in found}
+
+# %% ../nbs/20_cli.ipynb #write
+COPY_LIMIT = 500_000_000  # bytes
+
+
+def write_run(trainer: CMDPTrainer, records: list[dict], summary: dict) -> None:
+    "Write teacher/, eval.jsonl, summary.json and report.html into the run's folder."
+    out, teacher = trainer.output_dir, trainer.teacher
+    if trainer.run_info["teacher"].get("bytes", math.inf) <= COPY_LIMIT:
+        teacher.save_pretrained(out / "teacher")
+        trainer.processing_class.save_pretrained(out / "teacher")
+    lines = [json.dumps(r, default=str) + "\n" for r in records]
+    (out / "eval.jsonl").write_text("".join(lines))
     (out / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
+    args = trainer.args
+    title = f"{args.method}, budget {trainer.budget.limit:g} ({args.aggregate})"
+    page = report_html(pictures(trainer, records), title, summary)
+    (out / "report.html").write_text(page, encoding="utf-8")
+
+# %% ../nbs/20_cli.ipynb #pictures
+def pictures(trainer: CMDPTrainer, records: list[dict]) -> list:
+    "The figures of report.html."
     budget = trainer.budget
-    figures = [
-        training_curves(out / "metrics.jsonl", budget.limit if budget.aggregate == "sum" else None),
+    limit = budget.limit if budget.aggregate == "sum" else None
+    return [
+        training_curves(trainer.output_dir / "metrics.jsonl", limit),
         spent_histogram(records, budget),
         remaining_fan(records, budget),
         token_heatmap(records, trainer.processing_class),
         multiplier_curves(budget),
     ]
-    (out / "report.html").write_text(
-        report_html(
-            figures, f"{args.method}, budget {trainer.budget.limit:g} ({args.aggregate})", summary
-        ),
-        encoding="utf-8",
-    )
-    return summary
-
-
-def distil(run: RunArguments, config: CMDPConfig) -> dict:
-    "Evaluate, train, evaluate, write; returns the summary. Ctrl-C ends the training early, the student is evaluated and saved all the same."
-    began = time.perf_counter()
-    trainer = build_trainer(run, config)
-    try:
-        trainer.train()
-    except KeyboardInterrupt:
-        print(
-            f"stopped after {trainer.global_step} updates; evaluating and saving what was learnt",
-            file=sys.stderr,
-        )
-    start = {
-        k.removeprefix("eval_"): v
-        for m in read_jsonl(trainer.output_dir / "metrics.jsonl")[:1]
-        if m["step"] == 0
-        for k, v in m.items()
-    }
-    result, records = trainer.evaluate(return_records=True)
-    embedded = (
-        run.student is None
-        and config.aggregate == "sum"
-        and (config.divergence, config.student_temperature, config.teacher_temperature)
-        == ("reverse_kl", 1, 1)
-    )
-    optimum = (
-        float(chain_frontier(trainer.eval_dataset["prompt"][:], [trainer.budget.limit])[0])
-        if embedded
-        else None
-    )
-    return (
-        write_run(trainer, result, records, start, time.perf_counter() - began, optimum)
-        | {"output_dir": str(trainer.output_dir)}
-        if trainer.accelerator.is_main_process
-        else {}
-    )
 
 # %% ../nbs/20_cli.ipynb #table
 def format_summary(s: dict) -> str:
     "A summary as the table that the command prints."
-    chosen = (
-        f", chosen: quantile {s['budget_quantile']:g} after {s['distill_steps']} updates of distillation"
-        if "budget_quantile" in s
-        else ""
-    )
-    lines = [
-        f"{s['method']}, budget {s['budget']:g} nats{'' if s['aggregate'] == 'sum' else ' per token'} ({s['aggregate']}{chosen}), {s['n_eval']} held-out prompts, {s['steps']} updates, {s['seconds']:.0f} s",
-        f"{'':24}{'start':>8}{'end':>8}   95% interval",
-    ]
-    for k in SUMMARY:
-        if k not in s:
-            continue
-        start = f"{s[f'start_{k}']:8.3f}" if f"start_{k}" in s else " " * 8
-        interval = f"   [{s[f'{k}_low']:.3f}, {s[f'{k}_high']:.3f}]" if f"{k}_low" in s else ""
-        lines.append(f"{k:24}{start}{s[k]:8.3f}{interval}")
+    lines = [headline(s), f"{'':24}{'start':>8}{'end':>8}   95% interval"]
+    lines += [_row(s, k) for k in SUMMARY if k in s]
     if "optimal_accuracy" in s:
-        lines.append(
-            f"{'exact optimum':24}{'':8}{s['optimal_accuracy']:8.3f}   accuracy at satisfaction 1 under the stated teacher"
-        )
+        best, where = s["optimal_accuracy"], "accuracy at satisfaction 1 under the stated teacher"
+        lines.append(f"{'exact optimum':24}{'':8}{best:8.3f}   {where}")
     return "\n".join(lines)
 
 
+def _row(s: dict, k: str) -> str:
+    "One metric: at the start, at the end, its interval."
+    start = f"{s[f'start_{k}']:8.3f}" if f"start_{k}" in s else " " * 8
+    interval = f"   [{s[f'{k}_low']:.3f}, {s[f'{k}_high']:.3f}]" if f"{k}_low" in s else ""
+    return f"{k:24}{start}{s[k]:8.3f}{interval}"
+
+# %% ../nbs/20_cli.ipynb #headline
+def headline(s: dict) -> str:
+    "What was run, in one line; of a budget that the run chose, how."
+    unit, how = "nats" if s["aggregate"] == "sum" else "nats per token", s["aggregate"]
+    if "budget_quantile" in s:
+        when = f"after {s['distill_steps']} updates of distillation"
+        how += f", chosen: quantile {s['budget_quantile']:g} {when}"
+    size = f"{s['n_eval']} held-out prompts, {s['steps']} updates, {s['seconds']:.0f} s"
+    return f"{s['method']}, budget {s['budget']:g} {unit} ({how}), {size}"
+
+# %% ../nbs/20_cli.ipynb #run-all
 def run_all(run: RunArguments, values: dict) -> list[dict]:
-    "Every method with its default settings, in folders beside each other; writes summary.csv and a comparing report.html."
+    "Every method, in folders beside each other; writes summary.csv and a comparing report.html."
     out = Path(values["output_dir"] or f"runs/all-{time.strftime('%Y%m%d-%H%M%S')}")
-    configs = [
-        CMDPConfig(
-            **{**values, "method": method, "method_kwargs": {}, "output_dir": str(out / method)}
-        )
-        for method in METHODS
-    ]  # refused before the first one trains
     rows = []
-    for config in configs:
+    for config in all_configs(values, out):
         rows.append(distil(run, config))
         print(format_summary(rows[-1]) + "\n")
-    with open(out / "summary.csv", "w", newline="") as f:
+    write_table(rows, out / "summary.csv")
+    said = "accuracy {accuracy:.3f}, satisfaction {satisfaction_rate:.3f}"
+    lines = {r["method"]: said.format(**r) for r in rows}
+    page = report_html(comparison(rows, run.n_eval, values["budget"]), "All methods", lines)
+    (out / "report.html").write_text(page, encoding="utf-8")
+    print(f"compared in {out}/report.html, {out}/summary.csv")
+    return rows
+
+
+def all_configs(values: dict, out: Path) -> list[CMDPConfig]:
+    "One configuration a method, each with a folder in `out`."
+    own = ({"method": m, "method_kwargs": {}, "output_dir": str(out / m)} for m in METHODS)
+    return [CMDPConfig(**values | settings) for settings in own]
+
+# %% ../nbs/20_cli.ipynb #write-table
+def write_table(rows: list[dict], path: Path) -> None:
+    "Summaries as a CSV file, one a line; a column for every key that one of them has."
+    with open(path, "w", newline="") as f:
         writer = csv.DictWriter(f, list(dict.fromkeys(k for r in rows for k in r)))
         writer.writeheader()
         writer.writerows(rows)
+
+# %% ../nbs/20_cli.ipynb #comparison
+def comparison(rows: list[dict], n_eval: int, budget: float) -> list:
+    "Figures that compare runs; for the embedded task, with the exact frontier under the points."
     figures = [tradeoff_figure(rows)]
     if "optimal_accuracy" in rows[0]:
-        budgets = [0.1 * i for i in range(0, max(15, int(20 * values["budget"])) + 1)]
-        figures.append(
-            frontier_figure(
-                rows,
-                budgets,
-                chain_frontier(chain_dataset(run.n_eval, "test")["prompt"][:], budgets),
-            )
-        )
-    (out / "report.html").write_text(
-        report_html(
-            figures,
-            "All methods",
-            {
-                r[
-                    "method"
-                ]: f"accuracy {r['accuracy']:.3f}, satisfaction {r['satisfaction_rate']:.3f}"
-                for r in rows
-            },
-        ),
-        encoding="utf-8",
-    )
-    print(f"compared in {out}/report.html, {out}/summary.csv")
-    return rows
+        budgets = [0.1 * i for i in range(0, max(15, int(20 * budget)) + 1)]
+        best = chain_frontier(chain_dataset(n_eval, "test")["prompt"][:], budgets)
+        figures.append(frontier_figure(rows, budgets, best))
+    return figures
+
+# %% ../nbs/20_cli.ipynb #main
+EXPECTED = (ValueError, TypeError, OSError, RuntimeError, FloatingPointError, ImportError)
 
 
 def main(argv: list[str] | None = None) -> int:
     "Entry point of `cmdp-distill`."
     run, values = parse_args(argv)
     hf_logging.disable_progress_bar()
+    if progress_style(values["disable_tqdm"]) != "bar":
+        datasets.disable_progress_bars()
     try:
-        if values["method"] == "all":
-            if values["method_kwargs"]:
-                raise ValueError(
-                    "method_kwargs belong to one method and cannot be combined with method 'all'"
-                )
-            run_all(run, values)
-            return 0
-        summary = distil(run, CMDPConfig(**values))
-    except (ValueError, TypeError, OSError, RuntimeError, FloatingPointError) as e:
+        _run(run, values)
+    except EXPECTED as e:
         print(f"cmdp-distill: error: {e}", file=sys.stderr)
         return 2
-    if summary:
-        print(
-            format_summary(summary),
-            f"\nstudent, records and pictures: {summary['output_dir']}/",
-            sep="\n",
-        )
     return 0
 
-# %% ../nbs/20_cli.ipynb #main
+
+def _run(run: RunArguments, values: dict) -> None:
+    "One method or all of them; prints what came of it."
+    if values["method"] != "all":
+        if summary := distil(run, CMDPConfig(**values)):
+            print(format_summary(summary) + "\n")
+            print(f"student, records and pictures: {summary['output_dir']}/")
+        return
+    if values["method_kwargs"]:
+        only = "belong to one method and cannot be combined with method 'all'"
+        raise ValueError(f"method_kwargs {only}")
+    run_all(run, values)
+
+# %% ../nbs/20_cli.ipynb #module
 if __name__ == "__main__" and "__file__" in globals():
     sys.exit(main())  # a notebook has no __file__

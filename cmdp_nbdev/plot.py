@@ -6,78 +6,87 @@
 from __future__ import annotations
 
 import copy
-import inspect
 import json
 import os
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import plotly.graph_objects as go
 import torch
 from plotly.subplots import make_subplots
+from torch.nn.utils.rnn import pad_sequence
 
 from .budget import Budget
 from .methods import METHODS, method_settings
 from .objective import Batch
 
 # %% auto #0
-__all__ = ['BLACK', 'ORANGE', 'SKY', 'GREEN', 'YELLOW', 'BLUE', 'RED', 'PURPLE', 'GREY', 'STYLES', 'COLORS', 'DASHES', 'SYMBOLS',
-           'SAFE', 'OVER', 'HELD', 'method_color', 'read_jsonl', 'running_mean', 'training_curves', 'spent_histogram',
-           'remaining_fan', 'token_heatmap', 'multiplier_curve', 'multiplier_curves', 'frontier_figure',
-           'tradeoff_figure', 'report_html']
+__all__ = ['BLACK', 'ORANGE', 'SKY', 'GREEN', 'YELLOW', 'BLUE', 'RED', 'PURPLE', 'GREY', 'SAFE', 'OVER', 'STYLES', 'SYMBOLS',
+           'CURVES', 'HELD', 'Look', 'method_look', 'method_color', 'read_jsonl', 'running_mean', 'training_curves',
+           'spent_histogram', 'remaining_fan', 'token_heatmap', 'multiplier_curve', 'multiplier_curves',
+           'frontier_figure', 'tradeoff_figure', 'report_html']
 
-# %% ../nbs/15_plot.ipynb #style
-BLACK, ORANGE, SKY, GREEN, YELLOW, BLUE, RED, PURPLE = (
-    "#000000",
-    "#E69F00",
-    "#56B4E9",
-    "#009E73",
-    "#F0E442",
-    "#0072B2",
-    "#D55E00",
-    "#CC79A7",
-)
+# %% ../nbs/15_plot.ipynb #palette
+BLACK, ORANGE, SKY, GREEN = "#000000", "#E69F00", "#56B4E9", "#009E73"
+YELLOW, BLUE, RED, PURPLE = "#F0E442", "#0072B2", "#D55E00", "#CC79A7"
 GREY = "#7F7F7F"
-# method -> colour, dash, symbol: no two methods share all three, so that a picture can be read without colour
-STYLES = {
-    "grpo": (RED, "dot", "triangle-up"),
-    "gkd": (BLUE, "dash", "square"),
-    "minillm": (BLUE, "dot", "pentagon"),
-    "soft": (ORANGE, "dashdot", "diamond"),
-    "kdrl": (ORANGE, "dot", "triangle-down"),
-    "saute": (PURPLE, "longdash", "x"),
-    "saute-augmented": (PURPLE, "dot", "star"),
-    "weakest-link": (PURPLE, "dashdot", "hexagram"),
-    "cmdp": (SKY, "solid", "cross"),
-    "hinge": (SKY, "dash", "triangle-down"),
-    "dual": (GREY, "dash", "square"),
-    "pid": (GREY, "dot", "diamond"),
-    "chance-dual": (GREY, "dashdot", "pentagon"),
-    "cmdp-rate": (GREEN, "solid", "circle"),
-}
-COLORS, DASHES, SYMBOLS = ({k: v[i] for k, v in STYLES.items()} for i in range(3))
 SAFE, OVER = BLUE, RED  # inside the budget, over it
+
+# %% ../nbs/15_plot.ipynb #look
+class Look(NamedTuple):
+    "How a method is drawn: colour, dash of its lines, symbol of its points."
+
+    color: str
+    dash: str
+    symbol: str
+
+
+STYLES = {
+    "grpo": Look(RED, "dot", "triangle-up"),
+    "gkd": Look(BLUE, "dash", "square"),
+    "minillm": Look(BLUE, "dot", "pentagon"),
+    "soft": Look(ORANGE, "dashdot", "diamond"),
+    "kdrl": Look(ORANGE, "dot", "triangle-down"),
+    "saute": Look(PURPLE, "longdash", "x"),
+    "saute-augmented": Look(PURPLE, "dot", "star"),
+    "weakest-link": Look(PURPLE, "dashdot", "hexagram"),
+    "cmdp": Look(SKY, "solid", "cross"),
+    "hinge": Look(SKY, "dash", "triangle-down"),
+    "dual": Look(GREY, "dash", "square"),
+    "pid": Look(GREY, "dot", "diamond"),
+    "chance-dual": Look(GREY, "dashdot", "pentagon"),
+    "cmdp-rate": Look(GREEN, "solid", "circle"),
+}
+
+
+def method_look(name: str) -> Look:
+    "How a method is drawn; what is not in the registry gets the remaining look."
+    return STYLES.get(name, Look(PURPLE, "solid", "star"))
 
 
 def method_color(name: str) -> str:
-    "The colour of a method; a user's own methods share the remaining one."
-    return COLORS.get(name, PURPLE)
+    "The colour of a method."
+    return method_look(name).color
 
 
+SYMBOLS = {name: look.symbol for name, look in STYLES.items()}
+
+# %% ../nbs/15_plot.ipynb #styled
 def _styled(fig: go.Figure, title: str, width: int = 760, height: int = 380) -> go.Figure:
     "Common layout: white background, readable type, light grid."
-    fig.update_layout(
-        template="plotly_white",
-        title=dict(text=title, x=0.02),
-        font=dict(size=14),
-        width=width,
-        height=height,
-        margin=dict(l=70, r=30, t=60, b=60),
-        legend=dict(font=dict(size=13)),
-    )
-    return fig
+    size = {"width": width, "height": height, "margin": {"l": 70, "r": 30, "t": 60, "b": 60}}
+    fonts = {"font": {"size": 14}, "legend": {"font": {"size": 13}}}
+    title = {"text": title, "x": 0.02}
+    return fig.update_layout(template="plotly_white", title=title, **fonts, **size)
 
-# %% ../nbs/15_plot.ipynb #training-curves
+
+def _limit(fig: go.Figure, **where) -> None:
+    "A dotted black line: `x` or `y`, with `annotation_text`."
+    draw = fig.add_vline if "x" in where else fig.add_hline
+    draw(line={"color": BLACK, "dash": "dot"}, **where)
+
+# %% ../nbs/15_plot.ipynb #read-jsonl
 def read_jsonl(path: str | os.PathLike) -> list[dict]:
     "The lines of a .jsonl file as dicts."
     return [json.loads(line) for line in Path(path).read_text().splitlines() if line.strip()]
@@ -89,175 +98,122 @@ def running_mean(x, n: int) -> np.ndarray:
     i = np.arange(1, len(total))
     return (total[i] - total[np.maximum(i - n, 0)]) / np.minimum(i, n)
 
+# %% ../nbs/15_plot.ipynb #training-curves
+CURVES = (  # metric, name, colour, dash, panel
+    ("accuracy", "accuracy", BLUE, "solid", 1),
+    ("satisfaction_rate", "satisfaction rate", GREEN, "solid", 1),
+    ("kl_mean", "mean", BLUE, "solid", 2),
+    ("kl_p95", "95th percentile", ORANGE, "dash", 2),
+)
+
 
 def training_curves(
     metrics: list[dict] | str | os.PathLike, budget: float | None = None, smooth: int = 20
 ) -> go.Figure:
-    "Accuracy and satisfaction rate (left) and reverse KL in nats per sequence (right) against the update."
-    rows = [
-        m for m in (metrics if isinstance(metrics, list) else read_jsonl(metrics)) if "kl_mean" in m
-    ]
-    fig = make_subplots(
-        1,
-        2,
-        subplot_titles=("share of completions", "reverse KL, nats per sequence"),
-        horizontal_spacing=0.12,
-    )
+    "Accuracy and satisfaction rate (left), reverse KL in nats per sequence (right), by update."
+    rows = metrics if isinstance(metrics, list) else read_jsonl(metrics)
+    rows = [m for m in rows if "kl_mean" in m]
+    titles = ("share of completions", "reverse KL, nats per sequence")
+    fig = make_subplots(1, 2, subplot_titles=titles, horizontal_spacing=0.12)
     steps = [m["step"] for m in rows]
-    for key, name, color, col in (
-        ("accuracy", "accuracy", BLUE, 1),
-        ("satisfaction_rate", "satisfaction rate", GREEN, 1),
-        ("kl_mean", "mean", BLUE, 2),
-        ("kl_p95", "95th percentile", ORANGE, 2),
-    ):
-        y = [m[key] for m in rows]
-        fig.add_scatter(
-            x=steps,
-            y=y,
-            mode="lines",
-            line=dict(color=color, width=1),
-            opacity=0.25,
-            showlegend=False,
-            hoverinfo="skip",
-            row=1,
-            col=col,
-        )
-        fig.add_scatter(
-            x=steps,
-            y=running_mean(y, smooth),
-            mode="lines",
-            name=name,
-            line=dict(color=color, width=2.5, dash="dash" if key.endswith("p95") else "solid"),
-            row=1,
-            col=col,
-        )
+    for key, name, color, dash, col in CURVES:
+        line = {"color": color, "width": 2.5, "dash": dash}
+        _raw_and_mean(fig, steps, [m[key] for m in rows], smooth, name, line, col)
+    top = 1
+    if rows:
+        top = max(4 * (budget or 0.5), float(np.quantile([m["kl_p95"] for m in rows], 0.25)))
     if budget is not None:
-        fig.add_hline(
-            y=budget, line=dict(color=BLACK, dash="dot"), annotation_text="budget d", row=1, col=2
-        )
-    top = (
-        max(4 * (budget or 0.5), float(np.quantile([m["kl_p95"] for m in rows], 0.25)))
-        if rows
-        else 1
-    )
+        _limit(fig, y=budget, annotation_text="budget d", row=1, col=2)
     fig.update_yaxes(range=[0, 1.02], row=1, col=1)
     fig.update_yaxes(range=[0, top], row=1, col=2)
     fig.update_xaxes(title_text="update")
     return _styled(fig, "Training", width=960)
 
+
+def _raw_and_mean(fig, x: list, y: list, smooth: int, name: str, line: dict, col: int) -> None:
+    "A thin pale line of the values under a thick one of their running mean."
+    thin = {"color": line["color"], "width": 1}
+    raw = {"line": thin, "opacity": 0.25, "showlegend": False, "hoverinfo": "skip"}
+    fig.add_scatter(x=x, y=y, mode="lines", row=1, col=col, **raw)
+    mean = running_mean(y, smooth)
+    fig.add_scatter(x=x, y=mean, mode="lines", name=name, line=line, row=1, col=col)
+
 # %% ../nbs/15_plot.ipynb #spent-histogram
 def spent_histogram(records: list[dict], budget: Budget, bins: int = 40) -> go.Figure:
-    "Histogram of the spent budget with the limit; the axis ends at three limits, what lies beyond is counted in the last bar."
+    "Histogram of the spent budget with the limit."
     spent, top = np.array([r["spent"] for r in records]), 3 * budget.limit or 1.0
     edges = np.linspace(0, top, bins + 1)
-    shown = np.minimum(spent, top * (1 - 1e-9))
+    middle, shown = (edges[:-1] + edges[1:]) / 2, np.minimum(spent, top * (1 - 1e-9))
+    inside, over = spent <= budget.limit, spent > budget.limit
     fig = go.Figure()
-    for name, color, keep in (
-        ("inside", SAFE, spent <= budget.limit),
-        ("over", OVER, spent > budget.limit),
-    ):
-        counts = np.histogram(shown[keep], edges)[0] / max(len(spent), 1)
-        fig.add_bar(
-            x=(edges[:-1] + edges[1:]) / 2,
-            y=counts,
-            width=top / bins,
-            name=f"{name}: {keep.mean():.1%}",
-            marker=dict(color=color, pattern=dict(shape="/" if name == "over" else "")),
-        )
-    fig.add_vline(
-        x=budget.limit, line=dict(color=BLACK, dash="dot"), annotation_text=f"d = {budget.limit:g}"
-    )
-    fig.update_layout(
-        barmode="stack",
-        xaxis=dict(
-            title=f"spent budget ({budget.aggregate}), nats; last bar: {top:g} and more",
-            range=[0, top],
-        ),
-        yaxis=dict(title="share of completions", tickformat=".0%"),
-    )
-    return _styled(fig, "Spent budget")
+    for name, keep, color, shape in (("inside", inside, SAFE, ""), ("over", over, OVER, "/")):
+        share = np.histogram(shown[keep], edges)[0] / max(len(spent), 1)
+        look = {"color": color, "pattern": {"shape": shape}}
+        label = f"{name}: {keep.mean():.1%}"
+        fig.add_bar(x=middle, y=share, width=top / bins, name=label, marker=look)
+    _limit(fig, x=budget.limit, annotation_text=f"d = {budget.limit:g}")
+    label = f"spent budget ({budget.aggregate}), nats; last bar: {top:g} and more"
+    fig.update_xaxes(title=label, range=[0, top])
+    fig.update_yaxes(title="share of completions", tickformat=".0%")
+    return _styled(fig.update_layout(barmode="stack"), "Spent budget")
 
-
+# %% ../nbs/15_plot.ipynb #remaining-fan
 def remaining_fan(records: list[dict], budget: Budget, limit: int = 200) -> go.Figure:
     "Remaining budget z_t along the first `limit` completions; below zero the budget is broken."
-    records = records[:limit]
-    T = max(len(r["cost_per_token"]) for r in records)
-    cost = torch.tensor(
-        [r["cost_per_token"] + [0.0] * (T - len(r["cost_per_token"])) for r in records]
-    )
-    mask = torch.tensor(
-        [[1] * len(r["cost_per_token"]) + [0] * (T - len(r["cost_per_token"])) for r in records]
-    )
+    costs = [torch.tensor(r["cost_per_token"], dtype=torch.float32) for r in records[:limit]]
+    cost = pad_sequence(costs, batch_first=True)
+    mask = pad_sequence([torch.ones(len(c), dtype=torch.int64) for c in costs], batch_first=True)
     z, over = budget.remaining(cost, mask), budget.violated(cost, mask)
+    lengths = mask.sum(-1) + 1
     fig = go.Figure()
-    for name, color, flag in (("inside", SAFE, False), ("over", OVER, True)):
-        x, y = [], []
-        for row, m in zip(z[over == flag], mask[over == flag]):
-            n = int(m.sum()) + 1
-            x += [*range(n), None]
-            y += [*row[:n].tolist(), None]
-        fig.add_scatter(
-            x=x,
-            y=y,
-            mode="lines",
-            name=f"{name}: {int((over == flag).sum())}",
-            line=dict(color=color, width=1, dash="dot" if flag else "solid"),
-            opacity=0.5,
-        )
-    fig.add_hline(y=0, line=dict(color=BLACK))
-    fig.update_layout(
-        xaxis=dict(title="tokens written", range=[0, T]),
-        yaxis=dict(
-            title="remaining budget z, nats",
-            range=[-2 * (budget.limit or 0.5), 1.1 * (budget.limit or 0.5)],
-        ),
-    )
+    for name, keep, color, dash in (("inside", ~over, SAFE, "solid"), ("over", over, OVER, "dot")):
+        x, y = _joined(z[keep], lengths[keep])
+        line, label = {"color": color, "width": 1, "dash": dash}, f"{name}: {int(keep.sum())}"
+        fig.add_scatter(x=x, y=y, mode="lines", name=label, line=line, opacity=0.5)
+    fig.add_hline(y=0, line={"color": BLACK})
+    d = budget.limit or 0.5
+    fig.update_xaxes(title="tokens written", range=[0, cost.shape[1]])
+    fig.update_yaxes(title="remaining budget z, nats", range=[-2 * d, 1.1 * d])
     return _styled(fig, "Remaining budget along each completion")
 
 
-def token_heatmap(records: list[dict], tokenizer, limit: int = 12) -> go.Figure:
-    "Cost of every token of the first `limit` completions: the darker, the more of the budget went there (nats)."
-    records = records[:limit]
-    T = max(len(r["completion_ids"]) for r in records)
-    tokens = [
-        [tokenizer.decode([i]) for i in r["completion_ids"]] + [""] * (T - len(r["completion_ids"]))
-        for r in records
-    ]
-    cost = [r["cost_per_token"] + [None] * (T - len(r["cost_per_token"])) for r in records]
-    names = [
-        f"{r['prompt'] if isinstance(r['prompt'], str) else '…'}  {'✓' if r['within_budget'] else 'over'} {r['spent']:.2f}"
-        for r in records
-    ]
-    fig = go.Figure(
-        go.Heatmap(
-            z=cost,
-            text=tokens,
-            texttemplate="%{text}",
-            y=list(range(len(records))),
-            colorscale="Oranges",
-            zmin=0,
-            zmax=1,
-            xgap=1,
-            ygap=1,
-            colorbar=dict(title="nats"),
-            hovertemplate="%{text}: %{z:.3f} nats<extra></extra>",
-        )
-    )
-    fig.update_layout(
-        yaxis=dict(autorange="reversed", tickvals=list(range(len(records))), ticktext=names),
-        xaxis=dict(title="completion token"),
-    )
-    return _styled(
-        fig, "Where the budget goes", width=900, height=160 + 28 * len(records)
-    ).update_layout(margin=dict(l=190))
+def _joined(rows: torch.Tensor, lengths: torch.Tensor) -> tuple[list, list]:
+    "Rows of these lengths as one line with gaps: positions, and values."
+    x, y = [], []
+    for row, n in zip(rows.tolist(), lengths.tolist()):
+        x += [*range(n), None]
+        y += [*row[:n], None]
+    return x, y
 
-# %% ../nbs/15_plot.ipynb #multiplier-curves
-HELD = {
-    "rate": 0.0,
-    "lr": 0.0,
-    "ki": 0.0,
-    "ema": 1.0,
-}  # settings with which the multipliers that move during training stay where they are
+# %% ../nbs/15_plot.ipynb #token-heatmap
+def token_heatmap(records: list[dict], tokenizer, limit: int = 12) -> go.Figure:
+    "Cost of every token of the first `limit` completions, nats: the darker, the more went there."
+    records = records[:limit]
+    rows, T = list(range(len(records))), max(len(r["completion_ids"]) for r in records)
+
+    def padded(row, fill):
+        return row + [fill] * (T - len(row))
+
+    cost = [padded(r["cost_per_token"], None) for r in records]
+    tokens = [padded([tokenizer.decode([i]) for i in r["completion_ids"]], "") for r in records]
+    cells = {"text": tokens, "texttemplate": "%{text}", "xgap": 1, "ygap": 1}
+    scale = {"colorscale": "Oranges", "zmin": 0, "zmax": 1, "colorbar": {"title": "nats"}}
+    hover = "%{text}: %{z:.3f} nats<extra></extra>"
+    fig = go.Figure(go.Heatmap(z=cost, y=rows, hovertemplate=hover, **cells, **scale))
+    names = [_row_name(r) for r in records]
+    fig.update_yaxes(autorange="reversed", tickvals=rows, ticktext=names)
+    fig.update_xaxes(title="completion token")
+    _styled(fig, "Where the budget goes", width=900, height=160 + 28 * len(records))
+    return fig.update_layout(margin={"l": 190})
+
+
+def _row_name(record: dict) -> str:
+    "Prompt, whether it kept the budget, and what it spent."
+    prompt = record["prompt"] if isinstance(record["prompt"], str) else "…"
+    return f"{prompt}  {'✓' if record['within_budget'] else 'over'} {record['spent']:.2f}"
+
+# %% ../nbs/15_plot.ipynb #multiplier-curve
+HELD = {"rate": 0.0, "lr": 0.0, "ki": 0.0, "ema": 1.0}  # settings that keep a multiplier in place
 
 
 def multiplier_curve(
@@ -267,17 +223,14 @@ def multiplier_curve(
     settings: dict | None = None,
     state: dict | None = None,
 ) -> torch.Tensor:
-    """Multiplier that method `name` puts on trajectories that spent `spent` (N,), nats; (N,). Without group normalisation, if `settings` do not say otherwise.
+    """Multiplier that method `name` puts on trajectories that spent `spent` (N,), nats; (N,).
 
-    state: of the method in the middle of a training (trainer.method_state; it is not changed), default: at its start.
+    Without group normalisation, if `settings` do not say otherwise. state: of the method in the
+    middle of a training (trainer.method_state; it is not changed), default: at its start.
     """
-    known = method_settings(name)
-    settings = {
-        **({"scale_rewards": "none"} if "scale_rewards" in known else {}),
-        **(settings or {}),
-        **{k: v for k, v in HELD.items() if k in known},
-    }
-    ones = torch.ones_like(spent).unsqueeze(-1)
+    known, ones = method_settings(name), torch.ones_like(spent).unsqueeze(-1)
+    asked = {"scale_rewards": "none"} if "scale_rewards" in known else {}
+    asked |= (settings or {}) | {k: v for k, v in HELD.items() if k in known}
     batch = Batch(
         rewards=torch.arange(len(spent)) % 2 * 1.0,
         group_ids=torch.zeros(len(spent)),
@@ -286,128 +239,101 @@ def multiplier_curve(
         teacher_logp=-ones,
         costs={"divergence": spent.unsqueeze(-1)},
     )
-    return METHODS[name](batch, budget, copy.deepcopy(dict(state or {})), **settings).multipliers[
-        "divergence"
-    ][:, 0]
+    signal = METHODS[name](batch, budget, copy.deepcopy(dict(state or {})), **asked)
+    return signal.multipliers["divergence"][:, 0]
 
-
+# %% ../nbs/15_plot.ipynb #multiplier-curves
 def multiplier_curves(
     budget: Budget, methods: dict[str, dict] | None = None, points: int = 251
 ) -> go.Figure:
-    "Multiplier on the divergence against the spent budget; `methods`: name -> settings (default: all, with their own defaults)."
-    spent = torch.linspace(0, 2.5 * budget.limit, points)
-    fig = go.Figure()
+    """Multiplier on the divergence against the spent budget.
+
+    methods: name -> settings (default: all, with their own defaults).
+    """
+    top = 2.5 * budget.limit
+    spent, fig = torch.linspace(0, top, points), go.Figure()
     for name, settings in (methods or {m: {} for m in METHODS}).items():
-        y = multiplier_curve(name, budget, spent, settings)
-        fig.add_scatter(
-            x=spent.tolist(),
-            y=y.tolist(),
-            mode="lines",
-            name=name,
-            line=dict(color=method_color(name), width=2.5, dash=DASHES.get(name, "solid")),
-        )
-    fig.add_vline(x=budget.limit, line=dict(color=BLACK, dash="dot"), annotation_text="d")
-    fig.update_layout(
-        xaxis=dict(title="spent budget, nats", range=[0, 2.5 * budget.limit]),
-        yaxis=dict(title="multiplier on the divergence"),
-    )
+        price, look = multiplier_curve(name, budget, spent, settings).tolist(), method_look(name)
+        line = {"color": look.color, "width": 2.5, "dash": look.dash}
+        fig.add_scatter(x=spent.tolist(), y=price, mode="lines", name=name, line=line)
+    _limit(fig, x=budget.limit, annotation_text="d")
+    fig.update_xaxes(title="spent budget, nats", range=[0, top])
+    fig.update_yaxes(title="multiplier on the divergence")
     return _styled(fig, "What each method pays for divergence", height=470)
 
 # %% ../nbs/15_plot.ipynb #frontier-figure
+def frontier_figure(rows: list[dict], budgets, optimum, label: str = "exact optimum") -> go.Figure:
+    """Accuracy within the budget of `rows` (keys method, budget, accuracy_within_budget) against
+    the budget, over the curve `optimum` at `budgets`."""
+    curve = {"mode": "lines", "name": label, "line": {"color": BLACK, "width": 2}}
+    fig = go.Figure(go.Scatter(x=list(budgets), y=list(optimum), **curve))
+    for name, mine in _by_method(rows).items():
+        x, y = ([r[k] for r in mine] for k in ("budget", "accuracy_within_budget"))
+        look = {"mode": "markers", "name": name, "marker": _marker(name)}
+        fig.add_scatter(x=x, y=y, error_y=_bars(mine, "accuracy_within_budget"), **look)
+    fig.update_xaxes(title="budget d, nats per sequence", range=[0, max(budgets)])
+    fig.update_yaxes(title="accuracy within the budget", range=[0, 1.02], tickformat=".0%")
+    return _styled(fig, "How much reward a budget buys")
+
+
+def _by_method(rows: list[dict]) -> dict[str, list[dict]]:
+    "Rows of each method, in the order in which the methods appear."
+    groups = {}
+    for r in rows:
+        groups.setdefault(r["method"], []).append(r)
+    return groups
+
+
 def _marker(name: str) -> dict:
     "Colour and symbol of a method."
-    return dict(
-        color=method_color(name),
-        symbol=SYMBOLS.get(name, "star"),
-        size=11,
-        line=dict(color="white", width=1),
-    )
+    look = method_look(name)
+    edge = {"color": "white", "width": 1}
+    return {"color": look.color, "symbol": look.symbol, "size": 11, "line": edge}
 
 
 def _bars(rows: list[dict], key: str) -> dict | None:
     "Asymmetric error bars from `<key>_low` and `<key>_high`, where the rows have them."
     if not all(f"{key}_low" in r for r in rows):
         return None
-    return dict(
-        type="data",
-        symmetric=False,
-        array=[r[f"{key}_high"] - r[key] for r in rows],
-        arrayminus=[r[key] - r[f"{key}_low"] for r in rows],
-    )
+    up = [r[f"{key}_high"] - r[key] for r in rows]
+    down = [r[key] - r[f"{key}_low"] for r in rows]
+    return {"type": "data", "symmetric": False, "array": up, "arrayminus": down}
 
-
-def frontier_figure(rows: list[dict], budgets, optimum, label: str = "exact optimum") -> go.Figure:
-    "Accuracy within the budget of `rows` (keys method, budget, accuracy_within_budget) against the budget, over the curve `optimum` at `budgets`."
-    fig = go.Figure(
-        go.Scatter(
-            x=list(budgets),
-            y=list(optimum),
-            mode="lines",
-            name=label,
-            line=dict(color=BLACK, width=2),
-        )
-    )
-    for name in dict.fromkeys(r["method"] for r in rows):
-        mine = [r for r in rows if r["method"] == name]
-        fig.add_scatter(
-            x=[r["budget"] for r in mine],
-            y=[r["accuracy_within_budget"] for r in mine],
-            error_y=_bars(mine, "accuracy_within_budget"),
-            mode="markers",
-            name=name,
-            marker=_marker(name),
-        )
-    fig.update_layout(
-        xaxis=dict(title="budget d, nats per sequence", range=[0, max(budgets)]),
-        yaxis=dict(title="accuracy within the budget", range=[0, 1.02], tickformat=".0%"),
-    )
-    return _styled(fig, "How much reward a budget buys")
-
-
+# %% ../nbs/15_plot.ipynb #tradeoff-figure
 def tradeoff_figure(
     rows: list[dict], target: float | None = 0.95, x_range=(0.0, 1.02), y_range=(0.0, 1.02)
 ) -> go.Figure:
-    "Accuracy against satisfaction rate, one point per row (keys method, accuracy, satisfaction_rate; optional label); a fixed-λ sweep is joined by a line."
+    """Accuracy against satisfaction rate, one point per row (keys method, accuracy,
+    satisfaction_rate; optional label); a fixed-λ sweep is joined by a line."""
     fig = go.Figure()
-    for name in dict.fromkeys(r["method"] for r in rows):
-        mine = sorted(
-            (r for r in rows if r["method"] == name), key=lambda r: r["satisfaction_rate"]
-        )
-        fig.add_scatter(
-            x=[r["satisfaction_rate"] for r in mine],
-            y=[r["accuracy"] for r in mine],
-            error_x=_bars(mine, "satisfaction_rate"),
-            error_y=_bars(mine, "accuracy"),
-            name=name,
-            marker=_marker(name),
-            mode="lines+markers+text" if name == "soft" else "markers+text",
-            text=[r.get("label", "") for r in mine],
-            textposition="bottom left",
-            line=dict(color=method_color(name), dash="dash", width=1),
-        )
+    for name, mine in _by_method(rows).items():
+        mine = sorted(mine, key=lambda r: r["satisfaction_rate"])
+        x, y = ([r[k] for r in mine] for k in ("satisfaction_rate", "accuracy"))
+        bars = {"error_x": _bars(mine, "satisfaction_rate"), "error_y": _bars(mine, "accuracy")}
+        texts = {"text": [r.get("label", "") for r in mine], "textposition": "bottom left"}
+        mode = "lines+markers+text" if name == "soft" else "markers+text"
+        line = {"color": method_color(name), "dash": "dash", "width": 1}
+        look = {"name": name, "mode": mode, "marker": _marker(name), "line": line}
+        fig.add_scatter(x=x, y=y, **bars, **texts, **look)
     if target:
-        fig.add_vline(
-            x=target,
-            line=dict(color=BLACK, dash="dot"),
-            annotation_text=f"{target:.0%}",
-            annotation_position="top left",
-        )
-    fig.update_layout(
-        xaxis=dict(title="satisfaction rate", range=list(x_range), tickformat=".0%"),
-        yaxis=dict(title="accuracy", range=list(y_range), tickformat=".0%"),
-    )
+        _limit(fig, x=target, annotation_text=f"{target:.0%}", annotation_position="top left")
+    fig.update_xaxes(title="satisfaction rate", range=list(x_range), tickformat=".0%")
+    fig.update_yaxes(title="accuracy", range=list(y_range), tickformat=".0%")
     return _styled(fig, "Accuracy against satisfaction", height=460)
 
 # %% ../nbs/15_plot.ipynb #report
+_STYLE = """
+body{font:16px system-ui,sans-serif;max-width:1000px;margin:2em auto;padding:0 1em}
+table{border-collapse:collapse;font-size:14px;columns:2}
+th{text-align:left;padding-right:2em;font-weight:500} td{font-variant-numeric:tabular-nums}
+"""
+
+
 def report_html(figures: list[go.Figure], title: str, summary: dict) -> str:
     "A page with `title`, a table of `summary` and all `figures`; works offline."
-
-    def number(v):
-        return f"{v:.4g}" if isinstance(v, float) else str(v)
-
-    table = "".join(f"<tr><th>{k}</th><td>{number(v)}</td></tr>" for k, v in summary.items())
-    plots = "".join(
-        f.to_html(full_html=False, include_plotlyjs=i == 0) for i, f in enumerate(figures)
-    )
-    style = "body{font:16px system-ui,sans-serif;max-width:1000px;margin:2em auto;padding:0 1em} table{border-collapse:collapse;font-size:14px;columns:2} th{text-align:left;padding-right:2em;font-weight:500} td{font-variant-numeric:tabular-nums}"
-    return f"<!doctype html><html lang=en><head><meta charset=utf-8><title>{title}</title><style>{style}</style></head><body><h1>{title}</h1><table>{table}</table>{plots}</body></html>"
+    rows = [(k, f"{v:.4g}" if isinstance(v, float) else v) for k, v in summary.items()]
+    table = "".join(f"<tr><th>{k}</th><td>{v}</td></tr>" for k, v in rows)
+    plots = [f.to_html(full_html=False, include_plotlyjs=i == 0) for i, f in enumerate(figures)]
+    head = f"<meta charset=utf-8><title>{title}</title><style>{_STYLE}</style>"
+    body = f"<h1>{title}</h1><table>{table}</table>{''.join(plots)}"
+    return f"<!doctype html><html lang=en><head>{head}</head><body>{body}</body></html>"

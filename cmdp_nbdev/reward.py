@@ -120,7 +120,7 @@ def task_rewards(
     total = (each * weights).nansum(-1)
     return torch.where(each.isnan().all(-1), torch.nan, total), each
 
-# %% ../nbs/03_reward.ipynb #call-cost
+# %% ../nbs/03_reward.ipynb #charges
 def _charges(value, n: int, name: str) -> Tensor:
     "One completion's cost: () for the whole or (n,) by token; ValueError for anything else."
     try:
@@ -135,7 +135,7 @@ def _charges(value, n: int, name: str) -> Tensor:
         raise ValueError(f"{name} returned {value!r}: a cost must be finite")
     return charges
 
-# %% ../nbs/03_reward.ipynb #fill-costs
+# %% ../nbs/03_reward.ipynb #call-cost
 def call_cost(f: Callable, rollout: Rollout) -> Tensor:
     """Costs of one function for a rollout, (B, T) float32, 0 in the padding.
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 import ast
 import atexit
 import difflib
-import functools
 import importlib.util
 import inspect
 import json
@@ -21,6 +20,7 @@ import threading
 import time
 import warnings
 import zlib
+from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
 
@@ -34,78 +34,58 @@ from datasets import (
     load_dataset,
     load_from_disk,
 )
+from fastcore.basics import patch
 
 from .judge import text_of
 from .task import SPLITS, split_of
 
 # %% auto #0
 __all__ = ['UNITS', 'MAX_ANSWER', 'KINDS', 'PLAIN', 'SYSTEM_PROMPTS', 'TASKS', 'parse_number', 'same_number', 'braced',
-           'final_answer', 'same_answer', 'numeric_reward', 'math_reward', 'load_rows', 'load_gsm8k', 'load_math',
+           'final_answer', 'numeric_reward', 'same_answer', 'math_reward', 'load_rows', 'load_gsm8k', 'load_math',
            'worked_steps', 'gym_dataset', 'gym_reward', 'worked_text', 'with_template', 'task_kind', 'open_task']
 
-# %% ../nbs/17_tasks.ipynb #number
-UNITS = {
-    word: names.split()[0]
-    for names in (
-        "$ dollar dollars usd",
-        "€ euro euros eur",
-        "£",
-        "¥ yen",
-        "cent cents",
-        "second seconds sec secs",
-        "minute minutes min mins",
-        "hour hours hr hrs",
-        "day days",
-        "week weeks",
-        "month months",
-        "year years",
-        "mm",
-        "cm centimeter centimeters",
-        "meter meters metre metres",
-        "km kilometer kilometers",
-        "inch inches",
-        "foot feet ft",
-        "yard yards",
-        "mile miles",
-        "mg",
-        "g gram grams",
-        "kg kilogram kilograms",
-        "ounce ounces oz",
-        "pound pounds lb lbs",
-        "ton tons",
-        "ml",
-        "liter liters litre litres",
-        "cup cups",
-        "pint pints",
-        "quart quarts",
-        "gallon gallons",
-        "degree degrees",
-        "mph",
-        "% percent",
-    )
-    for word in names.split()
-}
+# %% ../nbs/17_tasks.ipynb #units
+_UNIT_NAMES = """
+$ dollar dollars usd | € euro euros eur | £ | ¥ yen | cent cents | % percent
+second seconds sec secs | minute minutes min mins | hour hours hr hrs
+day days | week weeks | month months | year years
+mm | cm centimeter centimeters | meter meters metre metres | km kilometer kilometers
+inch inches | foot feet ft | yard yards | mile miles | mph | degree degrees
+mg | g gram grams | kg kilogram kilograms | ounce ounces oz | pound pounds lb lbs | ton tons
+ml | liter liters litre litres | cup cups | pint pints | quart quarts | gallon gallons
+"""
+_UNIT_NAMES = [group.split() for group in re.split(r"[|\n]", _UNIT_NAMES.strip())]
+UNITS = {name: names[0] for names in _UNIT_NAMES for name in names}
+
+# %% ../nbs/17_tasks.ipynb #no-unit
 _NO_UNIT = set(
-    "and or to of times plus minus over by mod base choose factorial squared cubed pi sqrt log ln sin cos tan infinity half third quarter dozen hundred thousand million billion trillion than less".split()
+    """
+    and or to of times plus minus over by mod base choose factorial than less
+    squared cubed pi sqrt log ln sin cos tan infinity
+    half third quarter dozen hundred thousand million billion trillion
+    """.split()
 )
+
+# %% ../nbs/17_tasks.ipynb #periodic
+def _periodic(m: re.Match) -> str:
+    "A fraction for a decimal with a period: 0.1\\overline{6} is (16 - 1)/90."
+    whole, fixed, period = m.groups()
+    above = int(whole + fixed + period) - int(whole + fixed)
+    below = (10 ** len(period) - 1) * 10 ** len(fixed)
+    return f" {above}/{below}"
+
+# %% ../nbs/17_tasks.ipynb #clean
+_TEN_TO = r"(?<=[0-9])\s?(?:\\times|\\cdot|[×·*x])\s?10\s?\^\s?\{?([-−+]?[0-9]{1,2})(?![0-9])\}?"
 _CLEAN = [
     (re.compile(pattern), to)
     for pattern, to in (
-        (
-            r"([0-9]{1,20})\.([0-9]{0,20})\\overline\{([0-9]{1,20})\}",
-            lambda m: (
-                f" {int(m[1] + m[2] + m[3]) - int(m[1] + m[2])}/{(10 ** len(m[3]) - 1) * 10 ** len(m[2])}"
-            ),
-        ),
+        (r"([0-9]{1,20})\.([0-9]{0,20})\\overline\{([0-9]{1,20})\}", _periodic),
         (r"½", " 1/2"),
         (r"¼", " 1/4"),
         (r"¾", " 3/4"),
         (r"²", "^2"),
         (r"³", "^3"),
-        (
-            r"(?<=[0-9])\s?(?:\\times|\\cdot|[×·*x])\s?10\s?\^\s?\{?([-−+]?[0-9]{1,2})(?![0-9])\}?",
-            r"e\1",
-        ),
+        (_TEN_TO, r"e\1"),
         (r"\\[dt]?frac\s*(\d)\s*(\d)", r" \1/\2"),
         (r"\\[dt]?frac\s*\{([^{}]*)\}\s*\{([^{}]*)\}", r" \1/\2"),
         (r"\\(?:text|mathrm|mbox|textbf)\s*\{([^{}]*)\}", r" \1 "),
@@ -118,77 +98,108 @@ _CLEAN = [
         (r"\*\*|\\[()]|\\left|\\right", ""),
     )
 ]
-_NUMBER = re.compile(
-    r"""(?P<sign>[-+]?)[ ]?(?P<money>[$€£¥]?)[ ]?(?P<minus>-?)(?:(?P<whole>[0-9]{1,40})[ ](?=[0-9]+/))?
-    (?P<num>(?:[0-9]{1,3}(?:,[0-9]{3}){1,12}|[0-9]{1,40})(?:\.[0-9]{1,40})?|\.[0-9]{1,40})(?:/(?P<den>[0-9]{1,40}))?(?P<exp>[eE][-+]?[0-9]{1,2})?
-    (?P<unit>[ ]?[$€£¥%]|[A-Za-z]{1,12}|(?:[ ](?:[A-Za-z]{2,20}|(?<=[a-z0-9][ ])a(?=[ ][A-Za-z]{2}))(?:/[a-z]{1,12})?){1,5}(?:[ ]?\^\{?[23]\}?)?)?""",
-    re.VERBOSE,
-)
-_VARIABLE, _EXPRESSION = (
-    re.compile(r"(?<![A-Za-z\\])[A-Za-z](?![A-Za-z])"),
-    re.compile(r"[-+*/^]|[0-9]\s?[A-Za-z]"),
-)
 
-
-def parse_number(text: str) -> tuple[Fraction, str] | None:
-    "The exact value of `text` and its unit ('%', '$', 'minute', ..., '' for none or one that is not in `UNITS`); None if it is not, as a whole, one number that can be read in one way only."
-    if len(text) > 200:
-        return None
+# %% ../nbs/17_tasks.ipynb #tidy
+def _tidy(text: str) -> str:
+    "The ways of writing a number brought into one, without a final stop or dollar signs around."
     for pattern, to in _CLEAN:
         text = pattern.sub(to, text)
     text = re.sub(r"\s+", " ", text).strip().rstrip(".").strip()
     if text.startswith("$") and text.endswith("$"):
         text = text[1:-1].strip()
-    if left := re.match(
-        r"([^=,;<>!≤≥≠]{0,40})=\s*", text
-    ):  # x = 5, 3 x 4 = 12, f(-1) = 5, but not 2x = 5
-        name = re.sub(r"(?<=[0-9]) ?x ?(?=[$€£¥]?[0-9])|[A-Za-z]\(-?[0-9]{1,9}\)", "*", left[1])
-        if _VARIABLE.search(name) and _EXPRESSION.search(name):
-            return None
-        text = text[left.end() :]
-    m = _NUMBER.fullmatch(text)
-    if (
-        m is None
-        or m["sign"]
-        and m["minus"]
-        or m["whole"]
-        and "." in m["num"]
-        or m["exp"]
-        and m["den"]
-        or m["den"]
-        and not int(m["den"])
-    ):
+    return text
+
+# %% ../nbs/17_tasks.ipynb #after-equals
+_VARIABLE = re.compile(r"(?<![A-Za-z\\])[A-Za-z](?![A-Za-z])")
+_EXPRESSION = re.compile(r"[-+*/^]|[0-9]\s?[A-Za-z]")
+
+
+def _after_equals(text: str) -> str | None:
+    "What stands after a first equals sign, the text itself where there is none, None for `2x = 5`."
+    left = re.match(r"([^=,;<>!≤≥≠]{0,40})=\s*", text)
+    if left is None:
+        return text
+    known = r"(?<=[0-9]) ?x ?(?=[$€£¥]?[0-9])|[A-Za-z]\(-?[0-9]{1,9}\)"  # 3 x 4, f(-1)
+    name = re.sub(known, "*", left[1])
+    if _VARIABLE.search(name) and _EXPRESSION.search(name):
         return None
-    words = re.split(r"[ /]+", (m["unit"] or "").strip().lower())
-    if set(words) & _NO_UNIT or (m["unit"] or "")[:1].isalpha() and words[0] not in UNITS:
-        return None  # 5km, but not 5x
-    value = Fraction(m["num"].replace(",", "") + (m["exp"] or "")) / int(m["den"] or 1) + int(
-        m["whole"] or 0
+    return text[left.end() :]
+
+# %% ../nbs/17_tasks.ipynb #number-pattern
+_NUMBER = re.compile(
+    r"""
+    (?P<sign>[-+]?) [ ]? (?P<money>[$€£¥]?) [ ]? (?P<minus>-?)
+    (?: (?P<whole>[0-9]{1,40}) [ ] (?=[0-9]+/) )?                   # the 1 of 1 1/2
+    (?P<num>
+        (?: [0-9]{1,3}(?:,[0-9]{3}){1,12} | [0-9]{1,40} ) (?:\.[0-9]{1,40})?
+      | \.[0-9]{1,40}
     )
-    unit = UNITS.get(m["money"] or words[0], "") if m["money"] or len(words) == 1 else ""
+    (?: / (?P<den>[0-9]{1,40}) )?
+    (?P<exp>[eE][-+]?[0-9]{1,2})?
+    (?P<unit>
+        [ ]? [$€£¥%]
+      | [A-Za-z]{1,12}                                              # 5km
+      | (?:
+            [ ] (?: [A-Za-z]{2,20} | (?<=[a-z0-9][ ])a(?=[ ][A-Za-z]{2}) )
+            (?:/[a-z]{1,12})?                                       # miles/hour
+        ){1,5}
+        (?: [ ]?\^\{?[23]\}? )?                                     # cm^2
+    )?
+    """,
+    re.VERBOSE,
+)
+
+# %% ../nbs/17_tasks.ipynb #impossible
+def _impossible(m: re.Match) -> bool:
+    "Whether the parts of a number do not go together, or divide by 0."
+    two_signs = m["sign"] and m["minus"]
+    mixed_decimal = m["whole"] and "." in m["num"]
+    no_fraction = m["den"] and (m["exp"] or not int(m["den"]))
+    return bool(two_signs or mixed_decimal or no_fraction)
+
+# %% ../nbs/17_tasks.ipynb #unit
+def _unit(m: re.Match) -> str | None:
+    "The unit in a number by its name in `UNITS`, '' for none or another, None if it changes it."
+    unit = m["unit"] or ""
+    words = re.split(r"[ /]+", unit.strip().lower())
+    attached = unit[:1].isalpha()  # 5km, but not 5x
+    if set(words) & _NO_UNIT or attached and words[0] not in UNITS:
+        return None
+    if m["money"]:
+        return UNITS.get(m["money"], "")
+    return UNITS.get(words[0], "") if len(words) == 1 else ""
+
+# %% ../nbs/17_tasks.ipynb #parse-number
+def parse_number(text: str) -> tuple[Fraction, str] | None:
+    """The exact value of `text` and its unit: '%', '$', 'minute', ..., '' for none or another one.
+
+    None if the text is not, as a whole, one number that can be read in one way only.
+    """
+    text = _after_equals(_tidy(text)) if len(text) <= 200 else None
+    m = None if text is None else _NUMBER.fullmatch(text)
+    unit = None if m is None or _impossible(m) else _unit(m)
+    if unit is None:
+        return None
+    decimal = Fraction(m["num"].replace(",", "") + (m["exp"] or ""))
+    value = decimal / int(m["den"] or 1) + int(m["whole"] or 0)
     return (-value if "-" in (m["sign"], m["minus"]) else value), unit
 
-
+# %% ../nbs/17_tasks.ipynb #same-number
 def same_number(a: str, b: str) -> bool | None:
-    "Whether two texts are the same number, None if either is none. A unit may be missing but not another one; a percentage also equals the bare number before its sign, or its hundredth."
+    "Whether two texts are the same number, None if either is none; a unit may be missing."
     a, b = parse_number(a), parse_number(b)
     if a is None or b is None:
         return None
-    (x, u), (y, v) = a, b
-    if u == v or not (u and v):
-        return x == y or u != v and (u == "%" and x == 100 * y or v == "%" and y == 100 * x)
-    return False
+    (x, unit), (y, other) = a, b
+    if unit == other:
+        return x == y
+    if unit and other:
+        return False
+    return x == y or unit == "%" and x == 100 * y or other == "%" and y == 100 * x
 
-# %% ../nbs/17_tasks.ipynb #final-answer
-_MARK = re.compile(r"\\boxed\s*\{|####|<answer>")
-_SAID = re.compile(r"\banswer\**(?: is|:)[:*]*[ \t]*", re.IGNORECASE)
-_LAST = re.compile(
-    r"(?<![\w.)])-?[$€£¥]?(?:[0-9]{1,3}(?:,[0-9]{3}){1,12}(?![0-9])|[0-9]{1,40})(?:\.[0-9]{1,40})?(?:/[0-9]{1,40})?%?|[$€£¥]?(?<![\w.])\.[0-9]{1,40}"
-)
-
-
+# %% ../nbs/17_tasks.ipynb #braced
 def braced(text: str, start: int) -> str | None:
-    "What stands in `text` from `start` to the brace that closes one opened before, None if it is never closed."
+    "From `start` to the brace that closes one opened before it, None if it is never closed."
     depth = 1
     for m in re.compile(r"\\?[{}]").finditer(text, start):
         depth += {"{": 1, "}": -1}.get(m[0], 0)
@@ -196,434 +207,60 @@ def braced(text: str, start: int) -> str | None:
             return text[start : m.start()]
     return None
 
+# %% ../nbs/17_tasks.ipynb #held
+_MARK = re.compile(r"\\boxed\s*\{|####|<answer>")
 
+
+def _held_by(mark: re.Match, text: str) -> str | None:
+    "What a mark in `text` holds, None if that is nothing, or if it is never closed."
+    rest = text[mark.end() :]
+    if mark[0] == "####":
+        held = rest.partition("\n")[0].partition("</answer>")[0]
+    elif mark[0] == "<answer>":
+        held = rest.partition("</answer>")[0] if "</answer>" in rest else ""
+    else:
+        held = braced(text, mark.end()) or ""
+    return held.strip() or None
+
+# %% ../nbs/17_tasks.ipynb #said
+_SAID = re.compile(r"\banswer\**(?: is|:)[:*]*[ \t]*", re.IGNORECASE)
+_LAST = re.compile(
+    r"""
+    (?<![\w.)]) -? [$€£¥]?
+    (?: [0-9]{1,3}(?:,[0-9]{3}){1,12}(?![0-9]) | [0-9]{1,40} )
+    (?:\.[0-9]{1,40})? (?:/[0-9]{1,40})? %?
+  | [$€£¥]? (?<![\w.]) \.[0-9]{1,40}
+    """,
+    re.VERBOSE,
+)
+
+
+def _sentence(text: str) -> str | None:
+    "The beginning of `text` up to a full stop or the end of the line, at most 200 characters."
+    line = text.partition("\n")[0][:200]
+    return re.split(r"\.(?:\s|$)", line)[0].strip(" *") or None
+
+# %% ../nbs/17_tasks.ipynb #final-answer
 def final_answer(text: str, fallback: str | None = None) -> str | None:
-    "The final answer in a completion, None if there is none. `fallback`, where nothing marks it: None = none, 'number' = the last number, 'text' = the whole text."
+    """The final answer in a completion, None if there is none.
+
+    `fallback`, where nothing marks it: None, 'number' (the last one) or 'text' (the whole text).
+    """
     text = text.rpartition("</think>")[2]
     if "<think>" in text:
         return None
     if marks := list(_MARK.finditer(text)):
-        mark, rest = marks[-1], text[marks[-1].end() :]
-        if mark[0] == "####":
-            return rest.partition("\n")[0].partition("</answer>")[0].strip() or None
-        if mark[0] == "<answer>":
-            return rest.partition("</answer>")[0].strip() or None if "</answer>" in rest else None
-        return (braced(text, mark.end()) or "").strip() or None
+        return _held_by(marks[-1], text)
     if said := list(_SAID.finditer(text)):
-        return (
-            re.split(r"\.(?:\s|$)", text[said[-1].end() :].partition("\n")[0][:200])[0].strip(" *")
-            or None
-        )
+        return _sentence(text[said[-1].end() :])
     if fallback == "text":
         return text.strip() or None
-    return ([None] + _LAST.findall(text))[-1] if fallback == "number" else None
+    numbers = _LAST.findall(text) if fallback == "number" else []
+    return numbers[-1] if numbers else None
 
-# %% ../nbs/17_tasks.ipynb #worker
-def _serve() -> None:
-    "The loop of the grading process, alone in a fresh interpreter: a line `[seconds, kind, ...]` in, `[score, trouble]` out."
-    import ast
-    import faulthandler
-    import functools
-    import importlib
-    import json
-    import os
-    import re
-    import signal
-    import sys
-
-    out, sys.stdout, quiet = sys.stdout, sys.stderr, open(os.devnull, "w")
-
-    def watch(seconds):
-        "End this process unless called with 0 before: after seconds of its CPU time, where the system counts it, else of the clock."
-        if hasattr(signal, "setitimer"):
-            signal.setitimer(signal.ITIMER_PROF, seconds)
-        elif seconds:
-            faulthandler.dump_traceback_later(seconds, exit=True, file=quiet)
-        else:
-            faulthandler.cancel_dump_traceback_later()
-
-    @functools.cache
-    def latex():
-        from dataclasses import replace
-
-        from math_verify import LatexExtractionConfig, parse, verify
-
-        with_units = LatexExtractionConfig()
-        plain = replace(
-            with_units, normalization_config=replace(with_units.normalization_config, units=False)
-        )
-
-        def same(gold, answer):
-            letters = re.search("[A-Za-z]", re.sub(r"\\[A-Za-z]+", "", gold)) and not re.search(
-                r"\\(text|mathrm|mbox)", gold
-            )  # then the h of 2h is no unit
-            a, b = (
-                parse(f"${text}$", [plain if letters else with_units], parsing_timeout=None)
-                for text in (gold, answer)
-            )
-            return verify(a, b, allow_set_relation_comp=True, timeout_seconds=None)
-
-        return same
-
-    @functools.cache
-    def gym(name, config):
-        import sympy
-        from sympy.parsing import sympy_parser
-
-        names, evaluate = (
-            set(
-                "sin cos tan cot sec csc asin acos atan sinh cosh tanh exp log ln sqrt pi Abs".split()
-            ),
-            sympy_parser.parse_expr,
-        )
-
-        def parse_expr(text, *args, **kwargs):
-            if not re.fullmatch(r"[\w\s+\-*/^().,=]*", text) or any(
-                len(n) > 1 and n not in names for n in re.findall(r"[^\W\d]\w*", text)
-            ):
-                raise ValueError("not an expression of school mathematics")
-            return evaluate(text, *args, **kwargs)
-
-        if evaluate.__module__.startswith("sympy"):
-            sympy.parse_expr = sympy_parser.parse_expr = parse_expr
-        import reasoning_gym
-
-        for module in (
-            "algorithmic.string_insertion",
-            "algorithmic.spiral_matrix",
-            "algorithmic.binary_matrix",
-            "games.n_queens",
-        ):
-            importlib.import_module(f"reasoning_gym.{module}").eval = ast.literal_eval
-        score = reasoning_gym.create_dataset(
-            name, **{**json.loads(config), "seed": 0, "size": 1}
-        ).score_answer
-        return lambda entry, answer: score(answer, entry)
-
-    for line in sys.stdin:
-        seconds, kind, setup, *question = json.loads(
-            line, object_hook=lambda x: tuple(x["tuple"]) if x.keys() == {"tuple"} else x
-        )
-        try:
-            grade = {"latex": latex, "gym": gym}[kind](*setup)  # imports take their time
-            watch(seconds)
-            reply = [float(grade(*question)), None]
-        except Exception as e:
-            reply = [0.0, f"raised {type(e).__name__}"]
-        watch(0)
-        out.write(json.dumps(reply) + "\n")
-        out.flush()
-
-
-class _Process:
-    "The grading process; calls may come from any thread."
-
-    def __init__(self):
-        self.lock, self.process = threading.Lock(), None
-
-    def __call__(
-        self, kind: str, setup: list, *question, seconds: float = 5.0
-    ) -> tuple[float, str | None]:
-        "Score of a question and what went wrong, None if nothing did."
-        with self.lock:
-            if self.process is None or self.process.poll() is not None:
-                self.process = subprocess.Popen(
-                    [sys.executable, "-c", inspect.getsource(_serve) + "\n_serve()"],
-                    stdin=subprocess.PIPE,
-                    stdout=subprocess.PIPE,
-                    stderr=subprocess.DEVNULL,
-                    text=True,
-                    encoding="utf-8",
-                )
-            try:
-                self.process.stdin.write(json.dumps([seconds, kind, setup, *question]) + "\n")
-                self.process.stdin.flush()
-                reply = self.process.stdout.readline()
-            except OSError:
-                reply = ""
-            except BaseException:
-                self.process.kill()
-                raise  # Ctrl-C: its reply must not be taken for that of the next question
-            if reply:
-                return tuple(json.loads(reply))
-            self.close()
-            return 0.0, f"did not finish within {seconds:g} s of CPU time"
-
-    def close(self) -> None:
-        "End the process, if there is one."
-        if self.process is not None:
-            self.process.kill()
-            self.process.communicate()  # which closes the pipes, too
-
-
-_grade = _Process()
-atexit.register(_grade.close)
-
-
-_WARNED: set[tuple[str, str]] = set()
-
-
-def _warn(grader: str, trouble: str | None, answer: str) -> None:
-    "Warn of a grader's trouble, once for each kind of it."
-    if trouble is None or (grader, trouble) in _WARNED:
-        return
-    _WARNED.add((grader, trouble))
-    warnings.warn(
-        f"{grader} {trouble} on the answer {answer[:60]!r}; it counts as wrong, and so will others, without another warning",
-        stacklevel=3,
-    )
-
-
-def _need(module: str) -> None:
-    "Raise ImportError that says what to install unless `module` is there."
-    if importlib.util.find_spec(module) is None:
-        raise ImportError(
-            f"this needs {module.replace('_', '-')}, which is not installed: pip install 'cmdp_nbdev[math]'"
-        )
-
-# %% ../nbs/17_tasks.ipynb #grading
-MAX_ANSWER = 300  # characters of a LaTeX answer that is parsed
-_SIGNS = {
-    ord(c): to + " " * to[-1].isalpha()
-    for c, to in zip(
-        "π∞≤≥≠±×·∪∩∅−–²³½¼¾°",
-        (
-            r"\pi",
-            r"\infty",
-            r"\le",
-            r"\ge",
-            r"\ne",
-            r"\pm",
-            r"\times",
-            r"\cdot",
-            r"\cup",
-            r"\cap",
-            r"\emptyset",
-            "-",
-            "-",
-            "^2",
-            "^3",
-            r"\frac{1}{2}",
-            r"\frac{1}{4}",
-            r"\frac{3}{4}",
-            r"^\circ",
-        ),
-    )
-}
-_BASE = re.compile(r"[0-9A-Z]{1,40}_[0-9]{1,2}")
-
-
-def _latex(text: str) -> str:
-    "LaTeX for the signs that a model may write instead: √12, 2π, x ≤ 3."
-    for pattern, to in (
-        (r"√\s?([0-9]+|[A-Za-z])", r"\\sqrt{\1}"),
-        (r"√\s?\(([^()]*)\)", r"\\sqrt{\1}"),
-        (r"(?<![\\A-Za-z])pi(?![A-Za-z])", r"\\pi "),
-        (r"\\varnothing", r"\\emptyset"),
-    ):
-        text = re.sub(pattern, to, text)
-    return text.translate(_SIGNS)
-
-
-def _plain(latex: str) -> str:
-    "LaTeX without spaces, sizes, text commands and dollar signs; words in lower case."
-    for pattern, to in (
-        (r"\\(?:text|mathrm|mbox|textbf)\s*\{([^{}]*)\}", r"\1"),
-        (r"_\{([0-9]{1,2})\}", r"_\1"),
-        (r"\\left|\\right|\\[,;:! ]|[\s$]", ""),
-        (r"\\[dt]frac", r"\\frac"),
-    ):
-        latex = re.sub(pattern, to, latex)
-    latex = latex.rstrip(".")
-    latex = latex[1:-1] if re.fullmatch(r"\([A-Za-z]\)", latex) else latex  # (B)
-    return latex.casefold() if latex.isalpha() and len(latex) > 1 else latex
-
-
-def same_answer(gold: str, answer: str, seconds: float = 5.0) -> bool:
-    """Whether two final answers, numbers or LaTeX, are the same: by number, by text, else by math-verify in the grading process, which may take `seconds` of CPU time.
-
-    Known limits. Counted right: an expression left unevaluated (`9\\cdot 2` for 18); an equation by its right side (`2x=18` for
-    18); a letter in either case; digits with a space between; a descending `[2,-3]` for (2,-3); `90'` for 90°; inside
-    expressions, decimals that agree to six places; a unit that is not in `UNITS`, whichever. Counted wrong: number words, words
-    before a number or "of" after it, rounded fractions, decimal commas, "5 million", several units together, currencies by
-    code, "m²", times of day with a.m. or p.m.; of several boxes only the last is the answer. Raises ImportError if math-verify
-    is needed and missing.
-    """
-    if (same := same_number(gold, answer)) is not None:
-        return same
-    if len(answer) > MAX_ANSWER:
-        return _plain(gold) == _plain(answer)
-    gold, answer = _latex(gold), _latex(answer)
-    if (a := _plain(gold)) == (b := _plain(answer)):
-        return True
-    if _BASE.fullmatch(a) and _BASE.fullmatch(b):
-        return False  # math-verify drops the base
-    _need("math_verify")
-    score, trouble = _grade("latex", [], gold, answer, seconds=seconds)
-    _warn("math-verify", trouble, answer)
-    return score == 1
-
-
-def numeric_reward(prompts, completions, answer, **kwargs) -> list[float | None]:
-    "1.0 where the final number is that of the column `answer`, else 0.0; None where that is None. For GSM8K. Raises ValueError for an `answer` that is no number."
-    if bad := [a for a in answer if a is not None and parse_number(a) is None]:
-        raise ValueError(
-            f"column 'answer' holds {bad[0]!r}, which is no number: use math_reward, or a scorer of your own"
-        )
-    return [
-        None if a is None else float(bool(same_number(a, final_answer(text_of(c), "number") or "")))
-        for c, a in zip(completions, answer)
-    ]
-
-
-def math_reward(prompts, completions, answer, **kwargs) -> list[float | None]:
-    "1.0 where the final answer is that of the column `answer`, a number or LaTeX, else 0.0; None where that is None. For MATH. Raises ImportError if math-verify is needed and missing."
-    found = [final_answer(text_of(c), "number") for c in completions]
-    return [
-        None if a is None else float(f is not None and same_answer(a, f))
-        for f, a in zip(found, answer)
-    ]
-
-# %% ../nbs/17_tasks.ipynb #tables
-KINDS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet"}
-
-
-def load_rows(source: str, split: str = "train", what: str = "dataset") -> Dataset:
-    """The rows of a file, a folder or a hub name, columns as they are there; `what` is how errors call it.
-
-    Of several configurations "main" is taken, or else all, one after another. Raises FileNotFoundError if nothing can be loaded.
-    """
-    path = Path(source).expanduser()
-    try:
-        if path.suffix in KINDS:
-            return load_dataset(KINDS[path.suffix], data_files=str(path), split="train")
-        if path.is_dir() and any((path / f).exists() for f in ("state.json", "dataset_dict.json")):
-            data = load_from_disk(str(path))
-            return data[split] if isinstance(data, dict) else data
-        if path.is_dir():
-            source = str(path)
-        names = get_dataset_config_names(source)
-        return concatenate_datasets(
-            [
-                load_dataset(source, name, split=split)
-                for name in (["main"] if "main" in names else names)
-            ]
-        )
-    except Exception as e:
-        raise FileNotFoundError(
-            f"{what}={source!r} could not be loaded (split {split!r}): {(str(e).splitlines() or [type(e).__name__])[0]}"
-        ) from e
-
-
-def _standard(rows: Dataset, question: tuple[str, ...], read, what: str) -> Dataset:
-    "Columns prompt, answer, solution by `read(row) -> (answer, solution)`, further ones kept. Raises ValueError naming the row."
-    prompt = next((q for q in question if q in rows.column_names), None)
-    if prompt is None:
-        raise ValueError(
-            f"{what} needs a column {' or '.join(map(repr, question))}, it has only {', '.join(rows.column_names)}"
-        )
-
-    def convert(row, i):
-        answer, solution = read(row)
-        if not (isinstance(row[prompt], str) and row[prompt].strip()) or answer is None:
-            raise ValueError(
-                f"{what}: row {i} has no {'final answer' if row[prompt] else 'question'}: {json.dumps(row, default=str)[:200]}"
-            )
-        return {"prompt": row[prompt].strip(), "answer": answer, "solution": solution}
-
-    new = [convert(row, i) for i, row in enumerate(rows)]
-    if not new:
-        raise ValueError(f"{what} has no rows")
-    data = Dataset.from_dict(
-        {k: [r[k] for r in new] for k in new[0]}, Features({k: Value("string") for k in new[0]})
-    )
-    more = [c for c in rows.column_names if c not in (*data.column_names, *question)]
-    return concatenate_datasets([data, rows.select_columns(more)], axis=1) if more else data
-
-
-def load_gsm8k(
-    source: str = "openai/gsm8k", split: str = "train", annotations: bool = False
-) -> Dataset:
-    "GSM8K, or data like it (`question`, and `answer` ending in `#### x`, or a bare number), with the standard columns. `annotations`: keep `<<6*3=18>>`. Raises FileNotFoundError/ValueError."
-
-    def read(row):
-        text = "" if row.get("answer") is None else str(row["answer"])
-        text = text if annotations else re.sub(r"<<[^<>\n]*>>", "", text)
-        work, mark, answer = text.rpartition("####")
-        return (answer.strip() if parse_number(answer) else None), (
-            text.strip() if mark else row.get("solution")
-        )
-
-    return _standard(
-        load_rows(source, split), ("question", "prompt"), read, f"GSM8K data {source!r}"
-    )
-
-
-def load_math(source: str, split: str = "train") -> Dataset:
-    "MATH, or data like it (`problem`, `solution` with a last `\\boxed{x}`, or a column `answer`), with the standard columns; level and subject are kept. Raises FileNotFoundError/ValueError."
-
-    def read(row):
-        solution = row.get("solution")
-        answer = (
-            final_answer(solution or "")
-            if row.get("answer") is None
-            else str(row["answer"]).strip()
-        )
-        return (final_answer(answer) or answer if answer else None), solution
-
-    return _standard(
-        load_rows(source, split), ("problem", "question", "prompt"), read, f"MATH data {source!r}"
-    )
-
-# %% ../nbs/17_tasks.ipynb #worked-steps
-_OPERATIONS = {
-    ast.Add: ("+", operator.add),
-    ast.Sub: ("-", operator.sub),
-    ast.Mult: ("*", operator.mul),
-    ast.Div: ("/", operator.truediv),
-}
-
-
-def worked_steps(expression: str) -> str:
-    "The operations of an arithmetic `expression`, one `a + b = c` a line, and `#### result`. Raises ValueError for what is not made of whole numbers, + - * / and brackets, and for a division by 0."
-    lines = []
-
-    def value(node) -> Fraction:
-        if isinstance(node, ast.Constant) and type(node.value) is int:
-            return Fraction(node.value)
-        if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub):
-            return -value(node.operand)
-        if not (isinstance(node, ast.BinOp) and type(node.op) in _OPERATIONS):
-            raise ValueError(
-                f"{expression!r} is no expression of whole numbers, + - * / and brackets"
-            )
-        (sign, operation), a, b = _OPERATIONS[type(node.op)], value(node.left), value(node.right)
-        if sign == "/" and b == 0:
-            raise ValueError(f"{expression!r} divides by 0")
-        lines.append(f"{a} {sign} {b} = {operation(a, b)}")
-        return operation(a, b)
-
-    try:
-        tree = ast.parse(expression.strip(), mode="eval").body
-    except SyntaxError as e:
-        raise ValueError(f"{expression!r} is no expression") from e
-    result = value(tree)
-    return "\n".join([*lines, f"#### {result}"])
-
-
-def _solution(item: dict) -> str | None:
-    "The worked solution of a reasoning-gym item: its own, or one written from its expression if that gives the answer."
-    if "answer_cot" in item["metadata"]:
-        return item["metadata"]["answer_cot"]
-    try:
-        work = worked_steps(str(item["metadata"]["expression"]))
-    except (KeyError, ValueError):
-        return None
-    return work if same_number(final_answer(work), str(item["answer"])) else None
-
-# %% ../nbs/17_tasks.ipynb #gym
+# %% ../nbs/17_tasks.ipynb #pack
 def _pack(x):
-    "Metadata as JSON can hold it: tuples marked, since some scorers compare them, and what JSON does not know as text."
+    "Data as JSON can hold it: tuples marked, and what JSON does not know as text."
     if isinstance(x, tuple):
         return {"tuple": [_pack(i) for i in x]}
     if isinstance(x, list):
@@ -637,7 +274,482 @@ def _unpack(x: dict):
     "The inverse of `_pack` for one object, the `object_hook` of json.loads."
     return tuple(x["tuple"]) if x.keys() == {"tuple"} else x
 
+# %% ../nbs/17_tasks.ipynb #watch
+def _watch(seconds: float) -> None:
+    "End this process after so much CPU time (of the clock where that is not counted); 0: do not."
+    import faulthandler
+    import signal
 
+    if hasattr(signal, "setitimer"):
+        signal.setitimer(signal.ITIMER_PROF, seconds)
+    elif seconds:
+        faulthandler.dump_traceback_later(seconds, exit=True)
+    else:
+        faulthandler.cancel_dump_traceback_later()
+
+# %% ../nbs/17_tasks.ipynb #latex-grader
+def _latex_grader():
+    "`same(gold, answer)`: whether two LaTeX texts are equivalent by math-verify."
+    import re
+    from dataclasses import replace
+
+    from math_verify import LatexExtractionConfig, parse, verify
+
+    units = LatexExtractionConfig()
+    no_units = replace(units.normalization_config, units=False)
+    plain = replace(units, normalization_config=no_units)
+
+    def same(gold, answer):
+        letters = re.search("[A-Za-z]", re.sub(r"\\[A-Za-z]+", "", gold))
+        words = re.search(r"\\(text|mathrm|mbox)", gold)
+        config = [plain if letters and not words else units]
+        a, b = (parse(f"${text}$", config, parsing_timeout=None) for text in (gold, answer))
+        return verify(a, b, allow_set_relation_comp=True, timeout_seconds=None)
+
+    return same
+
+# %% ../nbs/17_tasks.ipynb #guard-sympy
+def _guard_sympy() -> None:
+    "Make sympy's `parse_expr` refuse what is no expression of school mathematics."
+    import re
+
+    import sympy
+    from sympy.parsing import sympy_parser
+
+    evaluate = sympy_parser.parse_expr
+    names = "sin cos tan cot sec csc asin acos atan sinh cosh tanh exp log ln sqrt pi Abs".split()
+
+    def parse_expr(text, *args, **kwargs):
+        unknown = [n for n in re.findall(r"[^\W\d]\w*", text) if len(n) > 1 and n not in names]
+        if unknown or not re.fullmatch(r"[\w\s+\-*/^().,=]*", text):
+            raise ValueError("not an expression of school mathematics")
+        return evaluate(text, *args, **kwargs)
+
+    if evaluate.__module__.startswith("sympy"):  # else it is guarded already
+        sympy.parse_expr = sympy_parser.parse_expr = parse_expr
+
+# %% ../nbs/17_tasks.ipynb #gym-grader
+def _gym_grader(name, config):
+    "`score(entry, answer)` by the scorer of a reasoning-gym dataset, which cannot run code."
+    import ast
+    import importlib
+    import json
+
+    _guard_sympy()  # before reasoning-gym takes its own references
+    import reasoning_gym
+
+    for module in ("string_insertion", "spiral_matrix", "binary_matrix"):
+        importlib.import_module(f"reasoning_gym.algorithmic.{module}").eval = ast.literal_eval
+    importlib.import_module("reasoning_gym.games.n_queens").eval = ast.literal_eval
+    settings = {**json.loads(config), "seed": 0, "size": 1}
+    score = reasoning_gym.create_dataset(name, **settings).score_answer
+    return lambda entry, answer: score(answer, entry)
+
+# %% ../nbs/17_tasks.ipynb #serve
+def _serve() -> None:
+    "The loop of the process: a line `[seconds, kind, setup, ...]` in, `[score, trouble]` out."
+    import functools
+    import json
+    import sys
+
+    graders = {"latex": functools.cache(_latex_grader), "gym": functools.cache(_gym_grader)}
+    out, sys.stdout = sys.stdout, sys.stderr
+    for line in sys.stdin:
+        seconds, kind, setup, *question = json.loads(line, object_hook=_unpack)
+        try:
+            grade = graders[kind](*setup)  # imports take their time
+            _watch(seconds)
+            reply = [float(grade(*question)), None]
+        except Exception as e:
+            reply = [0.0, f"raised {type(e).__name__}"]
+        _watch(0)
+        out.write(json.dumps(reply) + "\n")
+        out.flush()
+
+# %% ../nbs/17_tasks.ipynb #program
+def _program() -> str:
+    "The source of the grading process."
+    parts = (_unpack, _watch, _latex_grader, _guard_sympy, _gym_grader, _serve)
+    sources = [inspect.getsource(part) for part in parts]
+    return "\n".join(["from __future__ import annotations", *sources, "_serve()"])
+
+# %% ../nbs/17_tasks.ipynb #process
+class _Process:
+    "The grading process; calls may come from any thread."
+
+    def __init__(self):
+        self.lock, self.process = threading.Lock(), None
+
+# %% ../nbs/17_tasks.ipynb #start
+@patch
+def start(self: _Process) -> None:
+    "See to it that there is a process."
+    if self.process is None or self.process.poll() is not None:
+        command = [sys.executable, "-c", _program()]
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
+        self.process = subprocess.Popen(command, **pipes, text=True, encoding="utf-8")
+
+# %% ../nbs/17_tasks.ipynb #close
+@patch
+def close(self: _Process) -> None:
+    "End the process, if there is one."
+    if self.process is not None:
+        self.process.kill()
+        self.process.communicate()  # which closes the pipes, too
+
+# %% ../nbs/17_tasks.ipynb #exchange
+@patch
+def exchange(self: _Process, question: list) -> str:
+    "The reply to a question, '' if the process ended over it."
+    try:
+        self.process.stdin.write(json.dumps(question) + "\n")
+        self.process.stdin.flush()
+        return self.process.stdout.readline()
+    except OSError:
+        return ""
+    except BaseException:  # Ctrl-C: its reply must not be taken for that of the next question
+        self.process.kill()
+        raise
+
+# %% ../nbs/17_tasks.ipynb #ask-process
+@patch
+def __call__(
+    self: _Process, kind: str, setup: list, *question, seconds: float = 5.0
+) -> tuple[float, str | None]:
+    "Score of a question and what went wrong, None if nothing did."
+    with self.lock:
+        self.start()
+        reply = self.exchange([seconds, kind, setup, *question])
+        if reply:
+            return tuple(json.loads(reply))
+        self.close()
+        return 0.0, f"did not finish within {seconds:g} s of CPU time"
+
+
+_grade = _Process()
+atexit.register(_grade.close)
+
+# %% ../nbs/17_tasks.ipynb #warn
+_WARNED: set[tuple[str, str]] = set()
+
+
+def _warn(grader: str, trouble: str | None, answer: str) -> None:
+    "Warn of a grader's trouble, once for each kind of it."
+    if trouble is None or (grader, trouble) in _WARNED:
+        return
+    _WARNED.add((grader, trouble))
+    counts = "it counts as wrong, and so will others, without another warning"
+    warnings.warn(f"{grader} {trouble} on the answer {answer[:60]!r}; {counts}", stacklevel=3)
+
+
+def _need(module: str) -> None:
+    "Raise ImportError that says what to install unless `module` is there."
+    if importlib.util.find_spec(module) is None:
+        missing = f"this needs {module.replace('_', '-')}, which is not installed"
+        raise ImportError(f"{missing}: pip install 'cmdp_nbdev[math]'")
+
+# %% ../nbs/17_tasks.ipynb #numeric-reward
+def numeric_reward(prompts, completions, answer, **kwargs) -> list[float | None]:
+    """1.0 where the final number is that of the column `answer`, else 0.0; None where that is None.
+
+    For GSM8K. Raises ValueError for an `answer` that is no number.
+    """
+    if bad := [a for a in answer if a is not None and parse_number(a) is None]:
+        wrong = f"column 'answer' holds {bad[0]!r}, which is no number"
+        raise ValueError(f"{wrong}: use math_reward, or a scorer of your own")
+    found = [final_answer(text_of(c), "number") or "" for c in completions]
+    return [
+        None if gold is None else float(bool(same_number(gold, number)))
+        for number, gold in zip(found, answer)
+    ]
+
+# %% ../nbs/17_tasks.ipynb #signs
+_SIGNS = r"""
+π \pi   ∞ \infty   ≤ \le   ≥ \ge   ≠ \ne   ± \pm   × \times   · \cdot   ∪ \cup   ∩ \cap
+∅ \emptyset   − -   – -   ² ^2   ³ ^3   ½ \frac{1}{2}   ¼ \frac{1}{4}   ¾ \frac{3}{4}   ° ^\circ
+""".split()
+_SIGNS = dict(zip(_SIGNS[::2], _SIGNS[1::2]))
+_SIGNS = {ord(sign): latex + " " * latex[-1].isalpha() for sign, latex in _SIGNS.items()}
+
+# %% ../nbs/17_tasks.ipynb #latex
+_WRITTEN = [
+    (re.compile(r"√\s?([0-9]+|[A-Za-z])"), r"\\sqrt{\1}"),
+    (re.compile(r"√\s?\(([^()]*)\)"), r"\\sqrt{\1}"),
+    (re.compile(r"(?<![\\A-Za-z])pi(?![A-Za-z])"), r"\\pi "),
+    (re.compile(r"\\varnothing"), r"\\emptyset"),
+]
+
+
+def _latex(text: str) -> str:
+    "LaTeX for the signs that a model may write instead: √12, 2π, x ≤ 3."
+    for pattern, to in _WRITTEN:
+        text = pattern.sub(to, text)
+    return text.translate(_SIGNS)
+
+# %% ../nbs/17_tasks.ipynb #plain
+_LAYOUT = [
+    (re.compile(r"\\(?:text|mathrm|mbox|textbf)\s*\{([^{}]*)\}"), r"\1"),
+    (re.compile(r"_\{([0-9]{1,2})\}"), r"_\1"),
+    (re.compile(r"\\left|\\right|\\[,;:! ]|[\s$]"), ""),
+    (re.compile(r"\\[dt]frac"), r"\\frac"),
+]
+
+
+def _plain(latex: str) -> str:
+    "LaTeX without spaces, sizes, text commands and dollar signs; words in lower case."
+    for pattern, to in _LAYOUT:
+        latex = pattern.sub(to, latex)
+    latex = latex.rstrip(".")
+    if re.fullmatch(r"\([A-Za-z]\)", latex):
+        latex = latex[1:-1]
+    return latex.casefold() if latex.isalpha() and len(latex) > 1 else latex
+
+# %% ../nbs/17_tasks.ipynb #same-answer
+MAX_ANSWER = 300  # characters of a LaTeX answer that is parsed
+_BASE = re.compile(r"[0-9A-Z]{1,40}_[0-9]{1,2}")
+
+
+def same_answer(gold: str, answer: str, seconds: float = 5.0) -> bool:
+    """Whether two final answers, numbers or LaTeX, are the same.
+
+    By number, by text, else by math-verify in the grading process, which may take `seconds` of CPU
+    time. Raises ImportError if math-verify is needed and missing.
+
+    Known limits. Counted right: an expression left unevaluated (`9\\cdot 2` for 18); an equation by
+    its right side (`2x=18` for 18); a letter in either case; digits with a space between; a
+    descending `[2,-3]` for (2,-3); `90'` for 90°; inside expressions, decimals that agree to six
+    places; a unit that is not in `UNITS`, whichever. Counted wrong: number words, words before a
+    number or "of" after it, rounded fractions, decimal commas, "5 million", several units together,
+    currencies by code, "m²", times of day with a.m. or p.m.; of several boxes only the last is the
+    answer.
+    """
+    if (same := same_number(gold, answer)) is not None:
+        return same
+    if len(answer) > MAX_ANSWER:
+        return _plain(gold) == _plain(answer)
+    gold, answer = _latex(gold), _latex(answer)
+    a, b = _plain(gold), _plain(answer)
+    if a == b:
+        return True
+    if _BASE.fullmatch(a) and _BASE.fullmatch(b):
+        return False  # math-verify drops the base
+    _need("math_verify")
+    score, trouble = _grade("latex", [], gold, answer, seconds=seconds)
+    _warn("math-verify", trouble, answer)
+    return score == 1
+
+# %% ../nbs/17_tasks.ipynb #math-reward
+def math_reward(prompts, completions, answer, **kwargs) -> list[float | None]:
+    """1.0 where the final answer is that of the column `answer`, a number or LaTeX, else 0.0.
+
+    None where that is None. For MATH. Raises ImportError if math-verify is needed and missing.
+    """
+    found = [final_answer(text_of(c), "number") for c in completions]
+    return [
+        None if gold is None else float(text is not None and same_answer(gold, text))
+        for text, gold in zip(found, answer)
+    ]
+
+# %% ../nbs/17_tasks.ipynb #all-rows
+KINDS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet"}
+
+
+def _all_rows(source: str, split: str) -> Dataset:
+    "A split of a folder of data files or of a hub name: configuration main, or else all of them."
+    names = get_dataset_config_names(source)
+    names = ["main"] if "main" in names else names
+    return concatenate_datasets([load_dataset(source, name, split=split) for name in names])
+
+# %% ../nbs/17_tasks.ipynb #load-rows
+def load_rows(source: str, split: str = "train", what: str = "dataset") -> Dataset:
+    """The rows of a file, a folder or a hub name, columns as they are there.
+
+    `what` is how errors call it. Of several configurations "main" is taken, or else all, one after
+    another. Raises FileNotFoundError if nothing can be loaded.
+    """
+    path = Path(source).expanduser()
+    try:
+        if path.suffix in KINDS:
+            return load_dataset(KINDS[path.suffix], data_files=str(path), split="train")
+        if path.is_dir() and any((path / f).exists() for f in ("state.json", "dataset_dict.json")):
+            data = load_from_disk(str(path))
+            return data[split] if isinstance(data, dict) else data
+        source = str(path) if path.is_dir() else source
+        return _all_rows(source, split)
+    except Exception as e:
+        reason = (str(e).splitlines() or [type(e).__name__])[0]
+        where = f"{what}={source!r} could not be loaded (split {split!r})"
+        raise FileNotFoundError(f"{where}: {reason}") from e
+
+# %% ../nbs/17_tasks.ipynb #texts
+def _texts(rows: list[dict[str, str | None]]) -> Dataset:
+    "A dataset of text columns, also where a column holds nothing but None."
+    columns = {name: [row[name] for row in rows] for name in rows[0]}
+    return Dataset.from_dict(columns, Features({name: Value("string") for name in columns}))
+
+# %% ../nbs/17_tasks.ipynb #standard-row
+def _standard_row(row: dict, i: int, column: str, read: Callable, what: str) -> dict:
+    "Prompt, answer and solution of row `i`. Raises ValueError naming it if one is missing."
+    (answer, solution), question = read(row), row[column]
+    if not (isinstance(question, str) and question.strip()) or answer is None:
+        missing = "final answer" if question else "question"
+        shown = json.dumps(row, default=str)[:200]
+        raise ValueError(f"{what}: row {i} has no {missing}: {shown}")
+    return {"prompt": question.strip(), "answer": answer, "solution": solution}
+
+# %% ../nbs/17_tasks.ipynb #standard
+def _standard(rows: Dataset, questions: tuple[str, ...], read: Callable, what: str) -> Dataset:
+    """Columns prompt, answer, solution by `read(row) -> (answer, solution)`, further ones kept.
+
+    The question is the first of the columns `questions`. Raises ValueError naming the row.
+    """
+    column = next((q for q in questions if q in rows.column_names), None)
+    if column is None:
+        wanted = " or ".join(map(repr, questions))
+        there = ", ".join(rows.column_names)
+        raise ValueError(f"{what} needs a column {wanted}, it has only {there}")
+    new = [_standard_row(row, i, column, read, what) for i, row in enumerate(rows)]
+    if not new:
+        raise ValueError(f"{what} has no rows")
+    data = _texts(new)
+    more = [c for c in rows.column_names if c not in (*data.column_names, *questions)]
+    return concatenate_datasets([data, rows.select_columns(more)], axis=1) if more else data
+
+# %% ../nbs/17_tasks.ipynb #load-gsm8k
+def load_gsm8k(
+    source: str = "openai/gsm8k", split: str = "train", annotations: bool = False
+) -> Dataset:
+    """GSM8K, or data like it, with the standard columns; `annotations`: keep `<<6*3=18>>`.
+
+    Like it: `question`, and `answer` ending in `#### x`, or a bare number. Raises
+    FileNotFoundError/ValueError.
+    """
+
+    def read(row):
+        text = "" if row.get("answer") is None else str(row["answer"])
+        text = text if annotations else re.sub(r"<<[^<>\n]*>>", "", text)
+        _, mark, answer = text.rpartition("####")
+        solution = text.strip() if mark else row.get("solution")
+        return (answer.strip() if parse_number(answer) else None), solution
+
+    rows = load_rows(source, split)
+    return _standard(rows, ("question", "prompt"), read, f"GSM8K data {source!r}")
+
+# %% ../nbs/17_tasks.ipynb #load-math
+def load_math(source: str, split: str = "train") -> Dataset:
+    """MATH, or data like it, with the standard columns; level and subject are kept.
+
+    Like it: `problem`, and `solution` with a last `\\boxed{x}`, or a column `answer`. Raises
+    FileNotFoundError/ValueError.
+    """
+
+    def read(row):
+        solution, answer = row.get("solution"), row.get("answer")
+        answer = final_answer(solution or "") if answer is None else str(answer).strip()
+        return (final_answer(answer) or answer if answer else None), solution
+
+    rows = load_rows(source, split)
+    return _standard(rows, ("problem", "question", "prompt"), read, f"MATH data {source!r}")
+
+# %% ../nbs/17_tasks.ipynb #operations
+_OPERATIONS = {
+    ast.Add: ("+", operator.add),
+    ast.Sub: ("-", operator.sub),
+    ast.Mult: ("*", operator.mul),
+    ast.Div: ("/", operator.truediv),
+}
+
+# %% ../nbs/17_tasks.ipynb #work-through
+def _work_through(node: ast.expr, expression: str, lines: list[str]) -> Fraction:
+    "The value of a parsed expression; the operations are added to `lines`, as they are done."
+    if isinstance(node, ast.Constant) and type(node.value) is int:
+        return Fraction(node.value)
+    if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub):
+        return -_work_through(node.operand, expression, lines)
+    if not (isinstance(node, ast.BinOp) and type(node.op) in _OPERATIONS):
+        raise ValueError(f"{expression!r} is no expression of whole numbers, + - * / and brackets")
+    sign, operation = _OPERATIONS[type(node.op)]
+    a, b = (_work_through(side, expression, lines) for side in (node.left, node.right))
+    if sign == "/" and b == 0:
+        raise ValueError(f"{expression!r} divides by 0")
+    lines.append(f"{a} {sign} {b} = {operation(a, b)}")
+    return operation(a, b)
+
+# %% ../nbs/17_tasks.ipynb #worked-steps
+def worked_steps(expression: str) -> str:
+    """The operations of an arithmetic `expression`, one `a + b = c` a line, and `#### result`.
+
+    Raises ValueError for what is not made of whole numbers, + - * / and brackets, and for a
+    division by 0.
+    """
+    try:
+        tree = ast.parse(expression.strip(), mode="eval").body
+    except SyntaxError as e:
+        raise ValueError(f"{expression!r} is no expression") from e
+    lines = []
+    result = _work_through(tree, expression, lines)
+    return "\n".join([*lines, f"#### {result}"])
+
+# %% ../nbs/17_tasks.ipynb #solution
+def _solution(item: dict) -> str | None:
+    "The worked solution of an item: its own, or one from its expression if that gives the answer."
+    if "answer_cot" in item["metadata"]:
+        return item["metadata"]["answer_cot"]
+    try:
+        work = worked_steps(str(item["metadata"]["expression"]))
+    except (KeyError, ValueError):
+        return None
+    return work if same_number(final_answer(work), str(item["answer"])) else None
+
+# %% ../nbs/17_tasks.ipynb #gym-row
+def _gym_row(name: str, config: dict, item: dict) -> dict[str, str | None]:
+    "The columns of an item."
+    answer = None if item["answer"] is None else str(item["answer"])
+    entry = {"dataset": name, "config": config, "question": item["question"], "answer": answer}
+    entry = json.dumps({**entry, "metadata": _pack(item["metadata"])})
+    solution = _solution(item)
+    return {"prompt": item["question"], "answer": answer, "solution": solution, "entry": entry}
+
+# %% ../nbs/17_tasks.ipynb #check-gradable
+def _check_gradable(name: str, items, row: dict) -> None:
+    "Raise ValueError unless the scorer gives full marks to its own answer, read from the row."
+    if row["answer"] is None:
+        return
+    entry = json.loads(row["entry"], object_hook=_unpack)
+    score = items.score_answer(row["answer"], entry)
+    if not score >= 1:
+        wrong = f"its scorer gives its own answer {score}"
+        raise ValueError(f"{name!r} cannot be graded from a column of a dataset: {wrong}")
+
+# %% ../nbs/17_tasks.ipynb #check-request
+def _check_request(name: str, n: int, split: str, seed: int, config: dict) -> None:
+    "Raise ValueError for what cannot be drawn from reasoning-gym."
+    from reasoning_gym.factory import DATASETS
+
+    if name not in DATASETS:
+        close = ", ".join(difflib.get_close_matches(name, DATASETS, 5, 0.3)) or "nothing"
+        others = f"close to it: {close} (all: reasoning_gym.factory.DATASETS)"
+        raise ValueError(f"reasoning-gym has no dataset {name!r}; {others}")
+    if split not in SPLITS:
+        raise ValueError(f"split {split!r} is unknown; choose one of {', '.join(SPLITS)}")
+    if n < 1 or seed < 0:
+        raise ValueError(f"n must be >= 1 and seed >= 0, got n={n} and seed={seed}")
+    if reserved := {"seed", "size"} & set(config):
+        instead = "use the arguments n and seed"
+        raise ValueError(f"{', '.join(reserved)} cannot be a setting of {name!r} here: {instead}")
+
+# %% ../nbs/17_tasks.ipynb #generator
+def _generator(name: str, first: int, size: int, config: dict):
+    "Items `first` and so on of a dataset. Raises ValueError for settings that it does not take."
+    import reasoning_gym
+
+    try:
+        return reasoning_gym.create_dataset(name, seed=first, size=size, **config)
+    except (TypeError, ValueError, AssertionError) as e:
+        wrong = f"does not take the settings {config}: {e}"
+        raise ValueError(f"reasoning-gym's dataset {name!r} {wrong}") from e
+
+# %% ../nbs/17_tasks.ipynb #gym
 def gym_dataset(
     name: str,
     n: int = 1000,
@@ -646,127 +758,130 @@ def gym_dataset(
     max_seconds: float = 60.0,
     **config,
 ) -> Dataset:
-    """`n` distinct items of a split of reasoning-gym's dataset `name`, with columns prompt, answer, solution and entry; `config` are that dataset's settings (`min_digits=2`).
+    """`n` distinct items of a split of reasoning-gym's dataset `name`, as the standard columns.
 
-    `solution` is there for gsm_symbolic and for arithmetic expressions (`worked_steps`), else None. `seed` >= 0 chooses other items of the same split. Raises ImportError without reasoning-gym, ValueError for unknown names and settings and
-    when there are not so many items, TimeoutError when drawing them takes more than `max_seconds`.
+    `config` are that dataset's settings (`min_digits=2`). `solution` is there for gsm_symbolic and
+    for arithmetic expressions (`worked_steps`), else None. `seed` >= 0 chooses other items of the
+    same split. Raises ImportError without reasoning-gym, ValueError for unknown names and settings
+    and when there are not so many items, TimeoutError when drawing them takes more than
+    `max_seconds`.
     """
     _need("reasoning_gym")
-    import reasoning_gym
-    from reasoning_gym.factory import DATASETS
-
-    if name not in DATASETS:
-        raise ValueError(
-            f"reasoning-gym has no dataset {name!r}; close to it: {', '.join(difflib.get_close_matches(name, DATASETS, 5, 0.3)) or 'nothing'} (all: reasoning_gym.factory.DATASETS)"
-        )
-    if split not in SPLITS:
-        raise ValueError(f"split {split!r} is unknown; choose one of {', '.join(SPLITS)}")
-    if n < 1 or seed < 0:
-        raise ValueError(f"n must be >= 1 and seed >= 0, got n={n} and seed={seed}")
-    if reserved := {"seed", "size"} & set(config):
-        raise ValueError(
-            f"{', '.join(reserved)} cannot be a setting of {name!r} here: use the arguments n and seed"
-        )
-    first, chunk, began, rows = (
-        zlib.crc32(f"{name} {seed}".encode()) % 2**31,
-        max(1000, 20 * n),
-        time.perf_counter(),
-        {},
-    )
+    _check_request(name, n, split, seed, config)
+    first = zlib.crc32(f"{name} {seed}".encode()) % 2**31
+    chunk, began, rows = max(1000, 20 * n), time.perf_counter(), {}
     while len(rows) < n:
-        before = len(rows)
-        try:
-            items = reasoning_gym.create_dataset(name, seed=first, size=chunk, **config)
-        except (TypeError, ValueError, AssertionError) as e:
-            raise ValueError(
-                f"reasoning-gym's dataset {name!r} does not take the settings {config}: {e}"
-            ) from e
+        before, items = len(rows), _generator(name, first, chunk, config)
         for i in range(chunk):
             if time.perf_counter() - began > max_seconds:
-                raise TimeoutError(
-                    f"drew {len(rows)} of {n} {split} items of {name!r} in {max_seconds:g} s: ask for fewer, or give max_seconds more"
-                )
-            item = items[i]
-            question = item["question"]
+                far = f"drew {len(rows)} of {n} {split} items of {name!r} in {max_seconds:g} s"
+                raise TimeoutError(f"{far}: ask for fewer, or give max_seconds more")
+            question = (item := items[i])["question"]
             if question in rows or split_of(question) != split:
                 continue
-            answer = None if item["answer"] is None else str(item["answer"])
-            entry = json.dumps(
-                {
-                    "dataset": name,
-                    "config": config,
-                    "question": question,
-                    "answer": answer,
-                    "metadata": _pack(item["metadata"]),
-                }
-            )
-            if (
-                not rows
-                and answer is not None
-                and not (
-                    score := items.score_answer(answer, json.loads(entry, object_hook=_unpack))
-                )
-                >= 1
-            ):
-                raise ValueError(
-                    f"{name!r} cannot be graded from a column of a dataset: its scorer gives its own answer {score}"
-                )
-            rows[question] = {
-                "prompt": question,
-                "answer": answer,
-                "solution": _solution(item),
-                "entry": entry,
-            }
+            row = _gym_row(name, config, item)
+            if not rows:
+                _check_gradable(name, items, row)
+            rows[question] = row
             if len(rows) == n:
                 break
         if len(rows) == before:
-            raise ValueError(
-                f"n={n} is too many: {name!r} with these settings has only {len(rows)} distinct {split} items among {chunk} draws"
-            )
+            there = f"only {len(rows)} distinct {split} items among {chunk} draws"
+            raise ValueError(f"n={n} is too many: {name!r} with these settings has {there}")
         first += chunk
-    columns = ("prompt", "answer", "solution", "entry")
-    return Dataset.from_dict(
-        {k: [r[k] for r in rows.values()] for k in columns},
-        Features({k: Value("string") for k in columns}),
-    )
+    return _texts(list(rows.values()))
 
+# %% ../nbs/17_tasks.ipynb #gym-score
+def _gym_score(completion, item: dict, partial: bool) -> float:
+    "The score of one completion by the scorer of its item."
+    text, gold, name = text_of(completion), item["answer"], item["dataset"]
+    if name == "gsm_symbolic":
+        return float(bool(same_number(gold, final_answer(text, "number") or "")))
+    is_number = gold is not None and parse_number(gold)
+    answer = final_answer(text, "number" if is_number else "text")
+    if answer is None or len(answer) > 20000:
+        return 0.0
+    _need("reasoning_gym")
+    value, trouble = _grade("gym", [name, json.dumps(item["config"])], item, answer)
+    _warn(f"reasoning-gym's scorer of {name!r}", trouble, answer)
+    return value if partial else float(value >= 1)
 
+# %% ../nbs/17_tasks.ipynb #gym-reward
 def gym_reward(prompts, completions, entry, partial: bool = False, **kwargs) -> list[float]:
-    "1.0 where reasoning-gym's scorer gives full marks to the final answer, else 0.0 (`partial`: its score); numbers are compared for gsm_symbolic. Where the scorer raises or takes more than 5 s of CPU time: 0.0 and a warning."
+    """1.0 where reasoning-gym's scorer gives full marks to the final answer, else 0.0.
 
-    def score(completion, item) -> float:
-        text, item = text_of(completion), json.loads(item)
-        gold, name = item["answer"], item["dataset"]
-        if name == "gsm_symbolic":
-            return float(bool(same_number(gold, final_answer(text, "number") or "")))
-        answer = final_answer(text, "number" if gold is not None and parse_number(gold) else "text")
-        if answer is None or len(answer) > 20000:
-            return 0.0
-        _need("reasoning_gym")
-        value, trouble = _grade("gym", [name, json.dumps(item["config"])], item, answer)
-        _warn(f"reasoning-gym's scorer of {name!r}", trouble, answer)
-        return value if partial else float(value >= 1)
+    `partial`: its score. Numbers are compared for gsm_symbolic. Where the scorer raises or takes
+    more than 5 s of CPU time: 0.0 and a warning.
+    """
+    items = [json.loads(item) for item in entry]
+    return [_gym_score(c, item, partial) for c, item in zip(completions, items)]
 
-    return [score(c, e) for c, e in zip(completions, entry)]
-
-# %% ../nbs/17_tasks.ipynb #template
+# %% ../nbs/17_tasks.ipynb #prompts
 PLAIN = "Question: {prompt}\nAnswer:"
 SYSTEM_PROMPTS = {
-    "hash": "Work through the problem step by step. End with the final answer on a line of its own, in the form #### answer.",
+    "hash": "Work through the problem step by step. "
+    "End with the final answer on a line of its own, in the form #### answer.",
     "boxed": "Please reason step by step, and put your final answer within \\boxed{}.",
-    "think": "First reason inside <think> and </think>. Then give nothing but the final answer, in the form #### answer.",
+    "think": "First reason inside <think> and </think>. "
+    "Then give nothing but the final answer, in the form #### answer.",
 }
 
-
+# %% ../nbs/17_tasks.ipynb #worked-text
 def worked_text(answer: str, solution: str | None = None, think: bool = False) -> str:
-    "A worked example's completion: the solution, with its answer marked; with `think` inside tags, the answer after them."
+    """A worked example's completion: the solution, with its answer marked.
+
+    With `think` the solution stands inside tags, the answer after them.
+    """
     work = (solution or "").strip()
     mark = f"\\boxed{{{answer}}}" if "\\boxed" in work else f"#### {answer}"
     if think:
-        return f"<think>\n{re.sub(r'[ ]*####[^#]*$', '', work).strip()}\n</think>\n{mark}"
+        thought = re.sub(r"[ ]*####[^#]*$", "", work).strip()
+        return f"<think>\n{thought}\n</think>\n{mark}"
     return work if work and final_answer(work) is not None else f"{work}\n{mark}".strip()
 
+# %% ../nbs/17_tasks.ipynb #draw-examples
+def _draw_examples(shots: Dataset | None, num_shots: int, seed: int) -> list[dict]:
+    "Rows of the training split to show as examples. Raises ValueError if they are not there."
+    if num_shots < 0:
+        raise ValueError(f"num_shots must be >= 0, got {num_shots}")
+    if not num_shots:
+        return []
+    if shots is None or len(shots) < num_shots or "answer" not in shots.column_names:
+        need = "a training split `shots` with a column 'answer' and as many rows"
+        got = "none" if shots is None else f"{len(shots)} rows with {shots.column_names}"
+        raise ValueError(f"num_shots={num_shots} needs {need}, got {got}")
+    examples = [shots[i] for i in random.Random(seed).sample(range(len(shots)), num_shots)]
+    if bad := [e for e in examples if e["answer"] is None]:
+        wrong = f"an example without an answer was drawn: {bad[0]['prompt'][:80]!r}"
+        raise ValueError(f"num_shots={num_shots}: {wrong}")
+    return examples
 
+# %% ../nbs/17_tasks.ipynb #frames
+def _chat(system: str | None, done: list[tuple[str, str]], question: str) -> list[dict]:
+    "A question as chat messages, after the system prompt and the worked examples `done`."
+    turns = [("system", system)] if system else []
+    for asked, answered in done:
+        turns += [("user", asked), ("assistant", answered)]
+    turns += [("user", question)]
+    return [{"role": role, "content": content} for role, content in turns]
+
+
+def _text(frame: str, system: str | None, done: list[tuple[str, str]], question: str) -> str:
+    "A question as one text: `frame` with the question for `{prompt}`, as for the examples."
+    parts = [system] if system else []
+    parts += [f"{frame.replace('{prompt}', asked)} {answered}" for asked, answered in done]
+    return "\n\n".join([*parts, frame.replace("{prompt}", question)])
+
+# %% ../nbs/17_tasks.ipynb #not-shown
+def _not_shown(dataset: Dataset, examples: list[dict]) -> Dataset:
+    "The rows whose question is none of the examples. Raises ValueError if there are none."
+    shown = {e["prompt"] for e in examples}
+    keep = [i for i, question in enumerate(dataset["prompt"]) if question not in shown]
+    if not keep:
+        raise ValueError("every row is one of the worked examples: nothing is left to ask")
+    return dataset.select(keep)
+
+# %% ../nbs/17_tasks.ipynb #template
 def with_template(
     dataset: Dataset,
     template: str = "chat",
@@ -775,99 +890,62 @@ def with_template(
     shots: Dataset | None = None,
     seed: int = 0,
 ) -> Dataset:
-    """The dataset with its questions as prompts: `template` is 'chat' (messages), 'plain' (`PLAIN`) or a text with `{prompt}`; further columns as they were.
+    """The dataset with its questions as prompts; further columns as they were.
 
-    `system_prompt`: a text, or a key of `SYSTEM_PROMPTS`; a plain prompt begins with it. `num_shots` worked examples are drawn from `shots`, the training split, by `seed`;
-    rows with the same question are left out. Raises ValueError for anything else.
+    `template` is 'chat' (messages), 'plain' (`PLAIN`) or a text with `{prompt}`. `system_prompt`: a
+    text, or a key of `SYSTEM_PROMPTS`; a plain prompt begins with it. `num_shots` worked examples
+    are drawn from `shots`, the training split, by `seed`; rows with the same question are left out.
+    Raises ValueError for anything else.
     """
-    chat, text = template == "chat", PLAIN if template == "plain" else template
-    if not chat and "{prompt}" not in text:
-        raise ValueError(
-            f"template must be 'chat', 'plain' or a text with {{prompt}} in it, got {template!r}"
-        )
-    if num_shots < 0:
-        raise ValueError(f"num_shots must be >= 0, got {num_shots}")
-    if num_shots and (
-        shots is None or len(shots) < num_shots or "answer" not in shots.column_names
-    ):
-        raise ValueError(
-            f"num_shots={num_shots} needs a training split `shots` with a column 'answer' and as many rows, got {'none' if shots is None else f'{len(shots)} rows with {shots.column_names}'}"
-        )
-    system, think = SYSTEM_PROMPTS.get(system_prompt, system_prompt), system_prompt == "think"
-    examples = (
-        [shots[i] for i in random.Random(seed).sample(range(len(shots)), num_shots)]
-        if num_shots
-        else []
-    )
-    if bad := [e for e in examples if e["answer"] is None]:
-        raise ValueError(
-            f"num_shots={num_shots}: an example without an answer was drawn: {bad[0]['prompt'][:80]!r}"
-        )
-    done = [(e["prompt"], worked_text(e["answer"], e.get("solution"), think)) for e in examples]
+    frame = PLAIN if template == "plain" else template
+    if template != "chat" and "{prompt}" not in frame:
+        known = "'chat', 'plain' or a text with {prompt} in it"
+        raise ValueError(f"template must be {known}, got {template!r}")
+    examples = _draw_examples(shots, num_shots, seed)
     if any(not isinstance(p, str) for p in dataset["prompt"][:1]):
-        raise ValueError(
-            "the prompts are chat messages already: give template 'chat' the questions as texts"
-        )
+        wrong = "the prompts are chat messages already"
+        raise ValueError(f"{wrong}: give template 'chat' the questions as texts")
+    think = system_prompt == "think"
+    system = SYSTEM_PROMPTS.get(system_prompt, system_prompt)
+    done = [(e["prompt"], worked_text(e["answer"], e.get("solution"), think)) for e in examples]
+    rows = _not_shown(dataset, examples)
+    prompts = [
+        _chat(system, done, q) if template == "chat" else _text(frame, system, done, q)
+        for q in rows["prompt"]
+    ]
+    prompts, others = Dataset.from_dict({"prompt": prompts}), rows.remove_columns("prompt")
+    return concatenate_datasets([prompts, others], axis=1) if others.column_names else prompts
 
-    def prompt(question: str):
-        if chat:
-            return (
-                [{"role": "system", "content": system}] * bool(system)
-                + [
-                    {"role": r, "content": c}
-                    for q, a in done
-                    for r, c in (("user", q), ("assistant", a))
-                ]
-                + [{"role": "user", "content": question}]
-            )
-        return "\n\n".join(
-            [
-                *[system] * bool(system),
-                *(f"{text.replace('{prompt}', q)} {a}" for q, a in done),
-                text.replace("{prompt}", question),
-            ]
-        )
-
-    keep = [i for i, q in enumerate(dataset["prompt"]) if q not in {e["prompt"] for e in examples}]
-    if not keep:
-        raise ValueError("every row is one of the worked examples: nothing is left to ask")
-    rows = dataset.select(keep)
-    prompts = Dataset.from_dict({"prompt": [prompt(q) for q in rows["prompt"]]})
-    return (
-        concatenate_datasets([prompts, rows.remove_columns("prompt")], axis=1)
-        if rows.column_names != ["prompt"]
-        else prompts
-    )
-
-# %% ../nbs/17_tasks.ipynb #open-task
-TASKS = {
-    "reasoning_gym": gym_reward,
-    "gsm8k": numeric_reward,
-    "math": math_reward,
-}  # and the matching reward function
+# %% ../nbs/17_tasks.ipynb #task-kind
+TASKS = {"reasoning_gym": gym_reward, "gsm8k": numeric_reward, "math": math_reward}
 
 
 def task_kind(spec: str) -> str | None:
-    "The key of `TASKS` before the colon of `spec`, None if there is none."
+    "The key of `TASKS`, which holds the reward function, before the colon of `spec`; else None."
     kind, colon, _ = spec.partition(":")
     return kind if colon and kind in TASKS else None
 
+# %% ../nbs/17_tasks.ipynb #with-settings
+def _with_settings(spec: str, source: str) -> tuple[str, dict]:
+    "Name and settings of `name,setting=value,...`. Raises ValueError quoting `spec`."
+    name, *settings = source.split(",")
+    if bad := [s for s in settings if "=" not in s]:
+        raise ValueError(f"{spec!r}: {bad[0]!r} must look like setting=value")
+    pairs = [s.partition("=") for s in settings]
+    return name.strip(), {k.strip(): yaml.safe_load(v) for k, _, v in pairs}
 
+# %% ../nbs/17_tasks.ipynb #open-task
 def open_task(spec: str, split: str = "train", n: int | None = None, seed: int = 0) -> Dataset:
-    "The dataset of `kind:source`, at most `n` rows (None = all; 1000 for reasoning_gym, which has no end). `reasoning_gym:chain_sum,max_terms=3` gives settings. Raises ValueError and what the loaders raise."
+    """The dataset of `kind:source`, at most `n` rows.
+
+    n=None: all; 1000 for reasoning_gym, which has no end. `reasoning_gym:chain_sum,max_terms=3`
+    gives settings. Raises ValueError and what the loaders raise.
+    """
     kind, source = task_kind(spec), spec.partition(":")[2]
     if kind is None or not source:
         raise ValueError(f"{spec!r} must look like {', '.join(f'{k}:...' for k in TASKS)}")
     if kind == "reasoning_gym":
-        name, *settings = source.split(",")
-        if bad := [s for s in settings if "=" not in s]:
-            raise ValueError(f"{spec!r}: {bad[0]!r} must look like setting=value")
-        return gym_dataset(
-            name.strip(),
-            n or 1000,
-            split,
-            seed,
-            **{k.strip(): yaml.safe_load(v) for k, _, v in (s.partition("=") for s in settings)},
-        )
+        name, settings = _with_settings(spec, source)
+        return gym_dataset(name, n or 1000, split, seed, **settings)
     data = load_gsm8k(source, split) if kind == "gsm8k" else load_math(source, split)
     return data if n is None else data.select(range(min(n, len(data))))

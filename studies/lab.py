@@ -141,6 +141,21 @@ def with_interval(values) -> str:
     return f"{middle:+.3f} [{middle - half:+.3f}, {middle + half:+.3f}]"
 
 
+def table(settings: dict[str, pd.DataFrame], rates: dict[str, str], means: dict) -> str:
+    """Plain text, one line per setting: rates with their interval over seeds, then means.
+
+    `rates`: head -> column, `means`: head -> (column, digits).
+    """
+    wide = max(map(len, settings)) + 2
+    heads = [f"{head:>14}" for head in rates] + [f"{head:>9}" for head in (*means, "seeds")]
+    lines = [" " * wide + "".join(heads)]
+    for name, runs in settings.items():
+        cells = [f"{plus_minus(runs[column]):11}".rjust(14) for column in rates.values()]
+        cells += [f"{runs[column].mean():9.{digits}f}" for column, digits in means.values()]
+        lines.append(f"{name:{wide}}{''.join(cells)}{len(runs):9}")
+    return "\n".join(lines)
+
+
 # ---- pages -----------------------------------------------------------------------------
 
 

@@ -2,28 +2,39 @@
 
 import csv
 import dataclasses
+import importlib.util
 import json
+from datetime import datetime
 
 import pytest
 import torch
 from conftest import python, read_lines
+from datasets import Dataset
 
 from cmdp_nbdev.cli import RunArguments, build_parser, main, parse_args
 from cmdp_nbdev.methods import METHODS
 from cmdp_nbdev.model import char_tokenizer, tiny_model
-from cmdp_nbdev.trainer import CMDPConfig
+from cmdp_nbdev.trainer import CMDPConfig, CMDPTrainer
 
-FAST = [
-    "--max_steps",
-    "3",
-    "--n_eval",
-    "48",
-    "--per_device_train_batch_size",
-    "16",
-    "--device",
-    "cpu",
-    "--disable_tqdm",
-]
+CPU = "--device cpu --disable_tqdm".split()
+FAST = ["--max_steps", "3", "--n_eval", "48", "--per_device_train_batch_size", "16", *CPU]
+
+
+def read(path) -> dict:
+    "A JSON file."
+    return json.loads(path.read_text())
+
+
+def summary_of(run) -> dict:
+    "What a run's summary.json says, but for the time it took."
+    return {k: v for k, v in read(run / "summary.json").items() if k != "seconds"}
+
+
+def save_model(folder, seed: int = 0) -> None:
+    "A tiny model with random weights, as a folder that options can name."
+    tokenizer = char_tokenizer()
+    tiny_model(32, tokenizer, seed=seed).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
 
 
 def test_help_names_everything():
@@ -34,7 +45,8 @@ def test_help_names_everything():
             assert f"--{f.name}" in text, f.name
     for method in METHODS:
         assert f"\n  {method} " in text
-    assert "examples:" in text and "default: 0.8" in text
+    assert "examples:" in text
+    assert "default: 0.8" in text
 
 
 @pytest.fixture(scope="module")
@@ -48,88 +60,54 @@ def finished(tmp_path_factory):
 
 def test_files_of_a_run(finished):
     "The contract of the output folder: others' scripts rely on these names."
-    assert {
-        "student",
-        "teacher",
-        "config.json",
-        "metrics.jsonl",
-        "eval.jsonl",
-        "summary.json",
-        "report.html",
-    } <= {p.name for p in finished.iterdir()}
+    names = "student teacher config.json metrics.jsonl eval.jsonl summary.json report.html"
+    assert set(names.split()) <= {p.name for p in finished.iterdir()}
     for who in ("student", "teacher"):
-        assert {"model.safetensors", "config.json", "tokenizer.json"} <= {
-            p.name for p in (finished / who).iterdir()
-        }
-    summary = json.loads((finished / "summary.json").read_text())
-    assert {
-        "accuracy",
-        "satisfaction_rate",
-        "satisfaction_rate_low",
-        "satisfaction_rate_high",
-        "accuracy_within_budget",
-        "kl_mean",
-        "kl_p95",
-        "length_mean",
-        "n_eval",
-        "budget",
-        "method",
-        "seed",
-        "seconds",
-    } <= set(summary)
-    assert (summary["method"], summary["seed"], summary["budget"], summary["n_eval"]) == (
-        "cmdp-rate",
-        3,
-        0.8,
-        48,
-    )
-    assert [m["step"] for m in read_lines(finished / "metrics.jsonl")] == [
-        0,
-        1,
-        2,
-        3,
-    ]  # 0 = the evaluation before the first update
-    assert summary["start_accuracy"] == read_lines(finished / "metrics.jsonl")[0]["eval_accuracy"]
+        found = {p.name for p in (finished / who).iterdir()}
+        assert {"model.safetensors", "config.json", "tokenizer.json"} <= found
+
+
+def test_summary_of_a_run(finished):
+    "The numbers that others read, under the names that they rely on."
+    summary = read(finished / "summary.json")
+    rates = "accuracy accuracy_within_budget satisfaction_rate"
+    interval = "satisfaction_rate_low satisfaction_rate_high"
+    costs = "kl_mean kl_p95 length_mean n_eval budget method seed seconds"
+    assert set(f"{rates} {interval} {costs}".split()) <= set(summary)
+    run = tuple(summary[k] for k in ("method", "seed", "budget", "n_eval"))
+    assert run == ("cmdp-rate", 3, 0.8, 48)
+    updates = read_lines(finished / "metrics.jsonl")
+    assert [m["step"] for m in updates] == [0, 1, 2, 3]  # 0: evaluated before the first update
+    assert summary["start_accuracy"] == updates[0]["eval_accuracy"]
+
+
+def test_records_of_a_run(finished):
+    "One line a completion, with the cost of every token."
+    names = "prompt completion completion_ids answer reward cost_per_token spent within_budget"
     for r in read_lines(finished / "eval.jsonl"):
-        assert {
-            "prompt",
-            "completion",
-            "completion_ids",
-            "answer",
-            "reward",
-            "cost_per_token",
-            "spent",
-            "within_budget",
-        } <= set(r)
+        assert set(names.split()) <= set(r)
         assert len(r["cost_per_token"]) == len(r["completion_ids"])
+
+
+def test_report_of_a_run(finished):
+    "Pictures that can be looked at without a network."
     page = (finished / "report.html").read_text(encoding="utf-8")
-    assert (
-        page.count('class="plotly-graph-div"') >= 3
-        and "accuracy" in page
-        and "<script src=" not in page
-    )  # works offline
+    assert page.count('class="plotly-graph-div"') >= 3
+    assert "accuracy" in page
+    assert "<script src=" not in page
 
 
 def test_config_repeats_the_run(finished, tmp_path):
     "config.json must be all that is needed: fed back, it gives the same numbers."
-    config = json.loads((finished / "config.json").read_text())
-    assert {"cmdp_nbdev", "torch", "transformers"} <= set(config["versions"]) and len(
-        config["teacher"]["sha256"]
-    ) == 64
-    settings = (
-        {f.name: config[f.name] for f in dataclasses.fields(CMDPConfig)}
-        | config["run"]
-        | {"output_dir": str(tmp_path / "again")}
-    )
-    (tmp_path / "c.yaml").write_text(
-        json.dumps({k: v for k, v in settings.items() if v is not None})
-    )  # JSON is YAML
+    config = read(finished / "config.json")
+    assert {"cmdp_nbdev", "torch", "transformers"} <= set(config["versions"])
+    assert len(config["teacher"]["sha256"]) == 64
+    settings = {f.name: config[f.name] for f in dataclasses.fields(CMDPConfig)}
+    settings |= config["run"] | {"output_dir": str(tmp_path / "again")}
+    given = {k: v for k, v in settings.items() if v is not None}
+    (tmp_path / "c.yaml").write_text(json.dumps(given))  # JSON is YAML
     assert main(["--config", str(tmp_path / "c.yaml")]) == 0
-    times = ("seconds",)
-    a, b = (json.loads((p / "summary.json").read_text()) for p in (finished, tmp_path / "again"))
-    assert {k: v for k, v in a.items() if k not in times} == {
-        k: v for k, v in b.items() if k not in times
-    }
+    assert summary_of(finished) == summary_of(tmp_path / "again")
 
 
 RECOMPUTE = """
@@ -137,28 +115,54 @@ import json, sys
 import numpy as np, torch
 from scipy.stats import binomtest
 from transformers import AutoModelForCausalLM, AutoTokenizer
+
 out = sys.argv[1]
-student, teacher = (AutoModelForCausalLM.from_pretrained(f"{out}/{who}", dtype=torch.float32).eval() for who in ("student", "teacher"))
-tok, summary = AutoTokenizer.from_pretrained(f"{out}/student"), json.load(open(f"{out}/summary.json"))
-spent, kl, right, lengths = [], [], [], []
+summary = json.load(open(f"{out}/summary.json"))
+tok = AutoTokenizer.from_pretrained(f"{out}/student")
+
+def load(who):
+    return AutoModelForCausalLM.from_pretrained(f"{out}/{who}", dtype=torch.float32).eval()
+
+def log_probabilities(model, prompt, ids):
+    with torch.no_grad():
+        logits = model(torch.tensor([prompt + ids])).logits
+    return logits[0, len(prompt) - 1:-1].float().log_softmax(-1)
+
+models = load("student"), load("teacher")
+spent, kl, right, lengths, within = [], [], [], [], []
 for line in open(f"{out}/eval.jsonl"):
     r = json.loads(line)
-    prompt, n = tok(r["prompt"])["input_ids"], len(r["completion_ids"])
-    with torch.no_grad(): s, t = (m(torch.tensor([prompt + r["completion_ids"]])).logits[0, len(prompt) - 1:-1].float().log_softmax(-1) for m in (student, teacher))
+    prompt, ids = tok(r["prompt"])["input_ids"], r["completion_ids"]
+    s, t = (log_probabilities(model, prompt, ids) for model in models)
     cost = (s.exp() * (s - t)).sum(-1)
     np.testing.assert_allclose(cost.numpy(), r["cost_per_token"], atol=1e-4)
-    text = tok.decode(r["completion_ids"], skip_special_tokens=True)
+    text = tok.decode(ids, skip_special_tokens=True)
     assert text == r["completion"]
-    ended = r["completion_ids"][-1] == tok.eos_token_id
-    spent.append(sum(r["cost_per_token"])); kl.append(float(cost.sum())); lengths.append(n)
+    ended = ids[-1] == tok.eos_token_id
+    spent.append(sum(r["cost_per_token"]))
+    kl.append(float(cost.sum()))
+    lengths.append(len(ids))
+    within.append(r["spent"] <= summary["budget"])
     right.append(ended and "#" in text and text.split("#")[-1] == r["answer"])
-    assert abs(r["spent"] - spent[-1]) < 1e-4 and r["within_budget"] == (r["spent"] <= summary["budget"]) and r["reward"] == float(right[-1])
-within = np.array([json.loads(l)["spent"] <= summary["budget"] for l in open(f"{out}/eval.jsonl")])
-right = np.array(right)
+    assert abs(r["spent"] - spent[-1]) < 1e-4
+    assert r["within_budget"] == within[-1]
+    assert r["reward"] == float(right[-1])
+
+within, right = np.array(within), np.array(right)
 ci = binomtest(int(within.sum()), len(within)).proportion_ci(0.95, method="exact")
-expected = dict(accuracy=right.mean(), satisfaction_rate=within.mean(), satisfaction_rate_low=ci.low, satisfaction_rate_high=ci.high, accuracy_within_budget=(right & within).mean(),
-                kl_mean=np.mean(kl), kl_p95=np.quantile(kl, 0.95), length_mean=np.mean(lengths), n_eval=len(right))
-for k, v in expected.items(): assert abs(summary[k] - v) < 1e-4, (k, summary[k], v)
+expected = dict(
+    accuracy=right.mean(),
+    satisfaction_rate=within.mean(),
+    satisfaction_rate_low=ci.low,
+    satisfaction_rate_high=ci.high,
+    accuracy_within_budget=(right & within).mean(),
+    kl_mean=np.mean(kl),
+    kl_p95=np.quantile(kl, 0.95),
+    length_mean=np.mean(lengths),
+    n_eval=len(right),
+)
+for k, v in expected.items():
+    assert abs(summary[k] - v) < 1e-4, (k, summary[k], v)
 assert not any(n.startswith("cmdp_nbdev") for n in sys.modules)
 print("recomputed", len(right))
 """
@@ -169,183 +173,112 @@ def test_summary_can_be_recomputed_without_this_package(finished):
     assert "recomputed 48" in python("-c", RECOMPUTE, finished, cwd=finished.parent).stdout
 
 
+SETTINGS = """
+budget: 0.3
+method: soft
+method_kwargs: {lam: 2}
+learning_rate: 1e-4
+n_eval: 77
+bf16: true
+eval_on_start: false
+"""
+
+
 def test_yaml_between_defaults_and_command_line(tmp_path):
     "A settings file must win over defaults and lose to what is typed."
-    (tmp_path / "c.yaml").write_text(
-        "budget: 0.3\nmethod: soft\nmethod_kwargs: {lam: 2}\nlearning_rate: 1e-4\nn_eval: 77\nbf16: true\neval_on_start: false\n"
-    )
+    (tmp_path / "c.yaml").write_text(SETTINGS)
     run, values = parse_args(["--config", str(tmp_path / "c.yaml"), "--budget", "0.5"])
     config = CMDPConfig(**values)
-    assert (
-        config.budget,
-        config.method,
-        config.method_kwargs,
-        config.learning_rate,
-        run.n_eval,
-        config.bf16,
-        config.eval_on_start,
-        config.seed,
-    ) == (0.5, "soft", {"lam": 2}, 1e-4, 77, True, False, 0)
+    assert config.budget == 0.5
+    assert (config.method, config.method_kwargs) == ("soft", {"lam": 2})
+    assert (config.learning_rate, run.n_eval) == (1e-4, 77)
+    assert (config.bf16, config.eval_on_start) == (True, False)
+    assert config.seed == 0
 
 
-@pytest.mark.parametrize(
-    "reward", ["my_rewards:length", ["my_rewards:length", "my_rewards:digits"]]
-)
-def test_yaml_reward_as_text_or_list(tmp_path, reward):
-    "One reward function is written as plain text by everybody; it must not be taken for a list of letters."
+ONE, TWO = "my_rewards:length", ["my_rewards:length", "my_rewards:digits"]
+
+
+@pytest.mark.parametrize("reward, expected", [(ONE, [ONE]), (TWO, TWO)], ids=["text", "list"])
+def test_yaml_reward_as_text_or_list(tmp_path, reward, expected):
+    "One reward function is written as plain text by everybody; it is no list of letters."
     (tmp_path / "c.yaml").write_text(json.dumps({"reward": reward}))
     run, _ = parse_args(["--config", str(tmp_path / "c.yaml")])
-    assert run.reward == ([reward] if isinstance(reward, str) else reward)
+    assert run.reward == expected
+
+
+REWARDS = """
+def has(prompts, completions, answer, **kwargs):
+    return [float(a in c) for a, c in zip(answer, completions)]
+
+def short(completions, level):
+    return [-len(c) / 100 + 0 * l for c, l in zip(completions, level)]
+"""
+OWN = """
+--student s --teacher t --dataset train.jsonl --eval_dataset test.jsonl
+--reward own_cli_rewards:has own_cli_rewards:short --reward_weights 1 0.5
+--max_completion_length 6 --num_generations 4 --budget 20 --output_dir out
+"""
 
 
 def test_own_models_data_and_reward(tmp_path, monkeypatch):
-    "The README's second example: folders, .jsonl files and module:function from the working directory."
-    tok = char_tokenizer()
+    "The README's second example: folders, .jsonl files and module:function."
     for who, seed in (("s", 1), ("t", 2)):
-        tiny_model(32, tok, seed=seed).save_pretrained(tmp_path / who)
-        tok.save_pretrained(tmp_path / who)
+        save_model(tmp_path / who, seed)
     for file, n in (("train.jsonl", 12), ("test.jsonl", 5)):
-        (tmp_path / file).write_text(
-            "".join(
-                json.dumps({"prompt": f"{i % 10}+1=", "answer": str((i + 1) % 10), "level": i})
-                + "\n"
-                for i in range(n)
-            )
-        )
-    (tmp_path / "own_cli_rewards.py").write_text(
-        "def has(prompts, completions, answer, **kwargs): return [float(a in c) for a, c in zip(answer, completions)]\ndef short(completions, level): return [-len(c) / 100 + 0 * l for c, l in zip(completions, level)]\n"
-    )
+        sums = [(f"{i % 10}+1=", str((i + 1) % 10), i) for i in range(n)]
+        rows = [dict(zip(("prompt", "answer", "level"), row)) for row in sums]
+        (tmp_path / file).write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "own_cli_rewards.py").write_text(REWARDS)
     monkeypatch.chdir(tmp_path)
-    assert (
-        main(
-            [
-                "--student",
-                "s",
-                "--teacher",
-                "t",
-                "--dataset",
-                "train.jsonl",
-                "--eval_dataset",
-                "test.jsonl",
-                "--reward",
-                "own_cli_rewards:has",
-                "own_cli_rewards:short",
-                "--reward_weights",
-                "1",
-                "0.5",
-                "--output_dir",
-                "out",
-                "--max_completion_length",
-                "6",
-                "--num_generations",
-                "4",
-                "--budget",
-                "20",
-                *FAST,
-            ]
-        )
-        == 0
-    )
-    summary, records = (
-        json.loads((tmp_path / "out" / "summary.json").read_text()),
-        read_lines(tmp_path / "out" / "eval.jsonl"),
-    )
-    assert (
-        summary["n_eval"] == 5
-        and [r["level"] for r in records] == list(range(5))
-        and [r["prompt"] for r in records] == [f"{i}+1=" for i in range(5)]
-    )
-    assert json.loads((tmp_path / "out" / "config.json").read_text())["run"]["reward"] == [
-        "own_cli_rewards:has",
-        "own_cli_rewards:short",
-    ]
-    assert "rewards/has" in read_lines(tmp_path / "out" / "metrics.jsonl")[-1]
+    assert main([*OWN.split(), *FAST]) == 0
+    out = tmp_path / "out"
+    records = read_lines(out / "eval.jsonl")
+    assert read(out / "summary.json")["n_eval"] == 5
+    assert [r["level"] for r in records] == list(range(5))
+    assert [r["prompt"] for r in records] == [f"{i}+1=" for i in range(5)]
+    names = read(out / "config.json")["run"]["reward"]
+    assert names == ["own_cli_rewards:has", "own_cli_rewards:short"]
+    assert "rewards/has" in read_lines(out / "metrics.jsonl")[-1]
 
 
 def test_data_with_dates(tmp_path, monkeypatch):
-    "Columns that JSON does not know (dates, bytes) must not crash the run when everything is done."
-    from datetime import datetime
-
-    from datasets import Dataset
-
-    tok = char_tokenizer()
-    tiny_model(32, tok).save_pretrained(tmp_path / "s")
-    tok.save_pretrained(tmp_path / "s")
-    Dataset.from_dict(
-        {"prompt": ["1+1=", "2+2="] * 8, "when": [datetime(2026, 1, 1)] * 16}
-    ).to_parquet(tmp_path / "d.parquet")
-    (tmp_path / "date_rewards.py").write_text(
-        "def f(completions, when): return [0.0] * len(completions)\n"
-    )
+    "Columns that JSON does not know (dates, bytes) must not crash a run that is done."
+    save_model(tmp_path / "s")
+    rows = {"prompt": ["1+1=", "2+2="] * 8, "when": [datetime(2026, 1, 1)] * 16}
+    Dataset.from_dict(rows).to_parquet(tmp_path / "d.parquet")
+    reward = "def f(completions, when): return [0.0] * len(completions)\n"
+    (tmp_path / "date_rewards.py").write_text(reward)
     monkeypatch.chdir(tmp_path)
-    assert (
-        main(
-            [
-                "--student",
-                "s",
-                "--teacher",
-                "s",
-                "--dataset",
-                "d.parquet",
-                "--eval_dataset",
-                "d.parquet",
-                "--reward",
-                "date_rewards:f",
-                "--output_dir",
-                "out",
-                "--max_completion_length",
-                "4",
-                *FAST,
-            ]
-        )
-        == 0
-    )
+    pair = "--student s --teacher s --dataset d.parquet --eval_dataset d.parquet"
+    more = "--reward date_rewards:f --output_dir out --max_completion_length 4"
+    assert main([*pair.split(), *more.split(), *FAST]) == 0
     assert (tmp_path / "out" / "summary.json").is_file()
 
 
 @pytest.mark.slow
 def test_all_methods(tmp_path, capsys):
     "`--method all` must compare every method in one table and one page."
-    assert (
-        main(
-            [
-                "--method",
-                "all",
-                "--output_dir",
-                str(tmp_path / "all"),
-                *FAST,
-                "--max_steps",
-                "2",
-                "--n_eval",
-                "16",
-            ]
-        )
-        == 0
-    )
-    with open(tmp_path / "all" / "summary.csv") as f:
+    out = tmp_path / "all"
+    small = [*FAST, "--max_steps", "2", "--n_eval", "16"]
+    assert main(["--method", "all", "--output_dir", str(out), *small]) == 0
+    with open(out / "summary.csv") as f:
         rows = list(csv.DictReader(f))
-    assert [r["method"] for r in rows] == list(METHODS) and {
-        "seed",
-        "budget",
-        "accuracy",
-        "satisfaction_rate",
-        "accuracy_within_budget",
-        "kl_mean",
-        "kl_p95",
-        "seconds",
-    } <= set(rows[0])
+    assert [r["method"] for r in rows] == list(METHODS)
+    rates = "accuracy satisfaction_rate accuracy_within_budget"
+    assert set(f"seed budget {rates} kl_mean kl_p95 seconds".split()) <= set(rows[0])
     for r in rows:
-        own = json.loads((tmp_path / "all" / r["method"] / "summary.json").read_text())
-        assert float(r["accuracy"]) == own["accuracy"] and r["method"] == own["method"]
-    page = (tmp_path / "all" / "report.html").read_text(encoding="utf-8")
-    assert all(m in page for m in METHODS) and page.count('class="plotly-graph-div"') == 2
+        own = read(out / r["method"] / "summary.json")
+        assert float(r["accuracy"]) == own["accuracy"]
+        assert r["method"] == own["method"]
+    page = (out / "report.html").read_text(encoding="utf-8")
+    assert all(m in page for m in METHODS)
+    assert page.count('class="plotly-graph-div"') == 2
     assert "summary.csv" in capsys.readouterr().out
 
 
 def test_interrupting_keeps_what_was_learnt(tmp_path, monkeypatch, capsys):
     "Ctrl-C must leave an evaluated, saved student, not nothing."
-    from cmdp_nbdev.trainer import CMDPTrainer
-
     step = CMDPTrainer.step
 
     def interrupted(self):
@@ -355,39 +288,46 @@ def test_interrupting_keeps_what_was_learnt(tmp_path, monkeypatch, capsys):
 
     monkeypatch.setattr(CMDPTrainer, "step", interrupted)
     assert main(["--output_dir", str(tmp_path / "run"), *FAST]) == 0
-    assert (
-        json.loads((tmp_path / "run" / "summary.json").read_text())["steps"] == 1
-        and (tmp_path / "run" / "student" / "model.safetensors").is_file()
-    )
+    assert read(tmp_path / "run" / "summary.json")["steps"] == 1
+    assert (tmp_path / "run" / "student" / "model.safetensors").is_file()
     assert "stopped after 1 update" in capsys.readouterr().err
 
 
 def test_resuming_from_the_command_line(tmp_path):
-    "The command that was killed, typed again with --resume_from_checkpoint auto, must end as the uninterrupted one."
+    "The command that was killed, typed again with 'auto', must end as the uninterrupted one."
 
     def run(name, *more):
-        return main(
-            [
-                "--output_dir",
-                str(tmp_path / name),
-                "--save_steps",
-                "2",
-                *FAST,
-                "--max_steps",
-                "3",
-                *more,
-            ]
-        )
+        return main(["--output_dir", str(tmp_path / name), "--save_steps", "2", *FAST, *more])
 
-    assert run("whole") == 0 and run("cut") == 0
+    assert run("whole") == 0
+    assert run("cut") == 0
     for f in ("summary.json", "eval.jsonl", "report.html"):
         (tmp_path / "cut" / f).unlink()
-    lines = (tmp_path / "cut" / "metrics.jsonl").read_text().splitlines(keepends=True)
-    (tmp_path / "cut" / "metrics.jsonl").write_text(
-        "".join(lines[:-1])
-    )  # died before the last update
+    log = tmp_path / "cut" / "metrics.jsonl"
+    lines = log.read_text().splitlines(keepends=True)
+    log.write_text("".join(lines[:-1]))  # died before the last update
     assert run("cut", "--resume_from_checkpoint", "auto") == 0
-    a, b = (json.loads((tmp_path / d / "summary.json").read_text()) for d in ("whole", "cut"))
-    assert {k: v for k, v in a.items() if k != "seconds"} == {
-        k: v for k, v in b.items() if k != "seconds"
-    }
+    assert summary_of(tmp_path / "whole") == summary_of(tmp_path / "cut")
+
+
+def test_the_other_engine_needs_its_package(tmp_path, monkeypatch, capsys):
+    "Asked for without TRL, it must name the line that installs it, and start nothing."
+    find_spec = importlib.util.find_spec
+
+    def without_trl(name, *args):
+        return None if name == "trl" else find_spec(name, *args)
+
+    monkeypatch.setattr(importlib.util, "find_spec", without_trl)
+    out = tmp_path / "run"
+    assert main(["--engine", "trl", "--output_dir", str(out), *FAST]) == 2
+    error = capsys.readouterr().err.strip().splitlines()
+    assert len(error) == 1
+    assert error[0].startswith("cmdp-distill: error: engine=trl needs the package trl")
+    assert 'pip install "cmdp_nbdev[trl]"' in error[0]
+    assert not out.exists()
+
+
+def test_an_unknown_engine_is_refused(tmp_path, capsys):
+    "A misspelt engine must not train with the other one."
+    assert main(["--engine", "tlr", "--output_dir", str(tmp_path / "run"), *FAST]) == 2
+    assert "engine must be native or trl, got 'tlr'" in capsys.readouterr().err

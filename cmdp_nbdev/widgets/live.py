@@ -16,35 +16,37 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from fastcore.basics import patch
 
 from ..budget import Budget
 from ..mdp import select
 from ..methods import METHODS, method_settings
 from ..model import default_pair
-from cmdp_nbdev.plot import (
-    BLUE,
-    DASHES,
-    GREEN,
-    ORANGE,
-    method_color,
-    multiplier_curve,
-    running_mean,
-)
+from ..plot import BLUE, GREEN, ORANGE, multiplier_curve, running_mean
 from ..reward import task_rewards
 from ..task import chain_dataset, chain_reward
 from ..trainer import CMDPConfig, CMDPTrainer
-from .chart import _round_up, axis, chart, numbers, percent, plain
-from .multiplier import setting_controls
+from cmdp_nbdev.widgets.chart import (
+    Chart,
+    axis,
+    numbers,
+    percent,
+    plain,
+    prose,
+    round_up,
+    table,
+)
+from .multiplier import line_look, setting_controls
 from .view import View, buttons, choice, slider
 
 # %% auto #0
-__all__ = ['live_setup', 'switchable', 'LiveTrainer']
+__all__ = ['SMOOTH', 'live_setup', 'switchable', 'series', 'shares_chart', 'spending_chart', 'price_now_chart', 'LiveTrainer']
 
-# %% ../../nbs/widgets/07_live.ipynb #live-trainer
+# %% ../../nbs/widgets/07_live.ipynb #live-setup
 def live_setup(
     folder: str | os.PathLike, method: str = "cmdp-rate", budget: float = 0.8, seed: int = 0
 ) -> CMDPTrainer:
-    "A trainer of the embedded pair for watching: 32 completions per update, a constant learning rate, no end."
+    "A trainer of the embedded pair for watching: 32 completions per update, no end."
     student, teacher, tokenizer = default_pair()
     args = CMDPConfig(
         method=method,
@@ -61,381 +63,348 @@ def live_setup(
         disable_tqdm=True,
         device="cpu",
     )
-    return CMDPTrainer(
-        student,
-        teacher,
-        chain_reward,
-        args,
-        chain_dataset(4000),
-        chain_dataset(256, "validation"),
-        tokenizer,
-    )
+    data = chain_dataset(4000), chain_dataset(256, "validation")
+    return CMDPTrainer(student, teacher, chain_reward, args, *data, tokenizer)
 
-
+# %% ../../nbs/widgets/07_live.ipynb #switchable
 def switchable(trainer: CMDPTrainer) -> list[str]:
-    "The methods that this trainer can change to while it runs: those its configuration accepts and its student can follow."
+    """The methods that this trainer can change to while it runs: those its configuration accepts
+    and its student can follow."""
+    told = hasattr(trainer.student, "tell")
 
     def fits(name):
         try:
             dataclasses.replace(trainer.args, method=name, method_kwargs={})
         except ValueError:
             return False  # the configuration says that they do not go together
-        return (METHODS[name].student is not None) == hasattr(trainer.student, "tell")
+        return (METHODS[name].student is not None) == told
 
     return [name for name in METHODS if fits(name)]
 
+# %% ../../nbs/widgets/07_live.ipynb #series
+SMOOTH = 20  # updates that a running mean is taken over
 
+
+def series(rows: list[dict], key: str, smooth: int = 1) -> tuple[list, list]:
+    "Updates and the running mean of a metric over `smooth` of them, thinned."
+    steps, values = [m["step"] for m in rows], [m[key] for m in rows]
+    if smooth > 1:
+        values = running_mean(values, smooth)
+    thin = max(1, len(rows) // 400)
+    return steps[::thin], values[::thin]
+
+
+def _end(rows: list[dict]) -> int:
+    "Where the axis of updates ends: it grows by fifty at a time, not with every update."
+    return 50 * max(1, math.ceil((rows[-1]["step"] if rows else 0) / 50))
+
+# %% ../../nbs/widgets/07_live.ipynb #shares-chart
+def shares_chart(rows: list[dict]) -> Chart:
+    "Accuracy and satisfaction rate against the update."
+    alt = "Accuracy and satisfaction rate against the update, means over 20 updates."
+    axes = axis("update", 0, _end(rows)), axis("", 0, 1, format="%")
+    chart = Chart("Share of completions", *axes, alt)
+    for key, color in (("accuracy", BLUE), ("satisfaction_rate", GREEN)):
+        chart.line(*series(rows, key), color=color, width=1, opacity=0.3)
+    chart.line(*series(rows, "accuracy", SMOOTH), name="accuracy", color=BLUE)
+    rate = {"name": "satisfaction rate", "color": GREEN, "dash": "dash"}
+    return chart.line(*series(rows, "satisfaction_rate", SMOOTH), **rate)
+
+
+def spending_chart(rows: list[dict], d: float, top: float) -> Chart:
+    "Mean spent budget against the update, with the limit as it was and, at the end, as it is."
+    alt = "Mean spent budget against the update, with the limit."
+    axes = axis("update", 0, _end(rows)), axis("nats per completion", 0, 2 * top)
+    chart = Chart("Spent budget", *axes, alt)
+    chart.line(*series(rows, "spent_mean"), color=ORANGE, width=1, opacity=0.3)
+    chart.line(*series(rows, "spent_mean", SMOOTH), name="mean", color=ORANGE)
+    steps, limits = series(rows, "budget")
+    limit = {"name": "limit d", "color": "fg", "dash": "dot", "width": 1.5, "step": True}
+    return chart.line([*steps, _end(rows)], [*limits, d], **limit)
+
+# %% ../../nbs/widgets/07_live.ipynb #price-chart
+def price_now_chart(
+    method: str, budget: Budget, top: float, settings: dict, state: dict, samples: list[dict]
+) -> Chart:
+    "Multiplier of `method` in this state against the spent budget, and what the samples spent."
+    alt = "Multiplier of the present method against the spent budget;"
+    alt += " the marks below are completions of the last update."
+    axes = axis("spent budget D, nats", 0, top), axis("multiplier λ", 0, 6)
+    chart = Chart("What divergence costs now", *axes, alt)
+    spent = torch.linspace(0, top, 121)
+    price = multiplier_curve(method, budget, spent, settings, state)
+    chart.line(spent, price, name=method, width=3, **line_look(method))
+    at, height = [min(s["spent"], top) for s in samples], [0.12] * len(samples)
+    marks = {"color": "fg", "symbol": "diamond", "size": 4, "opacity": 0.5}
+    chart.points(at, height, name="completions", **marks)
+    return chart.rule(x=budget.limit, label=f"d = {budget.limit:g}")
+
+# %% ../../nbs/widgets/07_live.ipynb #live-trainer
 class LiveTrainer(View):
     """Train and watch: start, pause, step, stop, and change d, method or settings while it runs.
 
-    trainer: a CMDPTrainer (one process); without, a small one of the embedded task. every: seconds between two drawings. Controls: d (nats), method, its settings.
-    Buttons and methods: start, pause, step, stop. `student` is the model as it stands; `history` the metrics of every update, with the d and method it was made with.
+    trainer: a CMDPTrainer (one process); without, a small one of the embedded task. every: seconds
+    between two drawings. Controls: d (nats), method, its settings. Buttons and methods: start,
+    pause, step, stop. `student` is the model as it stands; `history` the metrics of every update,
+    with the d and method it was made with.
     """
 
     def __init__(self, trainer: CMDPTrainer | None = None, every: float = 0.4, **values):
         super().__init__("" if trainer is None else "trainer")
-        self._folder = (
-            tempfile.TemporaryDirectory(ignore_cleanup_errors=True) if trainer is None else None
-        )
-        self.trainer = live_setup(self._folder.name) if trainer is None else trainer
-        self.every, self.history, self.samples, self.remembered, self.status, self.error = (
-            every,
-            [],
-            [],
-            {},
-            "ready",
-            None,
-        )
-        self.methods, self.top = (
-            switchable(self.trainer),
-            _round_up(2.5 * (self.trainer.args.budget or 0.4)),
-        )
-        self._thread, self._go, self._halt, self._idle, self._left, self._lock = (
-            None,
-            threading.Event(),
-            threading.Event(),
-            threading.Event(),
-            None,
-            threading.Lock(),
-        )
+        if trainer is None:
+            self._folder = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
+            trainer = live_setup(self._folder.name)
+        self.trainer, self.every = trainer, every
+        self.methods = switchable(trainer)
+        self.top = round_up(2.5 * (trainer.args.budget or 0.4))
+        self.history, self.samples, self.remembered = [], [], {}
+        self.status, self.error = "ready", None
+        self._go, self._halt, self._idle = (threading.Event() for _ in range(3))
+        self._thread, self._left, self._lock = None, None, threading.Lock()
         self._idle.set()
         self.set(**values)
 
-    @property
-    def student(self):
-        "The student as it stands, in evaluation mode; ready for use once the training is paused or stopped."
-        return self.trainer.accelerator.unwrap_model(self.trainer.model).eval()
 
-    def _controls(self, v: dict) -> list[dict]:
-        args = self.trainer.args
-        method = v["method"] if v.get("method") in self.methods else args.method
-        settings = setting_controls(method, only_numbers=True)
-        for c in settings:
-            if method == args.method:
-                c["value"] = args.method_kwargs.get(c["name"], c["value"])
-                c["min"], c["max"] = min(c["min"], c["value"]), max(c["max"], c["value"])
-        return [
-            buttons("run", "training", start="start", pause="pause", step="one step", stop="stop"),
-            slider(
-                "d",
-                "budget d",
-                0,
-                self.top,
-                self.top / 200,
-                min(float(args.budget), self.top),
-                "nats",
-            ),
-            choice("method", "method", self.methods, args.method),
-            *settings,
-        ]
+@patch(as_prop=True)
+def student(self: LiveTrainer):
+    "The student as it stands, in evaluation mode; use it once the training is paused or stopped."
+    return self.trainer.student.eval()
 
-    # ---- what a reader can do: flags only, so that nothing waits ------------------------------------------------------
+# %% ../../nbs/widgets/07_live.ipynb #controls
+@patch
+def _controls(self: LiveTrainer, v: dict) -> list[dict]:
+    args = self.trainer.args
+    method = v["method"] if v.get("method") in self.methods else args.method
+    settings = setting_controls(method, only_numbers=True)
+    for c in settings:
+        if method == args.method:  # a run may have been configured beyond a slider's range
+            c["value"] = args.method_kwargs.get(c["name"], c["value"])
+            c["min"], c["max"] = min(c["min"], c["value"]), max(c["max"], c["value"])
+    d = min(float(args.budget), self.top)
+    return [
+        buttons("run", "training", start="start", pause="pause", step="one step", stop="stop"),
+        slider("d", "budget d", 0, self.top, self.top / 200, d, "nats"),
+        choice("method", "method", self.methods, args.method),
+        *settings,
+    ]
 
-    def press(self, name: str) -> None:
-        "The buttons. Raises ValueError for one that is not there."
-        actions = {
-            "start": self.start,
-            "pause": self.pause,
-            "step": self.step,
-            "stop": lambda: self.stop(wait=False),
-        }
-        if name not in actions:
-            raise ValueError(f"{self.name} has no button {name!r}; it has {', '.join(actions)}")
-        actions[name]()
+# %% ../../nbs/widgets/07_live.ipynb #blocks
+@patch
+def _blocks(self: LiveTrainer, v: dict) -> list[dict]:
+    d, method, args = v["d"], v["method"], self.trainer.args
+    found = [self._numbers()]
+    if self.error is not None:
+        failed = f"The training ended with {type(self.error).__name__}: {self.error}"
+        found.append(prose(failed, alert=True))
+    settings = {k: v[k] for k in method_settings(method) if k in v}
+    state = self.remembered if method == args.method else {}
+    budget = Budget(d, args.aggregate)
+    return [
+        *found,
+        shares_chart(self.history),
+        spending_chart(self.history, d, self.top),
+        price_now_chart(method, budget, self.top, settings, state, self.samples),
+        self._completions(d),
+    ]
 
-    def start(self, steps: int | None = None) -> None:
-        "Train in the background: `steps` updates, or without an end. Raises what ended the last training, if something did."
+
+@patch
+def _publish(self: LiveTrainer) -> None:
+    "Send the blocks; from either thread."
+    with self._lock:
+        self.blocks = plain(self._blocks(self.values))
+
+# %% ../../nbs/widgets/07_live.ipynb #numbers
+@patch
+def _numbers(self: LiveTrainer) -> dict:
+    "The update, whether it runs, and means over the last updates."
+    rows = self.history[-SMOOTH:]
+
+    def last(key, shown):
+        return shown(float(np.mean([m[key] for m in rows]))) if rows else "–"
+
+    return numbers(
+        update=(str(self.trainer.global_step), self.status),
+        accuracy=(last("accuracy", percent), "last 20 updates"),
+        satisfaction_rate=(last("satisfaction_rate", percent), "last 20 updates"),
+        mean_spent=(last("spent_mean", "{:.2f}".format), "nats"),
+        seconds_per_update=last("seconds", "{:.2f}".format),
+    )
+
+
+@patch
+def _completions(self: LiveTrainer, d: float) -> dict:
+    "A table of some completions of the last update, of different prompts."
+    rows = [
+        [s["prompt"], s["completion"], f"{s['reward']:g}", _spent(s["spent"], d)]
+        for s in self.samples[:24:4]
+    ]
+    columns = ["prompt", "completion", "reward", "spent"]
+    return table("Completions of the last update", columns, rows)
+
+
+def _spent(spent: float, d: float) -> str:
+    "What a completion spent, and whether that is over."
+    return f"{spent:.2f}" + ("" if spent <= d else " over")
+
+# %% ../../nbs/widgets/07_live.ipynb #press
+@patch
+def press(self: LiveTrainer, name: str) -> None:
+    "The buttons. Raises ValueError for one that is not there."
+    if name not in ("start", "pause", "step", "stop"):
+        raise ValueError(f"{self.name} has no button {name!r}; it has start, pause, step, stop")
+    if name == "stop":
+        self.stop(wait=False)
+    else:
+        getattr(self, name)()
+
+
+@patch
+def start(self: LiveTrainer, steps: int | None = None) -> None:
+    """Train in the background: `steps` updates, or without an end.
+
+    Raises what ended the last training, if something did.
+    """
+    self.check()
+    self._left, self.status = steps, "running"
+    self._halt.clear()
+    self._idle.clear()
+    self._go.set()
+    if self._thread is None or not self._thread.is_alive():
+        self._thread = threading.Thread(target=self._work, daemon=True, name="LiveTrainer")
+        self._thread.start()
+    self._publish()
+
+
+@patch
+def step(self: LiveTrainer) -> None:
+    "One update in the background."
+    self.start(1)
+
+
+@patch
+def pause(self: LiveTrainer) -> None:
+    "Rest after the current update; `start` goes on."
+    self._go.clear()
+
+
+@patch
+def stop(self: LiveTrainer, wait: bool = True) -> None:
+    """End after the current update, for which `wait` waits. The student stays as it is; `start`
+    goes on from it."""
+    self._halt.set()
+    self._go.set()
+    if wait and self._thread is not None:
+        self._thread.join()
         self.check()
-        self._left, self.status = steps, "running"
-        self._halt.clear()
-        self._idle.clear()
-        self._go.set()
-        if self._thread is None or not self._thread.is_alive():
-            self._thread = threading.Thread(target=self._work, daemon=True, name="LiveTrainer")
-            self._thread.start()
+
+# %% ../../nbs/widgets/07_live.ipynb #check
+@patch
+def check(self: LiveTrainer) -> None:
+    "Raise what ended the training in its thread, once."
+    error, self.error = self.error, None
+    if error is not None:
+        raise error
+
+
+@patch
+def wait(self: LiveTrainer, timeout: float | None = None) -> None:
+    """Until the training rests. Raises TimeoutError after `timeout` seconds, and what ended the
+    training if something did."""
+    if not self._idle.wait(timeout):
+        at = self.trainer.global_step
+        raise TimeoutError(f"still training after {timeout} s, at update {at}")
+    self.check()
+
+
+@patch
+def save(self: LiveTrainer, path: str | os.PathLike) -> Path:
+    "Stop, and write the student as a Hugging Face folder that loads without this package."
+    self.stop()
+    self.trainer.save_model(path)
+    return Path(path)
+
+# %% ../../nbs/widgets/07_live.ipynb #work
+@patch
+def _work(self: LiveTrainer) -> None:
+    "Updates until told to stop; rests while paused."
+    drawn = 0.0
+    try:
+        while not self._halt.is_set():
+            if not self._go.is_set():
+                self._look()
+                self._rest("paused")
+                self._go.wait()
+                continue
+            self._obey()
+            self._update()
+            if time.monotonic() - drawn > self.every:
+                self._look()
+                self._publish()
+                drawn = time.monotonic()
+        self._look()
+    except Exception as e:
+        self.error = e  # raised again by check(), in the reader's thread
+    self._rest("failed" if self.error else "stopped")
+
+
+@patch
+def _rest(self: LiveTrainer, status: str) -> None:
+    "Say that nothing runs, and draw."
+    self.status = status
+    try:
         self._publish()
+    finally:
+        self._idle.set()
 
-    def step(self) -> None:
-        "One update in the background."
-        self.start(1)
-
-    def pause(self) -> None:
-        "Rest after the current update; `start` goes on."
+# %% ../../nbs/widgets/07_live.ipynb #update
+@patch
+def _update(self: LiveTrainer) -> None:
+    "One update, written down; then a pause, if it was the last of those that were asked for."
+    t = self.trainer
+    metrics = t.step()
+    self.history.append(metrics | {"budget": t.budget.limit, "method": t.args.method})
+    self.remembered = copy.deepcopy(t.method_state)  # the other thread may draw from it
+    if self._left is not None:
+        self._left -= 1
+    enough = self._left is not None and self._left <= 0
+    if enough or t.global_step >= t.args.max_steps:
         self._go.clear()
 
-    def stop(self, wait: bool = True) -> None:
-        "End after the current update, for which `wait` waits. The student stays as it is; `start` goes on from it."
-        self._halt.set()
-        self._go.set()
-        if wait and self._thread is not None:
-            self._thread.join()
-            self.check()
+# %% ../../nbs/widgets/07_live.ipynb #obey
+@patch
+def _obey(self: LiveTrainer) -> None:
+    "Give the trainer what the controls say, between two updates."
+    v, t = self.values, self.trainer
+    d, method = v["d"], v["method"]
+    same = method == t.args.method
+    settings = dict(t.args.method_kwargs) if same else {}
+    settings |= {k: v[k] for k in method_settings(method) if k in v}
+    if same and (d, settings) == (t.args.budget, dict(t.args.method_kwargs)):
+        return
+    if not same:
+        t.method_state, self.remembered = {}, {}
+    t.args = dataclasses.replace(t.args, budget=d, method=method, method_kwargs=settings)
+    t.budget = t.args.budget_object()
 
-    def wait(self, timeout: float | None = None) -> None:
-        "Until the training rests. Raises TimeoutError, and what ended the training if something did."
-        if not self._idle.wait(timeout):
-            raise TimeoutError(
-                f"still training after {timeout} s, at update {self.trainer.global_step}"
-            )
-        self.check()
+# %% ../../nbs/widgets/07_live.ipynb #look
+@patch
+@torch.no_grad()
+def _look(self: LiveTrainer) -> None:
+    "The first completions of the last update, and what they spend under the student as it is now."
+    t = self.trainer
+    if t.rollout is None:
+        return
+    rows = select(t.rollout, slice(0, min(24, len(t.rollout))))
+    spent = t.budget.spent(t.score(rows).costs["divergence"], rows.completion_mask)
+    rule = t.reward_funcs, rows, t.args.reward_weights, t.args.truncated_reward
+    reward = task_rewards(*rule)[0]
+    texts = ([_text(x) for x in column] for column in (rows.prompts, rows.completions))
+    keys = ("prompt", "completion", "reward", "spent")
+    columns = (*texts, reward.tolist(), spent.tolist())
+    self.samples = [dict(zip(keys, row)) for row in zip(*columns)]
 
-    def check(self) -> None:
-        "Raise what ended the training in its thread, once."
-        error, self.error = self.error, None
-        if error is not None:
-            raise error
 
-    def save(self, path: str | os.PathLike) -> Path:
-        "Stop, and write the student as a Hugging Face folder that loads without this package."
-        self.stop()
-        self.trainer.save_model(path)
-        return Path(path)
-
-    # ---- the thread ---------------------------------------------------------------------------------------------------
-
-    def _work(self) -> None:
-        "Updates until told to stop; rests while paused."
-        drawn = 0.0
-        try:
-            while not self._halt.is_set():
-                if not self._go.is_set():
-                    self._look()
-                    self._rest("paused")
-                    self._go.wait()
-                    continue
-                self._apply()
-                metrics = self.trainer.step()
-                self.history.append(
-                    {
-                        **metrics,
-                        "budget": self.trainer.budget.limit,
-                        "method": self.trainer.args.method,
-                    }
-                )
-                self.remembered = copy.deepcopy(
-                    self.trainer.method_state
-                )  # for the drawing, which may be done by the other thread
-                if self._left is not None:
-                    self._left -= 1
-                if (
-                    self._left is not None
-                    and self._left <= 0
-                    or self.trainer.global_step >= self.trainer.args.max_steps
-                ):
-                    self._go.clear()
-                if time.monotonic() - drawn > self.every:
-                    self._look()
-                    self._publish()
-                    drawn = time.monotonic()
-            self._look()
-        except Exception as e:
-            self.error = e  # raised again by check(), in the reader's thread
-        self._rest("failed" if self.error else "stopped")
-
-    def _rest(self, status: str) -> None:
-        "Say that nothing runs, and draw."
-        self.status = status
-        try:
-            self._publish()
-        finally:
-            self._idle.set()
-
-    def _apply(self) -> None:
-        "Give the trainer what the controls say, between two updates."
-        v, t = self.values, self.trainer
-        settings = {k: v[k] for k in method_settings(v["method"]) if k in v}
-        kept = t.args.method_kwargs if v["method"] == t.args.method else {}
-        if (v["d"], v["method"], {**kept, **settings}) == (
-            t.args.budget,
-            t.args.method,
-            dict(t.args.method_kwargs),
-        ):
-            return
-        if v["method"] != t.args.method:
-            t.method_state = {}
-            self.remembered = {}
-        t.args = dataclasses.replace(
-            t.args, budget=v["d"], method=v["method"], method_kwargs={**kept, **settings}
-        )
-        t.budget = t.args.budget_object()
-
-    @torch.no_grad()
-    def _look(self) -> None:
-        "The first completions of the last update and what they spend under the student as it is now."
-        t = self.trainer
-        if t.rollout is None:
-            return
-        rows = select(t.rollout, slice(0, min(24, len(t.rollout))))
-        cost = t.score(rows).costs["divergence"]
-        reward = task_rewards(t.reward_funcs, rows, t.args.reward_weights, t.args.truncated_reward)[
-            0
-        ]
-
-        def text(x):
-            return x if isinstance(x, str) else x[-1]["content"]
-
-        self.samples = [
-            {"prompt": text(p), "completion": text(c), "reward": float(r), "spent": float(s)}
-            for p, c, r, s in zip(
-                rows.prompts, rows.completions, reward, t.budget.spent(cost, rows.completion_mask)
-            )
-        ]
-
-    def _publish(self) -> None:
-        "Send the blocks; from either thread."
-        with self._lock:
-            self.blocks = plain(self._blocks(self.values))
-
-    def _blocks(self, v: dict) -> list[dict]:
-        rows, d = self.history, v["d"]
-        n, steps = len(rows), [m["step"] for m in rows]
-        end, last = (
-            50 * max(1, math.ceil((steps[-1] if rows else 0) / 50)),
-            lambda k: float(np.mean([m[k] for m in rows[-20:]])) if rows else math.nan,
-        )
-        thin = max(1, n // 400)  # points that nobody could tell apart are not sent
-
-        def curve(k, name, color, **more):
-            return {
-                "kind": "line",
-                "name": name,
-                "x": steps[::thin],
-                "y": running_mean([m[k] for m in rows], 20)[::thin] if rows else [],
-                "color": color,
-                **more,
-            }
-
-        def raw(k, color):
-            return {
-                "kind": "line",
-                "x": steps[::thin],
-                "y": [m[k] for m in rows][::thin],
-                "color": color,
-                "width": 1,
-                "opacity": 0.3,
-            }
-
-        spent = torch.linspace(0, self.top, 121)
-        settings = {k: v[k] for k in method_settings(v["method"]) if k in v}
-        out = [
-            numbers(
-                update=(str(self.trainer.global_step), self.status),
-                accuracy=(percent(last("accuracy")) if rows else "–", "last 20 updates"),
-                satisfaction_rate=(
-                    percent(last("satisfaction_rate")) if rows else "–",
-                    "last 20 updates",
-                ),
-                mean_spent=(f"{last('spent_mean'):.2f}" if rows else "–", "nats"),
-                seconds_per_update=f"{last('seconds'):.2f}" if rows else "–",
-            )
-        ]
-        if self.error is not None:
-            out.append(
-                {
-                    "type": "text",
-                    "text": f"The training ended with {type(self.error).__name__}: {self.error}",
-                    "alert": True,
-                }
-            )
-        return out + [
-            chart(
-                "Share of completions",
-                axis("update", 0, end),
-                axis("", 0, 1, format="%"),
-                [
-                    raw("accuracy", BLUE),
-                    raw("satisfaction_rate", GREEN),
-                    curve("accuracy", "accuracy", BLUE),
-                    curve("satisfaction_rate", "satisfaction rate", GREEN, dash="dash"),
-                ],
-                "Accuracy and satisfaction rate against the update, means over 20 updates.",
-            ),
-            chart(
-                "Spent budget",
-                axis("update", 0, end),
-                axis("nats per completion", 0, 2 * self.top),
-                [
-                    raw("spent_mean", ORANGE),
-                    curve("spent_mean", "mean", ORANGE),
-                    {
-                        "kind": "line",
-                        "name": "limit d",
-                        "x": steps[::thin] + [end],
-                        "y": [m["budget"] for m in rows][::thin] + [d],
-                        "color": "fg",
-                        "dash": "dot",
-                        "width": 1.5,
-                        "step": True,
-                    },
-                ],
-                "Mean spent budget against the update, with the limit.",
-            ),
-            chart(
-                "What divergence costs now",
-                axis("spent budget D, nats", 0, self.top),
-                axis("multiplier λ", 0, 6),
-                [
-                    {
-                        "kind": "line",
-                        "name": v["method"],
-                        "x": spent,
-                        "y": multiplier_curve(
-                            v["method"],
-                            Budget(d, self.trainer.args.aggregate),
-                            spent,
-                            settings,
-                            self.remembered if v["method"] == self.trainer.args.method else {},
-                        ),
-                        "color": method_color(v["method"]),
-                        "dash": DASHES.get(v["method"]),
-                        "width": 3,
-                    },
-                    {
-                        "kind": "points",
-                        "name": "completions",
-                        "x": [min(s["spent"], self.top) for s in self.samples],
-                        "y": [0.12] * len(self.samples),
-                        "color": "fg",
-                        "symbol": "diamond",
-                        "size": 4,
-                        "opacity": 0.5,
-                    },
-                    {"kind": "rule", "x": d, "label": f"d = {d:g}"},
-                ],
-                "Multiplier of the present method against the spent budget; the marks below are completions of the last update.",
-            ),
-            {
-                "type": "table",
-                "title": "Completions of the last update",
-                "columns": ["prompt", "completion", "reward", "spent"],
-                "rows": [
-                    [
-                        s["prompt"],
-                        s["completion"],
-                        f"{s['reward']:g}",
-                        f"{s['spent']:.2f}{'' if s['spent'] <= d else ' over'}",
-                    ]
-                    for s in self.samples[:24:4]
-                ],
-            },
-        ]
+def _text(message: str | list[dict]) -> str:
+    "A prompt or completion as text: of a chat, the last message."
+    return message if isinstance(message, str) else message[-1]["content"]

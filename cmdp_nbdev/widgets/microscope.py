@@ -9,18 +9,101 @@ from functools import lru_cache
 
 import numpy as np
 import torch
+from fastcore.basics import patch
+from torch import Tensor
 
 from ..mdp import Rollout, completion_mask
 from ..plot import BLUE, GREEN, ORANGE, OVER, SAFE
 from ..reward import task_rewards
 from ..rollout import Reader, Sampling, eos_token_ids, sample
 from ..task import chain_reward
-from .chart import _round_up, axis, chart, numbers
-from .records import _own, distributions, record_rollout, token_texts
+from .chart import Chart, axis, numbers, prose, round_up
+from cmdp_nbdev.widgets.records import (
+    distributions,
+    record_rollout,
+    records_and_models,
+    token_texts,
+)
 from .view import View, choice, slider, tick
 
 # %% auto #0
-__all__ = ['follow_teacher', 'TokenMicroscope']
+__all__ = ['token_row', 'next_token_chart', 'completion_chart', 'continued', 'follow_teacher', 'TokenMicroscope']
+
+# %% ../../nbs/widgets/05_microscope.ipynb #token-row
+def token_row(texts: list[str], cost: list[float], selected: int) -> dict:
+    "The tokens of a completion as a block: coloured by their cost (nats), one of them selected."
+    shades = [min(1.0, max(c, 0.0)) for c in cost]
+    titles = [f"{c:.3f} nats" for c in cost]
+    tokens = [
+        {"text": text, "level": shade, "title": title}
+        for text, shade, title in zip(texts, shades, titles)
+    ]
+    label = "Tokens of the completion; arrow keys move"
+    return {"type": "tokens", "label": label, "selected": selected, "tokens": tokens}
+
+# %% ../../nbs/widgets/05_microscope.ipynb #next-token-chart
+def next_token_chart(p: Tensor, q: Tensor, tokenizer, shown: int = 10) -> Chart:
+    "The likeliest next tokens under student and teacher; p, q: their log-probabilities (V,)."
+    top = torch.maximum(p, q).topk(min(shown, len(p))).indices.tolist()
+    names = token_texts({"completion_ids": top}, tokenizer)
+    at, ticks = np.arange(len(top)), [[k + 0.4, name] for k, name in enumerate(names)]
+
+    def first(x):
+        return f"{names[int(x[top].argmax())]} {float(x.max().exp()):.0%}"
+
+    alt = f"Probabilities of the next token: student {first(p)}, teacher {first(q)}."
+    x, y = axis("token", -0.3, len(top), ticks=ticks), axis("probability", 0, 1, format="%")
+    chart = Chart("What would be written here", x, y, alt)
+    chart.bars(at, at + 0.4, p[top].exp(), name="student", color=ORANGE)
+    teacher = {"name": "teacher", "color": BLUE, "outline": True}
+    return chart.bars(at + 0.4, at + 0.8, q[top].exp(), **teacher)
+
+# %% ../../nbs/widgets/05_microscope.ipynb #remaining
+def completion_chart(record: dict, texts: list[str], t: int, d: float, limit: float) -> Chart:
+    "Remaining budget z along one completion, from d downwards; the axis ends at `limit`."
+    cost = record["cost_per_token"]
+    z = np.concatenate([[d], d - np.cumsum(cost)]).clip(-limit, d)
+    x, y = axis("tokens written", 0, len(cost)), axis("z, nats", -limit, limit)
+    alt = "Remaining budget along this completion, from d downwards."
+    chart = Chart("Remaining budget z", x, y, alt)
+    color = SAFE if record["spent"] <= d else OVER
+    chart.line(np.arange(len(z)), z, name="as it was written", color=color, dash="solid")
+    chart.rule(y=0, dash="solid")
+    return chart.rule(x=t, label=texts[t])
+
+# %% ../../nbs/widgets/05_microscope.ipynb #continued
+def continued(
+    record: dict, t: int, teacher, tokenizer, samples: int, seed: int, length: int
+) -> Rollout:
+    "`samples` completions of at most `length` tokens that begin as the record's first t tokens."
+    device = next(teacher.parameters()).device
+    row = record_rollout(record, tokenizer, device)
+    prefix = row.completion_ids[:, :t]
+    ids = torch.cat([row.prompt_ids, prefix], 1)
+    mask = torch.cat([row.prompt_mask, torch.ones_like(prefix)], 1)
+    eos, pad = eos_token_ids(teacher, tokenizer), tokenizer.pad_token_id
+    dice, sampling = (
+        torch.Generator(device).manual_seed(seed),
+        Sampling(samples, max(1, length - t)),
+    )
+    with torch.no_grad():
+        reader = Reader(teacher, ids, mask, samples)
+    new, _, done = sample(reader, eos, pad, sampling, dice)
+    full = torch.cat([prefix.expand(samples, -1), new], 1)
+    written = completion_mask(full, eos)
+    texts = tokenizer.batch_decode(full.masked_fill(written == 0, pad), skip_special_tokens=True)
+    if isinstance(record["completion"], list):
+        texts = [[{"role": "assistant", "content": x}] for x in texts]
+    return Rollout(
+        row.prompt_ids.expand(samples, -1),
+        row.prompt_mask.expand(samples, -1),
+        full,
+        written,
+        done,
+        prompts=row.prompts * samples,
+        completions=texts,
+        columns={k: v * samples for k, v in row.columns.items()},
+    )
 
 # %% ../../nbs/widgets/05_microscope.ipynb #follow-teacher
 @torch.no_grad()
@@ -35,64 +118,30 @@ def follow_teacher(
     max_completion_length: int = 32,
     correct_at: float = 1.0,
 ) -> dict:
-    """What if the teacher wrote tokens t, t+1, ... of a record? `samples` continuations, sampled with `seed`.
+    """What if the teacher wrote tokens t, t+1, ... of a record? `samples` continuations.
 
-    Returns `spent`: the cost of the tokens before t, nats, which is all that is ever spent; `accuracy`: share of right answers; `completions`: the texts.
+    Returns `spent`: the cost of the tokens before t, nats, which is all that is ever spent;
+    `accuracy`: share of right answers; `completions`: the texts.
     Raises ValueError unless 0 <= t < number of tokens.
     """
-    if not 0 <= t < len(record["completion_ids"]):
-        raise ValueError(
-            f"t must be a token of the completion, 0 to {len(record['completion_ids']) - 1}, got {t}"
-        )
-    device = next(teacher.parameters()).device
-    rollout, prefix = (
-        record_rollout(record, tokenizer, device),
-        torch.tensor([record["completion_ids"][:t]], dtype=torch.int64, device=device),
-    )
-    ids, mask = (
-        torch.cat([rollout.prompt_ids, prefix], 1),
-        torch.cat([rollout.prompt_mask, torch.ones_like(prefix)], 1),
-    )
-    eos = eos_token_ids(teacher, tokenizer)
-    with torch.no_grad():
-        reader = Reader(teacher, ids, mask, samples)
-    sampling = Sampling(samples, max(1, max_completion_length - t))
-    generator = torch.Generator(device).manual_seed(seed)
-    new, _, done = sample(reader, eos, tokenizer.pad_token_id, sampling, generator)
-    full, each = (
-        torch.cat([prefix.expand(samples, -1), new], 1),
-        lambda x: x.expand(samples, *x.shape[1:]),
-    )
-    texts = tokenizer.batch_decode(
-        full.masked_fill(completion_mask(full, eos) == 0, tokenizer.pad_token_id),
-        skip_special_tokens=True,
-    )
-    chat = isinstance(record["completion"], list)
-    rows = Rollout(
-        each(rollout.prompt_ids),
-        each(rollout.prompt_mask),
-        full,
-        completion_mask(full, eos),
-        done,
-        prompts=[record["prompt"]] * samples,
-        completions=[[{"role": "assistant", "content": x}] if chat else x for x in texts],
-        columns={k: v * samples for k, v in rollout.columns.items()},
-    )
-    reward = task_rewards(
-        reward_funcs if isinstance(reward_funcs, (list, tuple)) else [reward_funcs], rows
-    )[0]
-    return {
-        "spent": float(sum(record["cost_per_token"][:t])),
-        "accuracy": float(((reward >= correct_at) & done).float().mean()),
-        "completions": texts,
-    }
+    last = len(record["completion_ids"]) - 1
+    if not 0 <= t <= last:
+        raise ValueError(f"t must be a token of the completion, 0 to {last}, got {t}")
+    rows = continued(record, t, teacher, tokenizer, samples, seed, max_completion_length)
+    functions = reward_funcs if isinstance(reward_funcs, (list, tuple)) else [reward_funcs]
+    reward = task_rewards(functions, rows)[0]
+    right = (reward >= correct_at) & rows.terminated
+    texts = [c if isinstance(c, str) else c[-1]["content"] for c in rows.completions]
+    spent = float(sum(record["cost_per_token"][:t]))
+    return {"spent": spent, "accuracy": float(right.float().mean()), "completions": texts}
 
 # %% ../../nbs/widgets/05_microscope.ipynb #microscope
 class TokenMicroscope(View):
-    """A completion coloured by where its budget goes, and the two distributions at one token of it.
+    """A completion coloured by where its budget goes, and the two distributions at one token.
 
-    records: evaluation records (a list or an eval.jsonl), with the student, teacher, tokenizer and reward functions they come from; without, completions of
-    the student that ships. Controls: completion and token (numbers), d (nats), follow (the teacher from the token on), seed (of that).
+    records: evaluation records (a list or an eval.jsonl), with the student, teacher, tokenizer and
+    reward functions they come from; without, completions of the student that ships. Controls:
+    completion and token (numbers), d (nats), follow (the teacher from the token on), seed (of it).
     """
 
     def __init__(
@@ -108,171 +157,95 @@ class TokenMicroscope(View):
         shown: int = 24,
         **values,
     ):
-        super().__init__(
-            ""
-            if records is None
-            else "records, student=student, teacher=teacher, tokenizer=tokenizer"
-        )
-        records, models = _own(records, student, teacher, tokenizer)
-        self.records, self.limit = (
-            records[:shown],
-            _round_up(max(2.0, 1.1 * float(np.median([r["spent"] for r in records])))),
-        )
-        self.teacher, self.tokenizer = models[1:]
-        self.at = lru_cache(1)(lambda i: distributions(self.records[i], *models))
-        self.fallback = lru_cache(256)(
-            lambda i, t, seed: follow_teacher(
-                self.records[i],
-                t,
-                self.teacher,
-                self.tokenizer,
-                reward_funcs,
-                seed=seed,
-                max_completion_length=max_completion_length,
-                correct_at=correct_at,
-            )
-        )
+        given = "records, student=student, teacher=teacher, tokenizer=tokenizer"
+        super().__init__("" if records is None else given)
+        records, models = records_and_models(records, student, teacher, tokenizer)
+        usual = float(np.median([r["spent"] for r in records]))
+        self.records, self.limit = records[:shown], round_up(max(2.0, 1.1 * usual))
+        self.tokenizer, self.models = models[2], models
+        self.judged = {"correct_at": correct_at, "max_completion_length": max_completion_length}
+        self.reward_funcs = reward_funcs
+        self.at, self.fallback = lru_cache(1)(self._at), lru_cache(256)(self._fallback)
         self.set(**values)
 
-    def _controls(self, v: dict) -> list[dict]:
-        def text(r):
-            return f"{r['prompt']}" if isinstance(r["prompt"], str) else "chat"
 
-        first = max(
-            range(len(self.records)),
-            key=lambda i: (
-                self.records[i]["correct"],
-                min(max(self.records[i]["cost_per_token"]), 1.0),
-            ),
-        )  # a dear correction
-        i = (
-            v.get("completion", first)
-            if v.get("completion", first) in range(len(self.records))
-            else first
-        )
-        cost = self.records[i]["cost_per_token"]
-        return [
-            choice(
-                "completion",
-                "completion",
-                [
-                    (
-                        k,
-                        f"{text(r)[:24]} spends {r['spent']:.2f}, {'right' if r['correct'] else 'wrong'}",
-                    )
-                    for k, r in enumerate(self.records)
-                ],
-                first,
-            ),
-            slider("token", "token", 0, len(cost) - 1, 1, int(np.argmax(cost)), of=str(i)),
-            slider("d", "budget d", 0, self.limit, self.limit / 200, min(0.8, self.limit), "nats"),
-            tick("follow", "follow the teacher from here", False),
-            *([slider("seed", "seed", 0, 9, 1, 0)] if v.get("follow") is True else []),
-        ]
+@patch
+def _at(self: TokenMicroscope, i: int) -> tuple[Tensor, Tensor]:
+    "Both distributions at every token of record i."
+    return distributions(self.records[i], *self.models)
 
-    def _blocks(self, v: dict) -> list[dict]:
-        i, t, d = v["completion"], int(v["token"]), v["d"]
-        r, (p, q) = self.records[i], self.at(i)
-        cost, texts, before = (
-            r["cost_per_token"],
-            token_texts(r, self.tokenizer),
-            sum(r["cost_per_token"][:t]),
-        )
-        top = torch.maximum(p[t], q[t]).topk(min(10, p.shape[-1])).indices.tolist()
-        names, x = (
-            [token_texts({"completion_ids": [k]}, self.tokenizer)[0] for k in top],
-            np.arange(len(top)),
-        )
-        z = np.concatenate([[d], d - np.cumsum(cost)]).clip(-self.limit, d)
-        out = [
-            numbers(
-                this_token=(f"{cost[t]:.3f} nats", f"{texts[t]!r}, token {t}"),
-                spent_before_it=f"{before:.3f}",
-                whole_completion=(f"{r['spent']:.3f}", "inside" if r["spent"] <= d else "over"),
-                answer="right" if r["correct"] else "wrong",
-            ),
-            {
-                "type": "tokens",
-                "label": "Tokens of the completion; arrow keys move",
-                "selected": t,
-                "tokens": [
-                    {"text": x, "level": min(1.0, max(c, 0.0)), "title": f"{c:.3f} nats"}
-                    for x, c in zip(texts, cost)
-                ],
-            },
-        ]
-        if v["follow"]:
-            f = self.fallback(i, t, v["seed"])
-            out += [
-                numbers(
-                    spent_if_the_teacher_goes_on=(
-                        f"{f['spent']:.3f}",
-                        "inside" if f["spent"] <= d else "over already",
-                    ),
-                    right_answers=(f"{f['accuracy']:.0%}", f"of {len(f['completions'])} samples"),
-                ),
-                {
-                    "type": "text",
-                    "text": "For example: " + "   ".join(dict.fromkeys(f["completions"][:3])),
-                },
-            ]
-        return out + [
-            chart(
-                "What would be written here",
-                axis("token", -0.3, len(top), ticks=[[k + 0.4, n] for k, n in enumerate(names)]),
-                axis("probability", 0, 1, format="%"),
-                [
-                    {
-                        "kind": "bars",
-                        "name": "student",
-                        "color": ORANGE,
-                        "x0": x,
-                        "x1": x + 0.4,
-                        "y": p[t, top].exp(),
-                    },
-                    {
-                        "kind": "bars",
-                        "name": "teacher",
-                        "color": BLUE,
-                        "outline": True,
-                        "x0": x + 0.4,
-                        "x1": x + 0.8,
-                        "y": q[t, top].exp(),
-                    },
-                ],
-                f"Probabilities of the next token: student {names[int(p[t, top].argmax())]} {float(p[t].max().exp()):.0%}, teacher {names[int(q[t, top].argmax())]} {float(q[t].max().exp()):.0%}.",
-            ),
-            chart(
-                "Remaining budget z",
-                axis("tokens written", 0, len(cost)),
-                axis("z, nats", -self.limit, self.limit),
-                [
-                    {
-                        "kind": "line",
-                        "name": "as it was written",
-                        "x": np.arange(len(z)),
-                        "y": z,
-                        "color": SAFE if r["spent"] <= d else OVER,
-                        "dash": "solid",
-                    },
-                    {"kind": "rule", "y": 0, "dash": "solid"},
-                    {"kind": "rule", "x": t, "label": texts[t]},
-                    *(
-                        [
-                            {
-                                "kind": "line",
-                                "name": "teacher goes on",
-                                "x": [t, len(cost)],
-                                "y": [z[t], z[t]],
-                                "color": GREEN,
-                                "dash": "dash",
-                                "width": 3,
-                            }
-                        ]
-                        if v["follow"]
-                        else []
-                    ),
-                ],
-                "Remaining budget along this completion, from d downwards.",
-            ),
-        ]
+
+@patch
+def _fallback(self: TokenMicroscope, i: int, t: int, seed: int) -> dict:
+    "Record i, written by the teacher from token t on."
+    rest = (*self.models[1:], self.reward_funcs)
+    return follow_teacher(self.records[i], t, *rest, seed=seed, **self.judged)
+
+# %% ../../nbs/widgets/05_microscope.ipynb #controls
+@patch
+def _controls(self: TokenMicroscope, v: dict) -> list[dict]:
+    first = max(range(len(self.records)), key=self._worth)
+    asked = v.get("completion", first)
+    i = asked if asked in range(len(self.records)) else first
+    cost = self.records[i]["cost_per_token"]
+    d = slider("d", "budget d", 0, self.limit, self.limit / 200, min(0.8, self.limit), "nats")
+    seeds = [slider("seed", "seed", 0, 9, 1, 0)] if v.get("follow") is True else []
+    return [
+        choice("completion", "completion", [*enumerate(map(_title, self.records))], first),
+        slider("token", "token", 0, len(cost) - 1, 1, int(np.argmax(cost)), of=str(i)),
+        d,
+        tick("follow", "follow the teacher from here", False),
+        *seeds,
+    ]
+
+
+@patch
+def _worth(self: TokenMicroscope, i: int) -> tuple[bool, float]:
+    "How much there is to see in record i: right answers first, then what its dearest token cost."
+    return self.records[i]["correct"], min(max(self.records[i]["cost_per_token"]), 1.0)
+
+
+def _title(record: dict) -> str:
+    "A record in a menu."
+    prompt = record["prompt"] if isinstance(record["prompt"], str) else "chat"
+    answer = "right" if record["correct"] else "wrong"
+    return f"{prompt[:24]} spends {record['spent']:.2f}, {answer}"
+
+# %% ../../nbs/widgets/05_microscope.ipynb #blocks
+@patch
+def _blocks(self: TokenMicroscope, v: dict) -> list[dict]:
+    i, t, d = v["completion"], int(v["token"]), v["d"]
+    record, (p, q) = self.records[i], self.at(i)
+    texts, cost = token_texts(record, self.tokenizer), record["cost_per_token"]
+    remaining = completion_chart(record, texts, t, d, self.limit)
+    found = [self._numbers(record, texts, t, d), token_row(texts, cost, t)]
+    if v["follow"]:
+        found += self._goes_on(self.fallback(i, t, v["seed"]), d)
+        left = float(np.clip(d - sum(cost[:t]), -self.limit, d))
+        goes_on = {"name": "teacher goes on", "color": GREEN, "dash": "dash", "width": 3}
+        remaining.line([t, len(cost)], [left, left], **goes_on)
+    return [*found, next_token_chart(p[t], q[t], self.tokenizer), remaining]
+
+
+@patch
+def _numbers(self: TokenMicroscope, record: dict, texts: list[str], t: int, d: float) -> dict:
+    "What the chosen token and the whole completion cost."
+    cost = record["cost_per_token"]
+    return numbers(
+        this_token=(f"{cost[t]:.3f} nats", f"{texts[t]!r}, token {t}"),
+        spent_before_it=f"{sum(cost[:t]):.3f}",
+        whole_completion=(f"{record['spent']:.3f}", "inside" if record["spent"] <= d else "over"),
+        answer="right" if record["correct"] else "wrong",
+    )
+
+
+@patch
+def _goes_on(self: TokenMicroscope, fallback: dict, d: float) -> list[dict]:
+    "What comes out if the teacher writes the rest."
+    kept = "inside" if fallback["spent"] <= d else "over already"
+    texts = fallback["completions"]
+    row = numbers(
+        spent_if_the_teacher_goes_on=(f"{fallback['spent']:.3f}", kept),
+        right_answers=(f"{fallback['accuracy']:.0%}", f"of {len(texts)} samples"),
+    )
+    return [row, prose("For example: " + "   ".join(dict.fromkeys(texts[:3])))]

@@ -9,370 +9,319 @@ import base64
 import json
 import math
 import os
+from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
 import torch
+from fastcore.basics import patch
 from scipy.stats import beta as _beta
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from ..budget import Budget
 from ..model import DATA
 from ..plot import OVER, SAFE, read_jsonl
 from ..reward import modified_reward
-from .chart import _round_up, axis, chart, numbers, percent, plain
+from .chart import Chart, axis, numbers, percent, plain, prose, round_up
 from .view import View, buttons, choice, slider
 
 # %% auto #0
-__all__ = ['load_traces', 'record_trace', 'judge', 'intervals', 'BudgetPanel']
+__all__ = ['PRESETS', 'load_traces', 'record_trace', 'intervals', 'judge', 'Frame', 'frame_of', 'spent_chart', 'remaining_chart',
+           'reward_chart', 'BudgetPanel', 'about', 'rates']
 
-# %% ../../nbs/widgets/02_panel.ipynb #traces
+# %% ../../nbs/widgets/02_panel.ipynb #load-traces
 def load_traces(path: str | os.PathLike = DATA / "traces.npz") -> list[dict]:
     """The traces that ship with the package, one dict per student.
 
-    label, method, settings, seed; budget: the limit trained for, nats, None where the method does not read it; spent, reward, correct (N,): of every test
-    completion; running (K, T): spent after each token of the first K, NaN after the end. Stored as float16: three digits.
+    label, method, settings, seed; budget: the limit trained for, nats, None where the method does
+    not read it; spent, reward, correct (N,): of every test completion; running (K, T): spent after
+    each token of the first K, NaN after the end. Stored as float16: three digits.
     """
     with np.load(path) as f:
-        arrays = {k: f[k] for k in ("spent", "reward", "correct", "length", "cost")}
+        arrays = {k: f[k] for k in ("spent", "reward", "correct")}
+        cost, length = f["cost"].astype(np.float32), f["length"][..., None]
         rows = json.loads(str(f["rows"]))
-    after = np.arange(arrays["cost"].shape[2]) >= arrays["length"][..., None]
-    arrays["running"] = np.where(after, np.nan, arrays["cost"].astype(np.float32).cumsum(-1))
-    return [
-        {
-            **row,
-            **{
-                k: arrays[k][i].astype(np.float32)
-                for k in ("spent", "reward", "correct", "running")
-            },
-        }
-        for i, row in enumerate(rows)
-    ]
+    arrays["running"] = np.where(np.arange(cost.shape[2]) < length, cost.cumsum(-1), np.nan)
+    floats = {k: a.astype(np.float32) for k, a in arrays.items()}
+    return [row | {k: a[i] for k, a in floats.items()} for i, row in enumerate(rows)]
 
-
+# %% ../../nbs/widgets/02_panel.ipynb #record-trace
 def record_trace(label: str, records: list[dict], budget: Budget, shown: int = 40) -> dict:
-    "A trace of evaluation records (evaluate.evaluate_records, eval.jsonl); `budget` says how costs add up. Raises ValueError for records that are none."
-    if not records:
-        raise ValueError(
-            f"records of {label!r} are empty; give what evaluate_records returns, or the lines of eval.jsonl"
-        )
-    if missing := {"spent", "reward", "correct", "cost_per_token"} - set(records[0]):
-        raise ValueError(
-            f"records of {label!r} have no {', '.join(sorted(missing))}; give what evaluate_records returns, or the lines of eval.jsonl"
-        )
-    cost, mask = _padded([r["cost_per_token"] for r in records[:shown]])
+    """A trace of evaluation records (evaluate.evaluate_records, eval.jsonl).
+
+    budget: how costs add up; shown: how many completions keep every token.
+    Raises ValueError for records that are none.
+    """
+    _refuse_other_records(label, records)
+    costs = [torch.tensor(r["cost_per_token"], dtype=torch.float32) for r in records[:shown]]
+    cost = pad_sequence(costs, batch_first=True)
+    mask = pad_sequence([torch.ones(len(c), dtype=torch.int64) for c in costs], batch_first=True)
     running = budget.running(cost, mask).clamp(min=0).masked_fill(mask == 0, torch.nan)
 
     def column(k):
         return np.array([np.nan if r[k] is None else r[k] for r in records], np.float32)
 
-    return {
-        "label": label,
-        "method": label,
-        "settings": {},
-        "seed": None,
-        "budget": None,
-        **{k: column(k) for k in ("spent", "reward", "correct")},
-        "running": running.numpy(),
-    }
+    trace = {"label": label, "method": label, "settings": {}, "seed": None, "budget": None}
+    trace |= {k: column(k) for k in ("spent", "reward", "correct")}
+    return trace | {"running": running.numpy()}
 
 
-def _padded(rows: list[list[float]]) -> tuple[Tensor, Tensor]:
-    "Rows of different lengths as (B, T) float32, and their mask."
-    T = max(map(len, rows))
-    return torch.tensor([list(r) + [0.0] * (T - len(r)) for r in rows]), torch.tensor(
-        [[1] * len(r) + [0] * (T - len(r)) for r in rows]
-    )
+def _refuse_other_records(label: str, records: list[dict]) -> None:
+    "Raise ValueError, naming what is missing, unless these are evaluation records."
+    lack = "are empty" if not records else ""
+    if records and (missing := {"spent", "reward", "correct", "cost_per_token"} - set(records[0])):
+        lack = f"have no {', '.join(sorted(missing))}"
+    if lack:
+        give = "give what evaluate_records returns, or the lines of eval.jsonl"
+        raise ValueError(f"records of {label!r} {lack}; {give}")
 
-
-def judge(trace: dict, d: float) -> dict:
-    "Satisfaction rate, accuracy, both at once and mean spent of a trace under the limit `d`, with exact 95% intervals."
-    hit, right = trace["spent"].astype(float) <= d, trace["correct"] > 0
-    out, n = {"n": len(hit), "spent_mean": float(trace["spent"].astype(float).mean())}, len(hit)
-    for name, x in (
-        ("satisfaction_rate", hit),
-        ("accuracy", right),
-        ("accuracy_within_budget", hit & right),
-    ):
-        out |= {
-            name: float(x.mean()),
-            f"{name}_low": float(intervals(n)[0][x.sum()]),
-            f"{name}_high": float(intervals(n)[1][x.sum()]),
-        }
-    return out
-
-
+# %% ../../nbs/widgets/02_panel.ipynb #intervals
 @lru_cache
 def intervals(n: int) -> tuple[np.ndarray, np.ndarray]:
-    "Ends of the exact 95% (Clopper–Pearson) interval for 0..n successes out of n, two arrays (n+1,)."
+    "Ends of the exact 95% (Clopper–Pearson) interval for 0..n successes out of n: two (n+1,)."
     k = np.arange(n + 1)
     with np.errstate(invalid="ignore"):
-        return np.nan_to_num(_beta.ppf(0.025, k, n - k + 1), nan=0.0), np.nan_to_num(
-            _beta.ppf(0.975, k + 1, n - k), nan=1.0
-        )
+        low = _beta.ppf(0.025, k, n - k + 1)
+        high = _beta.ppf(0.975, k + 1, n - k)
+    return np.nan_to_num(low, nan=0.0), np.nan_to_num(high, nan=1.0)
+
+# %% ../../nbs/widgets/02_panel.ipynb #judge
+def judge(trace: dict, d: float) -> dict:
+    """Satisfaction rate, accuracy, both at once (with exact 95% intervals, `_low` and `_high`) and
+    mean spent of a trace under the limit `d`."""
+    spent = trace["spent"].astype(float)
+    inside, right = spent <= d, trace["correct"] > 0
+    hits = {"satisfaction_rate": inside, "accuracy": right}
+    hits |= {"accuracy_within_budget": inside & right}
+    low, high = intervals(len(spent))
+    found = {"n": len(spent), "spent_mean": float(spent.mean())}
+    for name, hit in hits.items():
+        found[name] = float(hit.mean())
+        found |= {f"{name}_low": float(low[hit.sum()]), f"{name}_high": float(high[hit.sum()])}
+    return found
+
+# %% ../../nbs/widgets/02_panel.ipynb #frame
+@dataclass
+class Frame:
+    "Where the axes of a panel end: spent budget, tokens, modified reward, share of completions."
+
+    top: float
+    tokens: int
+    low: float
+    high: float
+    share: float
+    unit: str = "nats"
+    bins: int = 40  # of the histogram
+    points: int = 1000  # completions that are drawn one by one
+
+
+def frame_of(traces: list[dict], top: float, unit: str = "nats") -> Frame:
+    "The frame that shows all traces, with `top` as the end of the axis of the spent budget."
+    rewards = np.concatenate([t["reward"] for t in traces])
+    low, high = min(-(3.0 + top), float(np.nanmin(rewards))), float(np.nanmax(rewards))
+    tokens = max(t["running"].shape[1] for t in traces)
+    frame = Frame(top, tokens, low, 1.6 * max(high, 0.1), 1.0, unit)
+    bars = [np.histogram(t["spent"].clip(min=0), frame.bins, (0, top))[0] for t in traces]
+    tallest = max(b.max() / len(t["spent"]) for b, t in zip(bars, traces))
+    frame.share = min(1.0, max(1, math.ceil(10 * tallest)) / 10)  # the last bar may leave it
+    return frame
+
+# %% ../../nbs/widgets/02_panel.ipynb #histogram
+def spent_chart(trace: dict, d: float, frame: Frame) -> Chart:
+    "Histogram of the spent budget: inside, and over the limit d."
+    spent, width = trace["spent"].astype(float), frame.top / frame.bins
+    inside = spent <= d
+    at = np.floor(spent / width).clip(0, frame.bins - 1).astype(int)
+    bars = [np.bincount(at[k], minlength=frame.bins) / len(spent) for k in (inside, ~inside)]
+    edges = np.arange(frame.bins) * frame.top / frame.bins
+    x = axis(f"spent, {frame.unit}; last bar: {frame.top:g} and more", 0, frame.top)
+    alt = "Histogram of the spent budget, with the limit d as a line: what lies beyond it is over."
+    chart = Chart("Spent budget", x, axis("share", 0, frame.share, format="%"), alt)
+    chart.bars(edges, edges + width, bars[0], name="inside", color=SAFE)
+    chart.bars(edges, edges + width, bars[1], base=bars[0], name="over", color=OVER, outline=True)
+    return chart.rule(x=d, label=f"d = {d:g}")
+
+# %% ../../nbs/widgets/02_panel.ipynb #fan
+def remaining_chart(trace: dict, d: float, frame: Frame) -> Chart:
+    "Remaining budget z along the completions whose every token is known."
+    y = axis(f"z, {frame.unit}", -frame.top, frame.top)
+    alt = "Remaining budget of some completions, token by token, from d downwards;"
+    alt += " below zero it is broken."
+    title = "Remaining budget z along each completion"
+    chart = Chart(title, axis("tokens written", 0, frame.tokens), y, alt)
+    stays, over = {"width": 1, "opacity": 0.75}, {"width": 1.2, "opacity": 0.8, "dash": "dot"}
+    chart.line(*_fan(trace, d, True, frame.top), name="stays inside", color=SAFE, **stays)
+    chart.line(*_fan(trace, d, False, frame.top), name="goes over", color=OVER, **over)
+    return chart.rule(y=0, dash="solid")
+
+
+def _fan(trace: dict, d: float, inside: bool, top: float) -> tuple[list, list]:
+    "The completions that stay inside (or go over) as one line with gaps: tokens, and z."
+    x, y = [], []
+    for row, spent in zip(trace["running"].astype(float), trace["spent"]):
+        if (float(spent) <= d) == inside:
+            z = np.minimum(d - row[~np.isnan(row)], d).clip(min=-top)
+            x += [*range(len(z) + 1), None]
+            y += [d, *z.tolist(), None]
+    return x, y
+
+# %% ../../nbs/widgets/02_panel.ipynb #rewards
+def reward_chart(trace: dict, d: float, n: float, frame: Frame) -> Chart:
+    "The paper's modified reward against the spent budget, one point per completion."
+    spent = trace["spent"].astype(float)
+    reward = torch.tensor(trace["reward"], dtype=torch.float64)
+    modified = modified_reward(reward, torch.tensor(spent), d, n=n).numpy()
+    x = axis(f"spent D, {frame.unit}; right edge: {frame.top:g} and more", 0, frame.top)
+    alt = "Modified reward against the spent budget: the task reward up to d,"
+    alt += " and from there a line that falls from minus n minus d."
+    title = "Modified reward: R inside, −(n + D) outside"
+    chart = Chart(title, x, axis("modified reward", frame.low, frame.high), alt)
+    chart.rule(y=0, dash="solid", color="var(--grid)")
+    drawn = ~np.isnan(trace["reward"]) & (np.arange(len(spent)) < frame.points)
+    xs, ys = spent.clip(max=frame.top), modified.clip(min=frame.low)
+    in_, out = drawn & (spent <= d), drawn & ~(spent <= d)
+    safe = {"color": SAFE, "symbol": "circle", "size": 4, "opacity": 0.7}
+    over = {"color": OVER, "symbol": "x", "size": 5, "opacity": 0.8}
+    chart.points(xs[in_], ys[in_], name="inside", **safe)
+    chart.points(xs[out], ys[out], name="over", **over)
+    return chart.rule(x=d, label=f"d = {d:g}")
 
 # %% ../../nbs/widgets/02_panel.ipynb #panel
 class BudgetPanel(View):
-    """Spent budget, remaining budget and modified reward of a set of completions, under a limit d that is moved.
+    """Spent budget, remaining budget and modified reward of completions, under a limit d.
 
-    records: None for the traces that ship; else evaluation records (a list, or the path of an eval.jsonl), or a dict name -> records to compare.
-    budget: how costs add up, and the first d; for records only. Controls: d (nats), method, trained (a budget, or "nearest"), seed, n (penalty outside).
+    records: None for the traces that ship; else evaluation records (a list, or the path of an
+    eval.jsonl), or a dict name -> records to compare.
+    budget: how costs add up, and the first d; for records only.
+    Controls: d (nats), method, trained (a budget, or "nearest"), seed, n (penalty outside).
     """
 
     def __init__(self, records=None, budget: Budget = Budget(0.8), **values):
         super().__init__("" if records is None else "records")
         if isinstance(budget.limit, Tensor) or not math.isfinite(budget.limit):
-            raise ValueError(
-                f"budget must have one finite limit, where the slider starts, got {budget.limit!r}"
-            )
-        self.traces = (
-            load_traces()
-            if records is None
-            else [
-                record_trace(k, read_jsonl(r) if isinstance(r, (str, os.PathLike)) else r, budget)
-                for k, r in (records if isinstance(records, dict) else {"records": records}).items()
-            ]
-        )
-        spent = np.concatenate([t["spent"] for t in self.traces])
-        self.limit, self.unit = (
-            float(budget.limit),
-            "nats" if budget.aggregate == "sum" else "nats per token",
-        )
-        self.top = (
-            2.0
-            if records is None
-            else _round_up(
-                max(
-                    2.5 * self.limit,
-                    float(np.quantile(np.append(spent[np.isfinite(spent)], 0.01), 0.9)),
-                )
-            )
-        )  # where the axes end
-        self.bins, self.points, self.T = 40, 1000, max(t["running"].shape[1] for t in self.traces)
-        share = max(
-            np.histogram(t["spent"].clip(min=0), self.bins, (0, self.top))[0].max()
-            / len(t["spent"])
-            for t in self.traces
-        )  # the last bar may leave the picture
-        reward = np.concatenate([t["reward"] for t in self.traces])
-        self.high, self.low, self.share = (
-            1.6 * max(float(np.nanmax(reward)), 0.1),
-            min(-(3.0 + self.top), float(np.nanmin(reward))),
-            min(1.0, max(1, math.ceil(10 * share)) / 10),
-        )
+            need = "budget must have one finite limit, where the slider starts"
+            raise ValueError(f"{need}, got {budget.limit!r}")
+        self.traces = load_traces() if records is None else _own_traces(records, budget)
+        self.limit = float(budget.limit)
+        top = 2.0 if records is None else _dear(self.traces, self.limit)
+        unit = "nats" if budget.aggregate == "sum" else "nats per token"
+        self.frame = frame_of(self.traces, top, unit)
         self.compute = "budget"
         self.set(**values)
-        self.data = plain({k: getattr(self, k) for k in ("top", "bins", "points", "T", "low")}) | {
-            "traces": [
-                {
-                    "label": t["label"],
-                    "seed": t["seed"],
-                    "budget": t["budget"],
-                    "about": self._about(t),
-                    **{k: _base64(t[k]) for k in ("spent", "reward", "correct")},
-                    "running": _base64(self._wide(t["running"])),
-                }
-                for t in self.traces
-            ],
-            "ci": {str(n): plain(intervals(n)) for n in {len(t["spent"]) for t in self.traces}},
-        }
+        self.data = self._sent()
 
-    def _wide(self, running: np.ndarray) -> np.ndarray:
-        "Every trace as many tokens wide as the longest."
-        return np.pad(running, ((0, 0), (0, self.T - running.shape[1])), constant_values=np.nan)
 
-    def _about(self, t: dict) -> str:
-        "Which student this is."
-        return (
-            t["label"]
-            + (f", trained for d = {t['budget']:g}" if t["budget"] is not None else "")
-            + (f", seed {t['seed']}" if t["seed"] is not None else "")
-            + f": {len(t['spent'])} completions"
-        )
+def _own_traces(records, budget: Budget) -> list[dict]:
+    "Traces of a reader's own records: a list, the path of an eval.jsonl, or a dict of these."
+    runs = records if isinstance(records, dict) else {"records": records}
+    paths = (str, os.PathLike)
+    read = {k: read_jsonl(r) if isinstance(r, paths) else r for k, r in runs.items()}
+    return [record_trace(k, r, budget) for k, r in read.items()]
 
-    def _controls(self, v: dict) -> list[dict]:
-        labels, seeds, budgets = (
-            list(dict.fromkeys(t[k] for t in self.traces if t[k] is not None))
-            for k in ("label", "seed", "budget")
-        )
-        step = 10.0 ** math.floor(math.log10(self.top / 100))
-        method = "cmdp-rate" if "cmdp-rate" in labels else labels[0]
-        first = (
-            {"d": self.limit, "method": method}
-            | ({"trained": "nearest", "seed": seeds[0]} if seeds else {})
-            | {"n": 1.0}
-        )
-        found = [
-            slider("d", "budget d", 0, self.top, step, self.limit, self.unit),
-            choice("method", "method" if seeds else "run", labels, method),
-        ]
-        if seeds:
-            found += [
-                choice(
-                    "trained",
-                    "trained for",
-                    [("nearest", "nearest to d"), *((b, f"d = {b:g}") for b in budgets)],
-                    "nearest",
-                ),
-                choice("seed", "seed", seeds, seeds[0]),
-            ]
-        presets = {
-            text: {"method": m}
-            for text, m in (
-                ("imitate only", "gkd"),
-                ("reward only", "grpo"),
-                ("fixed price λ", "soft"),
-                ("the paper's", "cmdp"),
-                ("the default", "cmdp-rate"),
-            )
-            if m in labels and seeds
-        }
-        return [
-            *found,
-            slider("n", "penalty n", 0, 3, 0.1, 1.0),
-            buttons("presets", "presets", **presets, reset=first),
-        ]
 
-    def trace(self, v: dict | None = None) -> dict:
-        "The trace that is shown (for `values` v)."
-        v = v or self.values
-        mine = [
-            t
-            for t in self.traces
-            if t["label"] == v["method"] and t["seed"] in (None, v.get("seed"))
-        ]
-        aim = v["d"] if v.get("trained", "nearest") == "nearest" else v["trained"]
-        return min(
-            mine, key=lambda t: 0.0 if t["budget"] is None else round(abs(t["budget"] - aim), 9)
-        )
+def _dear(traces: list[dict], limit: float) -> float:
+    "Where the axis ends: well beyond the limit, and where nine of ten completions are shown."
+    spent = np.concatenate([t["spent"] for t in traces])
+    most = float(np.quantile(np.append(spent[np.isfinite(spent)], 0.01), 0.9))
+    return round_up(max(2.5 * limit, most))
 
-    def _blocks(self, v: dict) -> list[dict]:
-        t, d, top = self.trace(v), v["d"], self.top
-        spent, j, edges = (
-            t["spent"].astype(float),
-            judge(t, d),
-            np.arange(self.bins) * top / self.bins,
-        )
-        ok, at = spent <= d, np.floor(spent / (top / self.bins)).clip(0, self.bins - 1).astype(int)
-        inside, over = (
-            np.bincount(at[keep], minlength=self.bins) / len(spent) for keep in (ok, ~ok)
-        )
-        reward = modified_reward(
-            torch.tensor(t["reward"], dtype=torch.float64), torch.tensor(spent), d, n=v["n"]
-        ).numpy()
-        keep, rate, line = (
-            ~np.isnan(t["reward"]) & (np.arange(len(spent)) < self.points),
-            lambda k: (
-                percent(j[k]),
-                f"95%: {percent(j[k + '_low'])} to {percent(j[k + '_high'])}",
-            ),
-            {"kind": "rule", "x": d, "label": f"d = {d:g}"},
-        )
-        dots = [
-            {"x": spent[keep & s].clip(max=top), "y": reward[keep & s].clip(min=self.low)}
-            for s in (ok, ~ok)
-        ]
-        return [
-            numbers(
-                satisfaction_rate=rate("satisfaction_rate"),
-                accuracy=rate("accuracy"),
-                both_at_once=rate("accuracy_within_budget"),
-                mean_spent=(f"{j['spent_mean']:.3f}", self.unit),
-            ),
-            {"type": "text", "text": self._about(t)},
-            chart(
-                "Spent budget",
-                axis(f"spent, {self.unit}; last bar: {top:g} and more", 0, top),
-                axis("share", 0, self.share, format="%"),
-                [
-                    {
-                        "kind": "bars",
-                        "name": "inside",
-                        "color": SAFE,
-                        "x0": edges,
-                        "x1": edges + top / self.bins,
-                        "y": inside,
-                    },
-                    {
-                        "kind": "bars",
-                        "name": "over",
-                        "color": OVER,
-                        "outline": True,
-                        "x0": edges,
-                        "x1": edges + top / self.bins,
-                        "y": over,
-                        "base": inside,
-                    },
-                    line,
-                ],
-                "Histogram of the spent budget, with the limit d as a line: what lies beyond it is over.",
-            ),
-            chart(
-                "Remaining budget z along each completion",
-                axis("tokens written", 0, self.T),
-                axis(f"z, {self.unit}", -top, top),
-                [
-                    {
-                        "kind": "line",
-                        "name": "stays inside",
-                        "color": SAFE,
-                        "width": 1,
-                        "opacity": 0.75,
-                        **self._fan(t, d, True),
-                    },
-                    {
-                        "kind": "line",
-                        "name": "goes over",
-                        "color": OVER,
-                        "width": 1.2,
-                        "opacity": 0.8,
-                        "dash": "dot",
-                        **self._fan(t, d, False),
-                    },
-                    {"kind": "rule", "y": 0, "dash": "solid"},
-                ],
-                "Remaining budget of some completions, token by token, from d downwards; below zero it is broken.",
-            ),
-            chart(
-                "Modified reward: R inside, −(n + D) outside",
-                axis(f"spent D, {self.unit}; right edge: {top:g} and more", 0, top),
-                axis("modified reward", self.low, self.high),
-                [
-                    {"kind": "rule", "y": 0, "dash": "solid", "color": "var(--grid)"},
-                    {
-                        "kind": "points",
-                        "name": "inside",
-                        "color": SAFE,
-                        "symbol": "circle",
-                        "size": 4,
-                        "opacity": 0.7,
-                        **dots[0],
-                    },
-                    {
-                        "kind": "points",
-                        "name": "over",
-                        "color": OVER,
-                        "symbol": "x",
-                        "size": 5,
-                        "opacity": 0.8,
-                        **dots[1],
-                    },
-                    line,
-                ],
-                "Modified reward against the spent budget: the task reward up to d, and from there a line that falls from minus n minus d.",
-            ),
-        ]
+# %% ../../nbs/widgets/02_panel.ipynb #controls
+PRESETS = {
+    "imitate only": "gkd",
+    "reward only": "grpo",
+    "fixed price λ": "soft",
+    "the paper's": "cmdp",
+    "the default": "cmdp-rate",
+}
 
-    def _fan(self, t: dict, d: float, inside: bool) -> dict:
-        "Remaining budget of the completions that stay inside (or go over) as one line with gaps."
-        x, y = [], []
-        for row, spent in zip(t["running"].astype(float), t["spent"]):
-            if (float(spent) <= d) != inside:
-                continue
-            z = np.minimum(d - row[~np.isnan(row)], d).clip(min=-self.top)
-            x += [*range(len(z) + 1), None]
-            y += [d, *z.tolist(), None]
-        return {"x": x, "y": y}
+
+@patch
+def _controls(self: BudgetPanel, v: dict) -> list[dict]:
+    labels, seeds, budgets = (self._all(k) for k in ("label", "seed", "budget"))
+    first = "cmdp-rate" if "cmdp-rate" in labels else labels[0]
+    step = 10.0 ** math.floor(math.log10(self.frame.top / 100))
+    found = [slider("d", "budget d", 0, self.frame.top, step, self.limit, self.frame.unit)]
+    found += [choice("method", "method" if seeds else "run", labels, first)]
+    if seeds:
+        trained = [("nearest", "nearest to d"), *((b, f"d = {b:g}") for b in budgets)]
+        found += [choice("trained", "trained for", trained, "nearest")]
+        found += [choice("seed", "seed", seeds, seeds[0])]
+    found += [slider("n", "penalty n", 0, 3, 0.1, 1.0)]
+    presets = {k: {"method": m} for k, m in PRESETS.items() if m in labels and seeds}
+    reset = {c["name"]: c["value"] for c in found}
+    return [*found, buttons("presets", "presets", **presets, reset=reset)]
+
+
+@patch
+def _all(self: BudgetPanel, key: str) -> list:
+    "Every value that the traces have for `key`, in their order."
+    return list(dict.fromkeys(t[key] for t in self.traces if t[key] is not None))
+
+# %% ../../nbs/widgets/02_panel.ipynb #trace
+@patch
+def trace(self: BudgetPanel, v: dict | None = None) -> dict:
+    "The trace that is shown (for `values` v)."
+    v = v or self.values
+    aim = v["d"] if v.get("trained", "nearest") == "nearest" else v["trained"]
+
+    def away(t):
+        return 0.0 if t["budget"] is None else round(abs(t["budget"] - aim), 9)
+
+    seeds = None, v.get("seed")
+    mine = [t for t in self.traces if t["label"] == v["method"] and t["seed"] in seeds]
+    return min(mine, key=away)
+
+
+def about(trace: dict) -> str:
+    "Which student a trace is of."
+    budget = "" if trace["budget"] is None else f", trained for d = {trace['budget']:g}"
+    seed = "" if trace["seed"] is None else f", seed {trace['seed']}"
+    return f"{trace['label']}{budget}{seed}: {len(trace['spent'])} completions"
+
+# %% ../../nbs/widgets/02_panel.ipynb #blocks
+@patch
+def _blocks(self: BudgetPanel, v: dict) -> list[dict]:
+    trace, d, frame = self.trace(v), v["d"], self.frame
+    charts = [spent_chart(trace, d, frame), remaining_chart(trace, d, frame)]
+    charts += [reward_chart(trace, d, v["n"], frame)]
+    return [rates(trace, d, frame.unit), prose(about(trace)), *charts]
+
+
+def rates(trace: dict, d: float, unit: str = "nats") -> dict:
+    "The row of numbers under a limit d, with their intervals as small print."
+    j = judge(trace, d)
+
+    def rate(k):
+        low, high = percent(j[f"{k}_low"]), percent(j[f"{k}_high"])
+        return percent(j[k]), f"95%: {low} to {high}"
+
+    return numbers(
+        satisfaction_rate=rate("satisfaction_rate"),
+        accuracy=rate("accuracy"),
+        both_at_once=rate("accuracy_within_budget"),
+        mean_spent=(f"{j['spent_mean']:.3f}", unit),
+    )
+
+# %% ../../nbs/widgets/02_panel.ipynb #sent
+@patch
+def _sent(self: BudgetPanel) -> dict:
+    "What the browser gets to draw every setting by itself."
+    frame = self.frame
+    found = plain({"top": frame.top, "bins": frame.bins, "points": frame.points})
+    found |= plain({"T": frame.tokens, "low": frame.low})
+    found["traces"] = [_packed(t, frame.tokens) for t in self.traces]
+    found["ci"] = {str(n): plain(intervals(n)) for n in {len(t["spent"]) for t in self.traces}}
+    return found
+
+
+def _packed(trace: dict, tokens: int) -> dict:
+    "A trace as the browser reads it, as many tokens wide as the longest."
+    missing = tokens - trace["running"].shape[1]
+    wide = np.pad(trace["running"], ((0, 0), (0, missing)), constant_values=np.nan)
+    arrays = {k: trace[k] for k in ("spent", "reward", "correct")} | {"running": wide}
+    found = {k: trace[k] for k in ("label", "seed", "budget")} | {"about": about(trace)}
+    return found | {k: _base64(a) for k, a in arrays.items()}
 
 
 def _base64(x: np.ndarray) -> str:

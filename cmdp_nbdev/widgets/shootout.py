@@ -11,39 +11,36 @@ import math
 import os
 
 import numpy as np
+from fastcore.basics import patch
 from scipy.stats import t as _student
 
 from ..evaluate import envelope, frontier
 from ..model import DATA
-from ..plot import ORANGE, SYMBOLS, method_color
-from .chart import _round_up, axis, chart
+from ..plot import ORANGE, method_look
+from .chart import Chart, axis, round_up, table
 from .panel import judge, load_traces
 from .view import View, buttons, choice
 
 # %% auto #0
-__all__ = ['RATES', 'trace_rows', 'read_rows', 'pooled', 'ShootOut']
+__all__ = ['RATES', 'FIRST', 'trace_rows', 'read_rows', 'pooled', 'budget_chart', 'tradeoff_chart', 'at_budget', 'ShootOut']
 
-# %% ../../nbs/widgets/08_shootout.ipynb #pooled
+# %% ../../nbs/widgets/08_shootout.ipynb #trace-rows
 RATES = ("accuracy", "satisfaction_rate", "accuracy_within_budget")
 
 
 def trace_rows(traces: list[dict], budgets: list[float] | None = None) -> list[dict]:
-    "Results of traces, one row per student and budget: at the budget it was trained for, or at each of `budgets` (default: all that occur) if its method reads none."
+    """Results of traces, one row per student and budget: at the budget it was trained for, or at
+    each of `budgets` (default: all that occur) if its method reads none."""
     budgets = budgets or sorted({t["budget"] for t in traces if t["budget"] is not None})
-    return [
-        {
-            "method": t["method"],
-            "label": t["label"],
-            "settings": json.dumps(t["settings"]),
-            "seed": t["seed"],
-            "budget": d,
-            **judge(t, d),
-        }
-        for t in traces
-        for d in ([t["budget"]] if t["budget"] is not None else budgets)
-    ]
+    found = []
+    for t in traces:
+        about = {k: t[k] for k in ("method", "label", "seed")}
+        about["settings"] = json.dumps(t["settings"])
+        for d in budgets if t["budget"] is None else [t["budget"]]:
+            found.append(about | {"budget": d} | judge(t, d))
+    return found
 
-
+# %% ../../nbs/widgets/08_shootout.ipynb #read-rows
 def read_rows(path: str | os.PathLike) -> list[dict]:
     "Rows of a CSV of results, numbers as numbers."
 
@@ -56,221 +53,187 @@ def read_rows(path: str | os.PathLike) -> list[dict]:
     with open(path, newline="", encoding="utf-8") as f:
         return [{k: value(x) for k, x in row.items()} for row in csv.DictReader(f)]
 
-
+# %% ../../nbs/widgets/08_shootout.ipynb #pooled
 def pooled(rows: list[dict]) -> list[dict]:
-    "Runs that differ only in the seed as one row: means, with `_low` and `_high` from the 95% t-interval over seeds, or the run's own interval where there is one. Adds `seeds`."
+    """Runs that differ only in the seed as one row: means, with `_low` and `_high` from the 95%
+    t-interval over seeds, or the run's own interval where there is one. Adds `seeds`."""
     groups = {}
     for r in rows:
-        groups.setdefault(
-            (r["method"], str(r.get("settings", "")), str(r.get("config", "")), r["budget"]), []
-        ).append(r)
-    out = []
-    for g in groups.values():
-        row = {
-            **g[0],
-            "seeds": len(g),
-            "label": g[0].get("label")
-            or " ".join(
-                str(x)
-                for x in (g[0]["method"], *(g[0].get(k, "") for k in ("settings", "config")))
-                if x not in ("", "{}")
-            ),
-        }
-        for k in RATES:
-            x = np.array([r[k] for r in g])
-            half = (
-                _student.ppf(0.975, len(g) - 1) * x.std(ddof=1) / math.sqrt(len(g))
-                if len(g) > 1
-                else None
-            )
-            row |= {
-                k: float(x.mean()),
-                f"{k}_low": max(0.0, x.mean() - half)
-                if half is not None
-                else g[0].get(f"{k}_low", x[0]),
-                f"{k}_high": min(1.0, x.mean() + half)
-                if half is not None
-                else g[0].get(f"{k}_high", x[0]),
-            }
-        out.append(row)
-    return out
+        what = r["method"], str(r.get("settings", "")), str(r.get("config", "")), r["budget"]
+        groups.setdefault(what, []).append(r)
+    return [_pool(runs) for runs in groups.values()]
+
+
+def _pool(runs: list[dict]) -> dict:
+    "Runs of one kind as one row."
+    first = runs[0]
+    parts = first["method"], first.get("settings", ""), first.get("config", "")
+    label = first.get("label") or " ".join(str(x) for x in parts if x not in ("", "{}"))
+    row = first | {"seeds": len(runs), "label": label}
+    for k in RATES:
+        row[k], row[f"{k}_low"], row[f"{k}_high"] = _mean(runs, k)
+    return row
+
+
+def _mean(runs: list[dict], k: str) -> tuple[float, float, float]:
+    "Mean of a rate over runs, and the ends of its interval."
+    x, n = np.array([r[k] for r in runs]), len(runs)
+    if n == 1:
+        return float(x[0]), runs[0].get(f"{k}_low", x[0]), runs[0].get(f"{k}_high", x[0])
+    half = _student.ppf(0.975, n - 1) * x.std(ddof=1) / math.sqrt(n)
+    return float(x.mean()), max(0.0, x.mean() - half), min(1.0, x.mean() + half)
+
+# %% ../../nbs/widgets/08_shootout.ipynb #points
+def _add_rows(chart: Chart, rows: list[dict], x: str, y: str, side: float = 0, **style) -> None:
+    "Rows as points of a chart, with their intervals; `side` moves them apart."
+    ends = {"ylow": [r[f"{y}_low"] for r in rows], "yhigh": [r[f"{y}_high"] for r in rows]}
+    if x in RATES:
+        ends |= {"xlow": [r[f"{x}_low"] for r in rows], "xhigh": [r[f"{x}_high"] for r in rows]}
+    titles = [_title(r) for r in rows]
+    at = [r[x] + side for r in rows], [r[y] for r in rows]
+    chart.points(*at, title=titles, size=6, **ends, **style)
+
+
+def _title(r: dict) -> str:
+    "Everything about a row."
+
+    def rate(k):
+        return f"{r[k]:.3f} [{r[f'{k}_low']:.3f}, {r[f'{k}_high']:.3f}]"
+
+    rates = f"accuracy {rate('accuracy')}, satisfaction {rate('satisfaction_rate')}"
+    return f"{r['label']}, d = {r['budget']:g}: {rates}, {r['seeds']} seeds"
+
+
+def _look(name: str) -> dict:
+    "Colour and symbol of a method, as points of a chart take them."
+    look = method_look(name)
+    return {"color": look.color, "symbol": look.symbol}
+
+# %% ../../nbs/widgets/08_shootout.ipynb #budget-chart
+def budget_chart(rows: list[dict], methods: list[str], top: float, optimum=None) -> Chart:
+    """Accuracy within the budget against the budget, up to `top`: one point per row of `methods`.
+
+    optimum: (budgets, best accuracies) of the task, where it is known.
+    """
+    alt = "Accuracy within the budget against the budget, one point per method and budget,"
+    alt += " under the exact optimum where it is known."
+    x = axis("budget d, nats", 0, top)
+    y = axis("accuracy within the budget", 0, 1.02, format="%")
+    chart = Chart("How much reward a budget buys", x, y, alt, height=360)
+    if optimum is not None:
+        chart.line(*optimum, name="exact optimum", color="fg")
+    for k, name in enumerate(methods):
+        mine = [r for r in rows if r["method"] == name]
+        side = 0.006 * top * (k - len(methods) / 2)
+        look = _look(name) | {"name": name, "side": side}
+        _add_rows(chart, mine, "budget", "accuracy_within_budget", **look)
+    return chart
+
+# %% ../../nbs/widgets/08_shootout.ipynb #tradeoff-chart
+def tradeoff_chart(rows: list[dict], methods: list[str], d: float) -> Chart:
+    """Accuracy against satisfaction at the budget d: the rows of `methods`, paler where another
+    of them is better on both axes, and what mixtures of fixed prices reach."""
+    alt = "Accuracy against satisfaction rate; points further up and to the right are better."
+    x, y = axis("satisfaction rate", 0, 1.02, format="%"), axis("accuracy", 0, 1.02, format="%")
+    chart = Chart(f"Accuracy against satisfaction at d = {d:g}", x, y, alt, height=360)
+    here, best = at_budget(rows, methods, d)
+    prices = [r for r in rows if r["budget"] == d and r["method"] == "soft"]
+    if len(prices) > 1:
+        at, look = np.linspace(0, 1, 101), {"color": ORANGE, "dash": "dashdot", "width": 1.5}
+        chart.line(at, envelope(prices, at), name="mixtures of fixed prices", **look)
+    for name in methods:
+        mine = [r for r in here if r["method"] == name]
+        good, beaten = [r for r in mine if id(r) in best], [r for r in mine if id(r) not in best]
+        groups = [(group, o) for group, o in ((good, 1), (beaten, 0.45)) if group]
+        for k, (group, opacity) in enumerate(groups):
+            look = _look(name) | {"name": None if k else name, "opacity": opacity}
+            _add_rows(chart, group, "satisfaction_rate", "accuracy", **look)
+    return chart.rule(x=0.95, label="95%")
+
+
+def at_budget(rows: list[dict], methods: list[str], d: float) -> tuple[list[dict], set[int]]:
+    "Rows of `methods` at the budget d, and the ids of those that no other one beats."
+    here = [r for r in rows if r["method"] in methods and r["budget"] == d]
+    return here, {id(r) for r in frontier(here)}
 
 # %% ../../nbs/widgets/08_shootout.ipynb #shootout
 class ShootOut(View):
-    """Runs compared: accuracy within the budget against the budget, and accuracy against satisfaction.
+    """Runs compared: accuracy within the budget against the budget, and accuracy against
+    satisfaction.
 
-    rows: results, one dict per run, or the path of a CSV, with method, budget, seed and accuracy, satisfaction_rate, accuracy_within_budget (optional: settings, label, `<rate>_low`,
-    `<rate>_high`); without, the traces that ship. optimum: (budgets, best accuracies), a curve to draw, from task.chain_frontier say; that of the embedded task without rows. Controls: methods (a list), budget.
+    rows: results, one dict per run, or the path of a CSV, with method, budget, seed and accuracy,
+    satisfaction_rate, accuracy_within_budget (optional: settings, label, `<rate>_low`,
+    `<rate>_high`); without, the traces that ship. optimum: (budgets, best accuracies), a curve to
+    draw, from task.chain_frontier say; that of the embedded task without rows.
+    Controls: methods (a list), budget.
     Raises ValueError, naming the column, for rows that lack one.
     """
 
     def __init__(self, rows=None, optimum=None, **values):
         super().__init__("" if rows is None else "rows")
         if rows is None:
+            rows = trace_rows(load_traces())
             with np.load(DATA / "traces.npz") as f:
                 optimum = optimum or (f["curve_budget"], f["curve_optimum"])
-        rows = (
-            trace_rows(load_traces())
-            if rows is None
-            else read_rows(rows)
-            if isinstance(rows, (str, os.PathLike))
-            else rows
-        )
-        if not rows:
-            raise ValueError("rows are empty: there is nothing to compare")
-        for k in ("method", "budget", *RATES):
-            if missing := [i for i, r in enumerate(rows) if k not in r]:
-                raise ValueError(
-                    f"rows[{missing[0]}] has no {k!r}; a run needs method, budget, {', '.join(RATES)}"
-                )
+        elif isinstance(rows, (str, os.PathLike)):
+            rows = read_rows(rows)
+        _refuse_other_rows(rows)
         self.rows, self.optimum = pooled(rows), optimum
+        self.top = round_up(1.2 * max(r["budget"] for r in self.rows))
         self.set(**values)
 
-    def _controls(self, v: dict) -> list[dict]:
-        methods, budgets = (
-            list(dict.fromkeys(r["method"] for r in self.rows)),
-            sorted({r["budget"] for r in self.rows}),
-        )
-        counts = [sum(r["budget"] == b for r in self.rows) for b in budgets]
-        first = (
-            methods
-            if len(methods) <= 6
-            else [m for m in ("grpo", "gkd", "soft", "cmdp", "cmdp-rate") if m in methods]
-            or methods[:5]
-        )
-        return [
-            choice("methods", "methods", methods, first, "checks"),
-            choice(
-                "budget",
-                "right picture at",
-                [(b, f"d = {b:g}") for b in budgets],
-                budgets[len(budgets) // 2]
-                if len(set(counts)) == 1
-                else budgets[int(np.argmax(counts))],
-            ),
-            buttons(
-                "all",
-                "which",
-                **{"all methods": {"methods": methods}, "as at first": {"methods": first}},
-            ),
-        ]
 
-    def _blocks(self, v: dict) -> list[dict]:
-        rows = [r for r in self.rows if r["method"] in v["methods"]]
-        here = [r for r in rows if r["budget"] == v["budget"]]
-        best, prices = (
-            {id(r) for r in frontier(here)},
-            [r for r in self.rows if r["budget"] == v["budget"] and r["method"] == "soft"],
-        )
+def _refuse_other_rows(rows: list[dict]) -> None:
+    "Raise ValueError, naming the row and the column, unless these are results."
+    if not rows:
+        raise ValueError("rows are empty: there is nothing to compare")
+    for k in ("method", "budget", *RATES):
+        if missing := [i for i, r in enumerate(rows) if k not in r]:
+            need = f"a run needs method, budget, {', '.join(RATES)}"
+            raise ValueError(f"rows[{missing[0]}] has no {k!r}; {need}")
 
-        def hint(r):
-            return f"{r['label']}, d = {r['budget']:g}: accuracy {r['accuracy']:.3f} [{r['accuracy_low']:.3f}, {r['accuracy_high']:.3f}], satisfaction {r['satisfaction_rate']:.3f} [{r['satisfaction_rate_low']:.3f}, {r['satisfaction_rate_high']:.3f}], {r['seeds']} seeds"
+# %% ../../nbs/widgets/08_shootout.ipynb #controls
+FIRST = ("grpo", "gkd", "soft", "cmdp", "cmdp-rate")
 
-        def points(rows, x, y, side, **more):
-            bars = {
-                "ylow": [r[f"{y}_low"] for r in rows],
-                "yhigh": [r[f"{y}_high"] for r in rows],
-                **(
-                    {"xlow": [r[f"{x}_low"] for r in rows], "xhigh": [r[f"{x}_high"] for r in rows]}
-                    if x in RATES
-                    else {}
-                ),
-            }
-            return {
-                "kind": "points",
-                "x": [r[x] + side for r in rows],
-                "y": [r[y] for r in rows],
-                "title": [hint(r) for r in rows],
-                "size": 6,
-                **bars,
-                **more,
-            }
 
-        left, right, top = [], [], _round_up(1.2 * max(r["budget"] for r in self.rows))
-        if self.optimum is not None:
-            left.append(
-                {
-                    "kind": "line",
-                    "name": "exact optimum",
-                    "x": self.optimum[0],
-                    "y": self.optimum[1],
-                    "color": "fg",
-                }
-            )
-        if len(prices) > 1:
-            at = np.linspace(0, 1, 101)
-            right.append(
-                {
-                    "kind": "line",
-                    "name": "mixtures of fixed prices",
-                    "x": at,
-                    "y": envelope(prices, at),
-                    "color": ORANGE,
-                    "dash": "dashdot",
-                    "width": 1.5,
-                }
-            )
-        for k, m in enumerate(v["methods"]):
-            look = {"name": m, "color": method_color(m), "symbol": SYMBOLS.get(m, "star")}
-            left.append(
-                points(
-                    [r for r in rows if r["method"] == m],
-                    "budget",
-                    "accuracy_within_budget",
-                    0.006 * top * (k - len(v["methods"]) / 2),
-                    **look,
-                )
-            )
-            for keep in (True, False):
-                mine = [r for r in here if r["method"] == m and (id(r) in best) == keep]
-                if mine:
-                    right.append(
-                        points(
-                            mine,
-                            "satisfaction_rate",
-                            "accuracy",
-                            0,
-                            **{
-                                **look,
-                                "name": m
-                                if keep or not any(id(r) in best for r in here if r["method"] == m)
-                                else None,
-                            },
-                            opacity=1 if keep else 0.45,
-                        )
-                    )
-        table = [
-            [
-                r["label"],
-                f"{r['accuracy']:.3f}",
-                f"{r['satisfaction_rate']:.3f}",
-                f"{r['accuracy_within_budget']:.3f}",
-                str(r["seeds"]),
-                "" if id(r) in best else "beaten",
-            ]
-            for r in sorted(here, key=lambda r: -r["accuracy_within_budget"])
-        ]
-        return [
-            chart(
-                "How much reward a budget buys",
-                axis("budget d, nats", 0, top),
-                axis("accuracy within the budget", 0, 1.02, format="%"),
-                left,
-                "Accuracy within the budget against the budget, one point per method and budget, under the exact optimum where it is known.",
-                height=360,
-            ),
-            chart(
-                f"Accuracy against satisfaction at d = {v['budget']:g}",
-                axis("satisfaction rate", 0, 1.02, format="%"),
-                axis("accuracy", 0, 1.02, format="%"),
-                [*right, {"kind": "rule", "x": 0.95, "label": "95%"}],
-                "Accuracy against satisfaction rate; points further up and to the right are better.",
-                height=360,
-            ),
-            {
-                "type": "table",
-                "title": f"At d = {v['budget']:g}",
-                "columns": ["method", "accuracy", "satisfied", "both", "seeds", ""],
-                "rows": table,
-            },
-        ]
+@patch
+def _controls(self: ShootOut, v: dict) -> list[dict]:
+    methods = list(dict.fromkeys(r["method"] for r in self.rows))
+    budgets = sorted({r["budget"] for r in self.rows})
+    counts = [sum(r["budget"] == b for r in self.rows) for b in budgets]
+    even = len(set(counts)) == 1
+    most = budgets[len(budgets) // 2] if even else budgets[int(np.argmax(counts))]
+    first = methods
+    if len(methods) > 6:
+        first = [m for m in FIRST if m in methods] or methods[:5]
+    sets = {"all methods": {"methods": methods}, "as at first": {"methods": first}}
+    return [
+        choice("methods", "methods", methods, first, "checks"),
+        choice("budget", "right picture at", [(b, f"d = {b:g}") for b in budgets], most),
+        buttons("all", "which", **sets),
+    ]
+
+# %% ../../nbs/widgets/08_shootout.ipynb #blocks
+@patch
+def _blocks(self: ShootOut, v: dict) -> list[dict]:
+    methods, d = v["methods"], v["budget"]
+    left = budget_chart(self.rows, methods, self.top, self.optimum)
+    right = tradeoff_chart(self.rows, methods, d)
+    return [left, right, self._table(methods, d)]
+
+
+@patch
+def _table(self: ShootOut, methods: list[str], d: float) -> dict:
+    "The runs at the budget d, best first."
+    here, best = at_budget(self.rows, methods, d)
+    here.sort(key=lambda r: -r["accuracy_within_budget"])
+    rows = [
+        [r["label"], *(f"{r[k]:.3f}" for k in RATES), str(r["seeds"]), _verdict(r, best)]
+        for r in here
+    ]
+    return table(f"At d = {d:g}", ["method", "accuracy", "satisfied", "both", "seeds", ""], rows)
+
+
+def _verdict(r: dict, best: set[int]) -> str:
+    "Whether another run is better on both axes."
+    return "" if id(r) in best else "beaten"

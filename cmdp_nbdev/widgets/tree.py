@@ -9,6 +9,7 @@ from functools import lru_cache
 
 import numpy as np
 import torch
+from fastcore.basics import patch
 from torch import Tensor
 
 from ..budget import Budget
@@ -27,11 +28,138 @@ from cmdp_nbdev.theory.tabular import (
     surprisal_optimum,
     three_answers,
 )
-from .chart import _round_up, axis, chart, numbers
+from .chart import Chart, axis, numbers, prose, round_up
 from .view import View, choice, slider
 
 # %% auto #0
-__all__ = ['INSTANCES', 'TreeExplorer']
+__all__ = ['EVERY', 'MEAN', 'MODIFIED', 'TEACHER', 'MARKERS', 'INSTANCES', 'policies', 'tilted', 'tree_chart', 'edges',
+           'top_budget', 'curves', 'bought_chart', 'TreeExplorer', 'says']
+
+# %% ../../nbs/widgets/06_tree.ipynb #policies
+EVERY, MEAN = "every trajectory (DP)", "mean only (price λ)"
+MODIFIED, TEACHER = "modified reward (penalty n)", "teacher"
+
+
+def policies(
+    tree: TreeCMDP, cost: str, d: float, n: float | None = None, theta: float | None = None
+) -> dict[str, Tensor | None]:
+    """Logits (N, V) of every policy under a limit d (nats); None where the limit allows none.
+
+    cost: "surprisal" of the teacher, with penalty n at temperature theta; or "reverse_kl".
+    """
+    if cost == "reverse_kl":
+        every, mean = hard_optimum(tree, d, 24).logits, expected_optimum(tree, d).logits
+        return {EVERY: every, MEAN: mean, TEACHER: tree.teacher}
+    every = _solved(surprisal_optimum, tree, d)
+    mean = _solved(occupancy_optimum, tree, -tree.teacher, [d])
+    return {EVERY: every, MEAN: mean, MODIFIED: tilted(tree, d, n, theta), TEACHER: tree.teacher}
+
+
+def _solved(solve, *given) -> Tensor | None:
+    "What a solver finds; None where no policy is within the limit, for which it raises ValueError."
+    try:
+        return solve(*given).logits
+    except ValueError:
+        return None
+
+
+def tilted(tree: TreeCMDP, d: float, n: float, theta: float) -> Tensor:
+    "Logits of the teacher's law tilted by the modified reward at temperature theta > 0."
+    teacher = law(tree, tree.teacher, "surprisal")
+    reward = modified_reward(tree.rewards, teacher.cost.sum(-1), d + 1e-9, n=n)
+    return policy_of(tree, (teacher.logp.sum(-1) + reward / theta).softmax(-1))
+
+# %% ../../nbs/widgets/06_tree.ipynb #tree-chart
+def tree_chart(tree: TreeCMDP, p, policy: str, d: float) -> Chart:
+    "The tree under the law `p` of a policy of this name, with the limit d (nats)."
+    leaves, depth, spent = len(tree.rewards), tree.depth, p.cost.sum(-1)
+    texts = [_leaf(*leaf, d) for leaf in zip(tree.rewards, spent, p.prob)]
+    x, y = axis("", -0.15, depth * (2.0 if depth < 2 else 1.7)), axis("", leaves - 0.4, -0.6)
+    size = {"min": 440, "height": max(200, min(520, 60 + 34 * leaves))}
+    alt = "Tree of trajectories. " + "; ".join(texts[:12]) + "."
+    chart = Chart(f"The tree under: {policy}", x, y, alt, axes=False, **size)
+    teacher = law(tree, tree.teacher)
+    chart.segments(*edges(tree, teacher.prob, width=16), color="#999999", opacity=0.35)
+    chart.segments(*edges(tree, p.prob, width=9), color=GREEN)
+    at, heights = np.full(leaves, depth), _heights(tree)[depth]
+    over = spent > d + 1e-9
+    for name, keep, color, symbol in (("inside", ~over, SAFE, "circle"), ("over", over, OVER, "x")):
+        look = {"color": color, "symbol": symbol, "size": 7}
+        chart.points(at[keep.numpy()], heights[keep], name=name, **look)
+    return chart.text(at, heights, texts, anchor="start", dx=12)
+
+
+def _leaf(reward: Tensor, spent: Tensor, prob: Tensor, d: float) -> str:
+    "A leaf in words."
+    over = " (over)" if spent > d + 1e-9 else ""
+    return f"R = {float(reward):g}, spends {float(spent):.2f}{over}: {float(prob):.1%}"
+
+# %% ../../nbs/widgets/06_tree.ipynb #edges
+def _heights(tree: TreeCMDP) -> list[Tensor]:
+    "The height of every node, depth by depth; leaves are one apart."
+    V, leaves = tree.vocab, len(tree.rewards)
+    return [(torch.arange(V**t) + 0.5) * leaves / V**t - 0.5 for t in range(tree.depth + 1)]
+
+
+def edges(tree: TreeCMDP, prob: Tensor, width: float) -> list[np.ndarray]:
+    "x0, y0, x1, y1 of every edge, and its width: `width` times the probability of going there."
+    V, y, found = tree.vocab, _heights(tree), []
+    for t in range(tree.depth):
+        going = prob.reshape(V ** (t + 1), -1).sum(-1).detach()
+        x0 = np.full(V ** (t + 1), t)
+        y0 = y[t].repeat_interleave(V).numpy()
+        found.append((x0, y0, x0 + 1, y[t + 1].numpy(), (width * going).numpy()))
+    return [np.concatenate(column) for column in zip(*found)]
+
+# %% ../../nbs/widgets/06_tree.ipynb #curves
+def top_budget(tree: TreeCMDP, cost: str) -> float:
+    """Where the axis of budgets ends: what the dearest trajectory costs, or (reverse_kl) the
+    dearest way to be right every time."""
+    surprisal = -law(tree, tree.teacher).logp.sum(-1)
+    best = surprisal[tree.rewards == tree.rewards.max()].min()
+    return round_up(1.1 * float(surprisal.max() if cost == "surprisal" else best))
+
+
+def curves(tree: TreeCMDP, cost: str) -> tuple[list, list, list]:
+    """Budgets, and the best reward for a limit on every trajectory and for one on the mean; None
+    where nothing is allowed."""
+    top = top_budget(tree, cost)
+    if cost == "reverse_kl":
+        ds, every, _ = hard_curve(tree, top, 48)
+        return ds.tolist(), every.tolist(), [expected_optimum(tree, d).value for d in ds.tolist()]
+    leaves = law(tree, tree.teacher, "surprisal").cost.sum(-1)
+    ds = sorted({*np.linspace(0, top, 61).tolist(), *(leaves + 1e-6).tolist()})
+    can = [d >= float(leaves.min()) for d in ds]
+    every = [surprisal_optimum(tree, d).value if ok else None for d, ok in zip(ds, can)]
+    costs = -tree.teacher
+    mean = [occupancy_optimum(tree, costs, [d]).value if ok else None for d, ok in zip(ds, can)]
+    return ds, every, mean
+
+# %% ../../nbs/widgets/06_tree.ipynb #bought-chart
+MARKERS = {EVERY: ("star", BLUE), MEAN: ("square", ORANGE), MODIFIED: ("triangle-up", GREEN)}
+
+
+def bought_chart(tree: TreeCMDP, cost: str, found: tuple, laws: dict, d: float) -> Chart:
+    """Best expected reward against the budget (`found` by `curves`), and at d that of each policy
+    in `laws`."""
+    steps, (ds, every, mean) = cost == "surprisal", found
+    x = axis(f"budget d, nats of {cost.replace('_', ' ')}", 0, top_budget(tree, cost))
+    low, high = min(-0.1, float(tree.rewards.min()) - 0.1), 1.12 * float(tree.rewards.max())
+    alt = "Best expected reward against the budget: for a limit on every trajectory,"
+    alt += " and for a limit on the mean."
+    y = axis("expected reward", low, high)
+    chart = Chart("The reward that a limit buys", x, y, alt, height=330)
+    chart.line(ds, every, name="limit on every trajectory", color=BLUE, width=3, step=steps)
+    name = "limit on the mean (what a price λ reaches)"
+    chart.line(ds, mean, name=name, color=ORANGE, dash="dash")
+    chart.rule(x=d, label=f"d = {d:g}")
+    if steps:
+        spent, look = laws[TEACHER].cost.sum(-1), {"symbol": "diamond", "color": "fg", "size": 5}
+        chart.points(spent, tree.rewards, name="trajectories", **look)
+    for name, (symbol, color) in MARKERS.items():
+        if name in laws:
+            chart.points([d], [laws[name].value()], symbol=symbol, size=8, color=color)
+    return chart
 
 # %% ../../nbs/widgets/06_tree.ipynb #tree-explorer
 INSTANCES = {
@@ -42,293 +170,65 @@ INSTANCES = {
 
 
 class TreeExplorer(View):
-    """Optima on a small tree: for a limit on every trajectory, for one on the mean (a price λ), and for the modified reward.
+    """Optima on a small tree: for a limit on every trajectory, for one on the mean (a price λ), and
+    for the modified reward. Everything is computed by enumeration (nbs/theory/00_tabular).
 
-    tree: a tabular.TreeCMDP of at most 64 trajectories; without, three instances to choose from. Controls: d (nats), n, theta (temperature > 0),
-    cost ("surprisal" or "reverse_kl"), policy (whose tree is drawn). Everything is computed by enumeration (nbs/theory/00_tabular).
-    Raises ValueError for a tree that is too large to draw.
+    tree: a tabular.TreeCMDP of at most 64 trajectories; without, three instances to choose from.
+    Controls: instance, cost ("surprisal" or "reverse_kl"), d (nats), n, theta (temperature > 0),
+    policy (whose tree is drawn). Raises ValueError for a tree that is too large to draw.
     """
 
     def __init__(self, tree: TreeCMDP | None = None, **values):
         super().__init__("" if tree is None else "tree")
         if tree is not None and len(tree.rewards) > 64:
-            raise ValueError(
-                f"tree must have at most 64 trajectories to be drawn, got {len(tree.rewards)}"
-            )
+            most = "tree must have at most 64 trajectories to be drawn"
+            raise ValueError(f"{most}, got {len(tree.rewards)}")
         self.instances = {k: f() for k, f in INSTANCES.items()} if tree is None else {"tree": tree}
-        self.curves = lru_cache(16)(self._curves)
-        self.policies = lru_cache(64)(self._policies)
+        self.curves = lru_cache(16)(lambda name, cost: curves(self.instances[name], cost))
+        self.policies = lru_cache(64)(lambda name, *given: policies(self.instances[name], *given))
         self.set(**values)
 
-    def _top(self, tree: TreeCMDP, cost: str) -> float:
-        "Where the axis of budgets ends: what the dearest trajectory costs, or the dearest way to be right every time."
-        surprisal = -law(tree, tree.teacher).logp.sum(-1)
-        return _round_up(
-            1.1
-            * float(
-                surprisal.max()
-                if cost == "surprisal"
-                else surprisal[tree.rewards == tree.rewards.max()].min()
-            )
-        )
+# %% ../../nbs/widgets/06_tree.ipynb #controls
+@patch
+def _controls(self: TreeExplorer, v: dict) -> list[dict]:
+    trees, kinds = list(self.instances), {"surprisal": "teacher surprisal"}
+    kinds["reverse_kl"] = "state KL (the paper's)"
+    name = v["instance"] if v.get("instance") in trees else trees[0]
+    cost = v["cost"] if v.get("cost") in kinds else "surprisal"
+    key, top = f"{name} {cost}", top_budget(self.instances[name], cost)
+    start = 2.0 if key == "three answers surprisal" else round(0.6 * top, 3)
+    penalty, shown = [], [EVERY, MEAN, TEACHER]
+    if cost == "surprisal":
+        penalty = [slider("n", "penalty n", 0, 3, 0.05, 1.0)]
+        penalty += [slider("theta", "temperature θ", 0.05, 2, 0.05, 1.0)]
+        shown.insert(2, MODIFIED)
+    return [
+        choice("instance", "tree", trees, trees[0]),
+        choice("cost", "cost", list(kinds.items()), "surprisal"),
+        slider("d", "budget d", 0, top, top / 200, start, "nats", of=key),
+        *penalty,
+        choice("policy", "policy shown", shown, shown[0], of=cost),
+    ]
 
-    def _controls(self, v: dict) -> list[dict]:
-        names = list(self.instances)
-        name, cost = (
-            v.get("instance") if v.get("instance") in names else names[0],
-            v.get("cost") if v.get("cost") in ("surprisal", "reverse_kl") else "surprisal",
-        )
-        top, penalty, key = (
-            self._top(self.instances[name], cost),
-            cost == "surprisal",
-            f"{name} {cost}",
-        )
-        policies = [
-            "every trajectory (DP)",
-            "mean only (price λ)",
-            *(["modified reward (penalty n)"] if penalty else []),
-            "teacher",
-        ]
-        return [
-            choice("instance", "tree", names, names[0]),
-            choice(
-                "cost",
-                "cost",
-                [("surprisal", "teacher surprisal"), ("reverse_kl", "state KL (the paper's)")],
-                "surprisal",
-            ),
-            slider(
-                "d",
-                "budget d",
-                0,
-                top,
-                top / 200,
-                round(0.6 * top, 3) if key != "three answers surprisal" else 2.0,
-                "nats",
-                of=key,
-            ),
-            *(
-                [
-                    slider("n", "penalty n", 0, 3, 0.05, 1.0),
-                    slider("theta", "temperature θ", 0.05, 2, 0.05, 1.0),
-                ]
-                if penalty
-                else []
-            ),
-            choice("policy", "policy shown", policies, policies[0], of=cost),
-        ]
+# %% ../../nbs/widgets/06_tree.ipynb #blocks
+@patch
+def _blocks(self: TreeExplorer, v: dict) -> list[dict]:
+    name, cost, d = v["instance"], v["cost"], v["d"]
+    tree = self.instances[name]
+    found = self.policies(name, cost, d, v.get("n"), v.get("theta"))
+    laws = {k: law(tree, logits, cost) for k, logits in found.items() if logits is not None}
+    row = numbers(**{k: says(laws.get(k), d) for k in found})
+    none = f"There is no policy of this kind: every trajectory costs more than d = {d:g}."
+    drawn = prose(none, alert=True)
+    if v["policy"] in laws:
+        drawn = tree_chart(tree, laws[v["policy"]], v["policy"], d)
+    bought = bought_chart(tree, cost, self.curves(name, cost), laws, d)
+    return [prose("Expected reward of each policy:"), row, drawn, bought]
 
-    def _policies(
-        self, name: str, cost: str, d: float, n: float | None, theta: float | None
-    ) -> dict[str, Tensor | None]:
-        "Logits (N, V) of every policy; None where the limit allows none."
-        tree = self.instances[name]
 
-        def found(solve):
-            try:
-                return solve().logits
-            except ValueError:
-                return None  # the solvers raise it where no policy is within the limit
-
-        if cost == "reverse_kl":
-            return {
-                "every trajectory (DP)": hard_optimum(tree, d, 24).logits,
-                "mean only (price λ)": expected_optimum(tree, d).logits,
-                "teacher": tree.teacher,
-            }
-        teacher = law(tree, tree.teacher, "surprisal")
-        logp, spent = teacher.logp.sum(-1), teacher.cost.sum(-1)
-        tilted = (logp + modified_reward(tree.rewards, spent, d + 1e-9, n=n) / theta).softmax(-1)
-        return {
-            "every trajectory (DP)": found(lambda: surprisal_optimum(tree, d)),
-            "mean only (price λ)": found(lambda: occupancy_optimum(tree, -tree.teacher, [d])),
-            "modified reward (penalty n)": policy_of(tree, tilted),
-            "teacher": tree.teacher,
-        }
-
-    def _curves(self, name: str, cost: str) -> tuple[list, list, list]:
-        "Budgets, and the best reward for a limit on every trajectory and on the mean; None where nothing is allowed."
-        tree = self.instances[name]
-        top = self._top(tree, cost)
-        if cost == "reverse_kl":
-            ds, lower, _ = hard_curve(tree, top, 48)
-            return (
-                ds.tolist(),
-                lower.tolist(),
-                [expected_optimum(tree, d).value for d in ds.tolist()],
-            )
-        leaves = law(tree, tree.teacher, "surprisal").cost.sum(-1)
-        ds = sorted({*np.linspace(0, top, 61).tolist(), *(leaves + 1e-6).tolist()})
-
-        def value(solve, d):
-            return solve(d).value if d >= float(leaves.min()) else None
-
-        return (
-            ds,
-            [value(lambda d: surprisal_optimum(tree, d), d) for d in ds],
-            [value(lambda d: occupancy_optimum(tree, -tree.teacher, [d]), d) for d in ds],
-        )
-
-    def _blocks(self, v: dict) -> list[dict]:
-        tree, d, top = (
-            self.instances[v["instance"]],
-            v["d"],
-            self._top(self.instances[v["instance"]], v["cost"]),
-        )
-        policies = self.policies(v["instance"], v["cost"], d, v.get("n"), v.get("theta"))
-        laws = {k: law(tree, x, v["cost"]) for k, x in policies.items() if x is not None}
-
-        def says(k):
-            return (
-                (
-                    f"{float(laws[k].value()):.3f}",
-                    f"over d with probability {float(laws[k].violation(Budget(d))):.2g}",
-                )
-                if k in laws
-                else ("none", f"no trajectory costs as little as {d:g}")
-            )
-
-        ds, hard, mean = self.curves(v["instance"], v["cost"])
-        high, low = 1.12 * float(tree.rewards.max()), min(-0.1, float(tree.rewards.min()) - 0.1)
-        marks = [
-            {
-                "kind": "line",
-                "name": "limit on every trajectory",
-                "x": ds,
-                "y": hard,
-                "color": BLUE,
-                "width": 3,
-                "step": v["cost"] == "surprisal",
-            },
-            {
-                "kind": "line",
-                "name": "limit on the mean (what a price λ reaches)",
-                "x": ds,
-                "y": mean,
-                "color": ORANGE,
-                "dash": "dash",
-            },
-            {"kind": "rule", "x": d, "label": f"d = {d:g}"},
-        ]
-        if v["cost"] == "surprisal":
-            marks.append(
-                {
-                    "kind": "points",
-                    "name": "trajectories",
-                    "x": laws["teacher"].cost.sum(-1),
-                    "y": tree.rewards,
-                    "symbol": "diamond",
-                    "color": "fg",
-                    "size": 5,
-                }
-            )
-        for k, symbol, color in zip(
-            policies, ("star", "square", "triangle-up"), (BLUE, ORANGE, GREEN)
-        ):
-            if k in laws and k != "teacher":
-                marks.append(
-                    {
-                        "kind": "points",
-                        "x": [d],
-                        "y": [laws[k].value()],
-                        "symbol": symbol,
-                        "size": 8,
-                        "color": color,
-                    }
-                )
-        shown = laws.get(v["policy"])
-        return [
-            {"type": "text", "text": "Expected reward of each policy:"},
-            numbers(**{k.replace(" ", "_"): says(k) for k in policies}),
-            self._drawing(tree, shown, v["policy"], d)
-            if shown is not None
-            else {
-                "type": "text",
-                "text": f"There is no policy of this kind: every trajectory costs more than d = {d:g}.",
-                "alert": True,
-            },
-            chart(
-                "The reward that a limit buys",
-                axis(f"budget d, nats of {v['cost'].replace('_', ' ')}", 0, top),
-                axis("expected reward", low, high),
-                marks,
-                "Best expected reward against the budget: for a limit on every trajectory, and for a limit on the mean.",
-                height=330,
-            ),
-        ]
-
-    def _drawing(self, tree: TreeCMDP, p, policy: str, d: float) -> dict:
-        "The tree: edges as wide as the policy's probability of going there, over the teacher's in grey; leaves with reward and spend."
-        V, B, T, teacher = tree.vocab, len(tree.rewards), tree.depth, law(tree, tree.teacher)
-        y = [(torch.arange(V**t) + 0.5) * B / V**t - 0.5 for t in range(T + 1)]
-
-        def mass(q, t):
-            return q.prob.reshape(V ** (t + 1), -1).sum(-1)
-
-        edges = {
-            k: [
-                np.concatenate(x)
-                for x in zip(
-                    *[
-                        (
-                            np.full(V ** (t + 1), t),
-                            y[t].repeat_interleave(V).numpy(),
-                            np.full(V ** (t + 1), t + 1),
-                            y[t + 1].numpy(),
-                            (width * mass(q, t)).detach().numpy(),
-                        )
-                        for t in range(T)
-                    ]
-                )
-            ]
-            for k, q, width in (("teacher", teacher, 16), ("policy", p, 9))
-        }
-
-        def seg(k, color, **more):
-            return {
-                "kind": "segments",
-                **dict(zip(("x0", "y0", "x1", "y1", "width"), edges[k])),
-                "color": color,
-                **more,
-            }
-
-        spent = p.cost.sum(-1)
-        text = [
-            f"R = {float(r):g}, spends {float(s):.2f}{' (over)' if s > d + 1e-9 else ''}: {float(q):.1%}"
-            for r, s, q in zip(tree.rewards, spent, p.prob)
-        ]
-
-        def leaf(name, keep, color, symbol):
-            return {
-                "kind": "points",
-                "name": name,
-                "x": np.full(int(keep.sum()), T),
-                "y": y[T][keep],
-                "color": color,
-                "symbol": symbol,
-                "size": 7,
-            }
-
-        return chart(
-            f"The tree under: {policy}",
-            axis("", -0.15, T * 2.0 if T < 2 else T * 1.7),
-            axis("", B - 0.4, -0.6),
-            [
-                seg("teacher", "#999999", opacity=0.35),
-                seg("policy", GREEN),
-                leaf("inside", spent <= d + 1e-9, SAFE, "circle"),
-                leaf("over", spent > d + 1e-9, OVER, "x"),
-                {
-                    "kind": "text",
-                    "x": np.full(B, T),
-                    "y": y[T],
-                    "text": text,
-                    "anchor": "start",
-                    "dx": 12,
-                },
-            ],
-            "Tree of trajectories. " + "; ".join(text[:12]) + ".",
-            axes=False,
-            min=440,
-            height=max(200, min(520, 60 + 34 * B)),
-        )
+def says(p, d: float) -> tuple[str, str]:
+    "Expected reward of a policy's law, and how often it is over d; None: there is no such policy."
+    if p is None:
+        return "none", f"no trajectory costs as little as {d:g}"
+    over = float(p.violation(Budget(d)))
+    return f"{float(p.value()):.3f}", f"over d with probability {over:.2g}"

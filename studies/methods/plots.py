@@ -1,11 +1,12 @@
-"""Two pictures of README.md from the CSV files of study.py.
+"""The pictures of README.md from the CSV files of study.py.
 
     python studies/methods/plots.py          needs plotly's image export, kaleido
 
 budgets.svg: for each budget, fixed lambdas (one student judged at every budget) against the default
 asked for four rates (the percentages). methods.svg: every method at d = 0.8. Small marks are runs,
-large ones their means over seeds. The first picture of the repository, with intervals over seeds, is
-made by first.py.
+large ones their means over seeds. frontier.svg: what the default and two others reach at every
+budget, below the exact optimum; intervals are over five seeds. The first picture of the repository
+is made by first.py.
 """
 
 import json
@@ -19,10 +20,11 @@ import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from cmdp_nbdev.plot import BLACK, SYMBOLS, method_color
-from studies.lab import groups
-from studies.methods.study import BUDGETS, HERE, read
-from studies.methods.tables import fixed_lambdas
+from cmdp_nbdev.plot import BLACK, SYMBOLS, frontier_figure, method_color
+from cmdp_nbdev.task import chain_dataset, chain_frontier
+from studies.lab import groups, half_width
+from studies.methods.study import BUDGETS, DEFAULT, HERE, N_EVAL, read
+from studies.methods.tables import fixed_lambdas, setting
 
 GRID = "#E5E5E5"
 
@@ -129,8 +131,34 @@ def unnamed(settings: dict) -> str:
     return ""
 
 
+def over_seeds(seeds: pd.DataFrame, method: str, d: float, column: str) -> dict:
+    "A point of the frontier: the mean of a method's seeds at budget d, with its t-interval."
+    middle, half = seeds[column].mean(), half_width(seeds[column])
+    name = "accuracy_within_budget"
+    ends = {f"{name}_low": middle - half, f"{name}_high": middle + half}
+    return {"method": method, "budget": d, name: middle, **ends}
+
+
+def draw_frontier() -> go.Figure:
+    "The default asked for 95%, distillation alone and reward alone, below the exact optimum."
+    asked, report = read("targets"), read("report")
+    asked = asked[setting(asked, "target") == 0.95]
+    points = [
+        over_seeds(asked[asked["budget"] == d], DEFAULT, d, "accuracy_within_budget")
+        for d in BUDGETS
+    ]
+    for name in ("gkd", "grpo"):
+        seeds = report[report["name"] == name]
+        points += [over_seeds(seeds, name, d, f"within_at_{d}") for d in BUDGETS]
+    budgets = [0.05 * i for i in range(25)]
+    prompts = chain_dataset(N_EVAL, "test")["prompt"][:]
+    figure = frontier_figure(points, budgets, chain_frontier(prompts, budgets))
+    return figure.update_yaxes(range=[0.45, 1.01]).update_traces(marker={"size": 7})
+
+
 def main() -> None:
-    "Draw and save both."
+    "Draw and save all."
+    draw_frontier().write_image(HERE / "frontier.svg")
     draw_budgets().write_image(HERE / "budgets.svg")
     draw_methods().write_image(HERE / "methods.svg")
 

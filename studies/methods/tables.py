@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 
 from cmdp_nbdev.evaluate import envelope
+from studies import lab
 from studies.lab import groups, paired, plus_minus, put_between, with_interval
 from studies.methods import two_budgets
 from studies.methods.study import BUDGETS, DEFAULT, HERE, read
@@ -19,13 +20,12 @@ MARKS = "<!-- tables: study.py readme -->\n```\n", "\n```\n<!-- end of tables --
 
 # ---- one line per setting -----------------------------------------------------------------
 
-RATES = ("accuracy", "satisfaction", "both")
-MEANS = {  # column: (head, width, digits)
-    "kl_mean": ("KL mean", 9, 2),
-    "kl_p95": ("KL p95", 8, 2),
-    "reasoning_validity": ("valid", 7, 3),
-    "win_rate": ("win", 6, 2),
-    "loss_rate": ("loss", 6, 2),
+MEANS = {
+    "KL mean": ("kl_mean", 2),
+    "KL p95": ("kl_p95", 2),
+    "valid": ("reasoning_validity", 3),
+    "win": ("win_rate", 2),
+    "loss": ("loss_rate", 2),
 }
 
 
@@ -34,26 +34,13 @@ def table(runs: pd.DataFrame, budget: float | None = None) -> str:
 
     `budget`: judge all students at this budget instead of their own.
     """
-    rates = ["accuracy", "satisfaction_rate", "accuracy_within_budget"]
+    kept, both = "satisfaction_rate", "accuracy_within_budget"
     if budget is not None:
-        rates[1:] = f"satisfaction_at_{budget}", f"within_at_{budget}"
-    settings = groups(runs, "name")
-    best_first = sorted(settings, key=lambda name: -settings[name][rates[2]].mean())
-    width = max(map(len, settings)) + 2
-    head = "".join(f"{name:>14}" for name in RATES)
-    head += "".join(f"{name:>{wide}}" for name, wide, _ in MEANS.values())
-    lines = [" " * width + head + f"{'seeds':>6}"]
-    lines += [f"{name:{width}}" + _numbers(settings[name], rates) for name in best_first]
-    return "\n".join(lines)
-
-
-def _numbers(runs: pd.DataFrame, rates: list[str]) -> str:
-    "The numbers of one line: rates with their interval over seeds, then means."
-    with_seeds = "".join(f"{plus_minus(runs[column]):11}".rjust(14) for column in rates)
-    means = "".join(
-        f"{runs[column].mean():{wide}.{digits}f}" for column, (_, wide, digits) in MEANS.items()
-    )
-    return f"{with_seeds}{means}{len(runs):6}"
+        kept, both = f"satisfaction_at_{budget}", f"within_at_{budget}"
+    settings = groups(runs, "name").items()
+    best_first = dict(sorted(settings, key=lambda setting: -setting[1][both].mean()))
+    rates = {"accuracy": "accuracy", "satisfaction": kept, "both": both}
+    return lab.table(best_first, rates, MEANS)
 
 
 # ---- the default asked for a rate ---------------------------------------------------------
