@@ -290,22 +290,22 @@ def model_card(
 # %% ../nbs/12_run.ipynb #make-accelerator
 def make_accelerator(args: CMDPConfig) -> Accelerator:
     "accelerate for one process. Raises ValueError for several, naming the engine for them."
+    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    if processes > 1:
+        raise ValueError(
+            f"this loop runs on one device, and {processes} processes were started; for several "
+            "devices use the engine inside TRL: cmdp-distill --engine trl, or "
+            "cmdp_nbdev.trl.TRLTrainer"
+        )
     precision = "bf16" if args.bf16 else "fp16" if args.fp16 else "no"
     if AcceleratorState._shared_state and AcceleratorState().mixed_precision != precision:
         AcceleratorState._reset_state()  # an earlier trainer of this process
-    accelerator = Accelerator(
+    return Accelerator(
         mixed_precision=precision,
         cpu=args.device == "cpu",
         log_with=check_trackers(args.report_to),
         project_dir=args.output_dir or "runs",
     )
-    if accelerator.num_processes > 1:
-        raise ValueError(
-            f"this loop runs on one device, and {accelerator.num_processes} processes were "
-            "started; for several devices use the engine inside TRL: cmdp-distill --engine trl, "
-            "or cmdp_nbdev.trl.TRLTrainer"
-        )
-    return accelerator
 
 # %% ../nbs/12_run.ipynb #progress
 def progress(total: int, initial: int = 0, desc: str = "", disable: bool = False) -> tqdm:
