@@ -222,9 +222,7 @@ class CMDPConfig:
         1.0, "the teacher's logits are divided by this in the cost"
     )
     beta: float = setting(0.5, "teacher's weight in the jsd mixture, in [0, 1]")
-    floor: float = setting(
-        0.0, "uniform share mixed into the denominator of the KL, in [0, 1)"
-    )
+    floor: float = setting(0.0, "uniform share mixed into the denominator of the KL, in [0, 1)")
     kl_chunk_size: Count | None = setting(
         None,
         "token positions converted to float32 at a time; None = all (large vocabularies need e.g. "
@@ -254,9 +252,7 @@ class CMDPConfig:
     gradient_accumulation_steps: Count = setting(
         1, "forward passes per update; the result does not depend on the split"
     )
-    num_iterations: Count = setting(
-        1, "optimiser steps per rollout; > 1 uses the clipped ratio"
-    )
+    num_iterations: Count = setting(1, "optimiser steps per rollout; > 1 uses the clipped ratio")
     epsilon: Positive = setting(0.2, "lower clip of the ratio")
     epsilon_high: Positive | None = setting(None, "upper clip of the ratio; None = epsilon")
     learning_rate: Positive = setting(1.5e-3, "peak learning rate of AdamW")
@@ -296,9 +292,7 @@ class CMDPConfig:
         "every update)",
     )
     save_steps: Index = setting(0, "checkpoint every so many updates, 0 = none")
-    save_total_limit: Count | None = setting(
-        None, "keep only the newest checkpoints; None = all"
-    )
+    save_total_limit: Count | None = setting(None, "keep only the newest checkpoints; None = all")
     resume_from_checkpoint: str | None = setting(
         None,
         "a checkpoint folder, or 'auto' for the newest one in output_dir (none there is no error)",
@@ -334,17 +328,13 @@ def cost(self: CMDPConfig) -> Cost:
 @patch(as_prop=True)
 def sampling(self: CMDPConfig) -> Sampling:
     "How completions are written while training."
-    return Sampling(
-        self.num_generations, self.max_completion_length, self.temperature, self.top_p
-    )
+    return Sampling(self.num_generations, self.max_completion_length, self.temperature, self.top_p)
 
 
 @patch(as_prop=True)
 def eval_sampling(self: CMDPConfig) -> Sampling:
     "How completions are written in an evaluation."
-    return Sampling(
-        self.eval_num_generations, self.max_completion_length, self.eval_temperature
-    )
+    return Sampling(self.eval_num_generations, self.max_completion_length, self.eval_temperature)
 
 # %% ../nbs/10_config.ipynb #method-options
 @patch(as_prop=True)
