@@ -58,7 +58,7 @@ STYLES = {
     "cmdp-smooth": Look(GREEN, "solid", "circle"),
 }
 
-
+# %% ../nbs/15_plot.ipynb #method-look
 def method_look(name: str) -> Look:
     "How a method is drawn; what is not in the registry gets the remaining look."
     return STYLES.get(name, Look(PURPLE, "solid", "star"))
@@ -90,14 +90,14 @@ def read_jsonl(path: str | os.PathLike) -> list[dict]:
     "The lines of a .jsonl file as dicts."
     return [json.loads(line) for line in Path(path).read_text().splitlines() if line.strip()]
 
-
+# %% ../nbs/15_plot.ipynb #running-mean
 def running_mean(x, n: int) -> np.ndarray:
     "Mean of the last `n` values (fewer at the start), same length as `x`."
     total = np.cumsum(np.concatenate([[0.0], np.asarray(x, dtype=float)]))
     i = np.arange(1, len(total))
     return (total[i] - total[np.maximum(i - n, 0)]) / np.minimum(i, n)
 
-# %% ../nbs/15_plot.ipynb #training-curves
+# %% ../nbs/15_plot.ipynb #curves
 CURVES = (  # metric, name, colour, dash, panel
     ("accuracy", "accuracy", BLUE, "solid", 1),
     ("satisfaction_rate", "satisfaction rate", GREEN, "solid", 1),
@@ -105,7 +105,7 @@ CURVES = (  # metric, name, colour, dash, panel
     ("kl_p95", "95th percentile", ORANGE, "dash", 2),
 )
 
-
+# %% ../nbs/15_plot.ipynb #training-curves
 def training_curves(
     metrics: list[dict] | str | os.PathLike, budget: float | None = None, smooth: int = 20
 ) -> go.Figure:
@@ -128,7 +128,7 @@ def training_curves(
     fig.update_xaxes(title_text="update")
     return _styled(fig, "Training", width=960)
 
-
+# %% ../nbs/15_plot.ipynb #raw-and-mean
 def _raw_and_mean(fig, x: list, y: list, smooth: int, name: str, line: dict, col: int) -> None:
     "A thin pale line of the values under a thick one of their running mean."
     thin = {"color": line["color"], "width": 1}
@@ -175,7 +175,7 @@ def remaining_fan(records: list[dict], budget: Budget, limit: int = 200) -> go.F
     fig.update_yaxes(title="remaining budget z, nats", range=[-2 * d, 1.1 * d])
     return _styled(fig, "Remaining budget along each completion")
 
-
+# %% ../nbs/15_plot.ipynb #joined
 def _joined(rows: torch.Tensor, lengths: torch.Tensor) -> tuple[list, list]:
     "Rows of these lengths as one line with gaps: positions, and values."
     x, y = [], []
@@ -205,7 +205,7 @@ def token_heatmap(records: list[dict], tokenizer, limit: int = 12) -> go.Figure:
     _styled(fig, "Where the budget goes", width=900, height=160 + 28 * len(records))
     return fig.update_layout(margin={"l": 190})
 
-
+# %% ../nbs/15_plot.ipynb #row-name
 def _row_name(record: dict) -> str:
     "Prompt, whether it kept the budget, and what it spent."
     prompt = record["prompt"] if isinstance(record["prompt"], str) else "…"
@@ -216,30 +216,26 @@ HELD = {"rate": 0.0, "lr": 0.0, "ki": 0.0, "ema": 1.0}  # settings that keep a m
 
 
 def multiplier_curve(
-    name: str,
-    budget: Budget,
-    spent: torch.Tensor,
-    settings: dict | None = None,
-    state: dict | None = None,
+    name: str, budget: Budget, spent: torch.Tensor, settings: dict | None = None, state=None
 ) -> torch.Tensor:
     """Multiplier that method `name` puts on trajectories that spent `spent` (N,), nats; (N,).
 
     Without group normalisation, if `settings` do not say otherwise. state: of the method in the
     middle of a training (trainer.method_state; it is not changed), default: at its start.
     """
-    known, ones = method_settings(name), torch.ones_like(spent).unsqueeze(-1)
+    known = method_settings(name)
     asked = {"scale_rewards": "none"} if "scale_rewards" in known else {}
     asked |= (settings or {}) | {k: v for k, v in HELD.items() if k in known}
-    batch = Batch(
-        rewards=torch.arange(len(spent)) % 2 * 1.0,
-        group_ids=torch.zeros(len(spent)),
-        mask=ones,
-        logp=-ones,
-        teacher_logp=-ones,
-        costs={"divergence": spent.unsqueeze(-1)},
-    )
-    signal = METHODS[name](batch, budget, copy.deepcopy(dict(state or {})), **asked)
+    memory = copy.deepcopy(dict(state or {}))
+    signal = METHODS[name](_spending(spent), budget, memory, **asked)
     return signal.multipliers["divergence"][:, 0]
+
+# %% ../nbs/15_plot.ipynb #spending
+def _spending(spent: torch.Tensor) -> Batch:
+    "A batch of trajectories of one token each that have spent these (N,), every other one right."
+    rewards, ones = torch.arange(len(spent)) % 2 * 1.0, torch.ones(len(spent), 1)
+    costs = {"divergence": spent.unsqueeze(-1)}
+    return Batch(rewards, torch.zeros(len(spent)), ones, -ones, -ones, costs)
 
 # %% ../nbs/15_plot.ipynb #multiplier-curves
 def multiplier_curves(
@@ -274,7 +270,7 @@ def frontier_figure(rows: list[dict], budgets, optimum, label: str = "exact opti
     fig.update_yaxes(title="accuracy within the budget", range=[0, 1.02], tickformat=".0%")
     return _styled(fig, "How much reward a budget buys")
 
-
+# %% ../nbs/15_plot.ipynb #by-method
 def _by_method(rows: list[dict]) -> dict[str, list[dict]]:
     "Rows of each method, in the order in which the methods appear."
     groups = {}
@@ -327,7 +323,7 @@ table{border-collapse:collapse;font-size:14px;columns:2}
 th{text-align:left;padding-right:2em;font-weight:500} td{font-variant-numeric:tabular-nums}
 """
 
-
+# %% ../nbs/15_plot.ipynb #report-html
 def report_html(figures: list[go.Figure], title: str, summary: dict) -> str:
     "A page with `title`, a table of `summary` and all `figures`; works offline."
     rows = [(k, f"{v:.4g}" if isinstance(v, float) else v) for k, v in summary.items()]

@@ -5,6 +5,7 @@
 # %% ../../nbs/widgets/05_microscope.ipynb #imports
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import lru_cache
 
 import numpy as np
@@ -12,7 +13,7 @@ import torch
 from fastcore.basics import patch
 from torch import Tensor
 
-from ..mdp import Rollout, completion_mask
+from ..mdp import Rollout, completion_mask, select
 from ..plot import BLUE, GREEN, ORANGE, OVER, SAFE
 from ..reward import task_rewards
 from ..rollout import eos_token_ids, sample
@@ -86,19 +87,21 @@ def continued(
     new, _, done, _ = sample(teacher, ids, mask, eos, pad, more, samples, generator=dice)
     full = torch.cat([prefix.expand(samples, -1), new], 1)
     written = completion_mask(full, eos)
-    texts = tokenizer.batch_decode(full.masked_fill(written == 0, pad), skip_special_tokens=True)
-    if isinstance(record["completion"], list):
-        texts = [[{"role": "assistant", "content": x}] for x in texts]
-    return Rollout(
-        row.prompt_ids.expand(samples, -1),
-        row.prompt_mask.expand(samples, -1),
-        full,
-        written,
-        done,
-        prompts=row.prompts * samples,
-        completions=texts,
-        columns={k: v * samples for k, v in row.columns.items()},
+    shown = full.masked_fill(written == 0, pad)
+    return replace(
+        select(row, [0] * samples),
+        completion_ids=full,
+        completion_mask=written,
+        terminated=done,
+        completions=_answers(tokenizer.batch_decode(shown, skip_special_tokens=True), record),
     )
+
+# %% ../../nbs/widgets/05_microscope.ipynb #answers
+def _answers(texts: list[str], record: dict) -> list:
+    "Texts as completions of the same form as the record's: plain, or messages of a chat."
+    if isinstance(record["completion"], str):
+        return texts
+    return [[{"role": "assistant", "content": text}] for text in texts]
 
 # %% ../../nbs/widgets/05_microscope.ipynb #follow-teacher
 @torch.no_grad()
@@ -163,7 +166,7 @@ class TokenMicroscope(View):
         self.at, self.fallback = lru_cache(1)(self._at), lru_cache(256)(self._fallback)
         self.set(**values)
 
-
+# %% ../../nbs/widgets/05_microscope.ipynb #at
 @patch
 def _at(self: TokenMicroscope, i: int) -> tuple[Tensor, Tensor]:
     "Both distributions at every token of record i."
@@ -193,7 +196,7 @@ def _controls(self: TokenMicroscope, v: dict) -> list[dict]:
         *seeds,
     ]
 
-
+# %% ../../nbs/widgets/05_microscope.ipynb #worth
 @patch
 def _worth(self: TokenMicroscope, i: int) -> tuple[bool, float]:
     "How much there is to see in record i: right answers first, then what its dearest token cost."
@@ -221,7 +224,7 @@ def _blocks(self: TokenMicroscope, v: dict) -> list[dict]:
         remaining.line([t, len(cost)], [left, left], **goes_on)
     return [*found, next_token_chart(p[t], q[t], self.tokenizer), remaining]
 
-
+# %% ../../nbs/widgets/05_microscope.ipynb #numbers
 @patch
 def _numbers(self: TokenMicroscope, record: dict, texts: list[str], t: int, d: float) -> dict:
     "What the chosen token and the whole completion cost."
@@ -233,7 +236,7 @@ def _numbers(self: TokenMicroscope, record: dict, texts: list[str], t: int, d: f
         answer="right" if record["correct"] else "wrong",
     )
 
-
+# %% ../../nbs/widgets/05_microscope.ipynb #goes-on
 @patch
 def _goes_on(self: TokenMicroscope, fallback: dict, d: float) -> list[dict]:
     "What comes out if the teacher writes the rest."

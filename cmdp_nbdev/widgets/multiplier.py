@@ -46,7 +46,7 @@ def price_chart(name: str, budget: Budget, top: float, settings: dict, at: float
     height = np.interp(at, spent, price)
     return chart.points([min(at, top)], [height], symbol=look.symbol, size=8, color=look.color)
 
-
+# %% ../../nbs/widgets/04_multiplier.ipynb #line-look
 def line_look(name: str) -> dict:
     "Colour and dash of a method, as a line of a chart takes them."
     look = method_look(name)
@@ -64,7 +64,7 @@ class Scored:
     by_forward: Tensor  # (T, V)
     by_logp: Tensor  # (T,) length of the gradient of the token's log-probability
 
-
+# %% ../../nbs/widgets/04_multiplier.ipynb #scored
 @torch.no_grad()
 def scored(record: dict, student, teacher, tokenizer) -> Scored:
     "The trajectory of an evaluation record as two models see it."
@@ -124,7 +124,7 @@ def gradient_chart(texts: list[str], pull: Tensor, push: Tensor) -> Chart:
     chart.bars(at + 0.4, at + 0.4 + 0.4, push, **written)
     return chart.rule(y=0, dash="solid")
 
-# %% ../../nbs/widgets/04_multiplier.ipynb #setting-controls
+# %% ../../nbs/widgets/04_multiplier.ipynb #setting-ranges
 SETTING_RANGES = {  # lowest, highest, step
     "lam": (0, 6, 0.05),
     "coef": (0, 6, 0.1),
@@ -138,7 +138,7 @@ SETTING_RANGES = {  # lowest, highest, step
     "ema": (0, 0.99, 0.01),
 }
 
-
+# %% ../../nbs/widgets/04_multiplier.ipynb #setting-controls
 def setting_controls(method: str, only_numbers: bool = False) -> list[dict]:
     "A control for every setting of a method: sliders for numbers, else boxes and a menu."
     found = []
@@ -151,7 +151,7 @@ def setting_controls(method: str, only_numbers: bool = False) -> list[dict]:
             found.append(choice(name, name, list(SCALES), value, of=method))
     return found
 
-
+# %% ../../nbs/widgets/04_multiplier.ipynb #number-control
 def _number_control(method: str, name: str, value: float) -> dict:
     "A slider for a number; where its range is not known, up to four times its default."
     high = 4 * value if value else 1
@@ -210,7 +210,7 @@ def _controls(self: MultiplierView, v: dict) -> list[dict]:
         self._trajectories(v.get("trajectory")),
     ]
 
-
+# %% ../../nbs/widgets/04_multiplier.ipynb #trajectories
 @patch
 def _trajectories(self: MultiplierView, asked: int | None) -> dict:
     "A menu of a dozen trajectories, from the cheapest to the dearest, and the one `asked` for."
@@ -245,7 +245,7 @@ def _blocks(self: MultiplierView, v: dict) -> list[dict]:
     price = price_chart(name, budget, self.top, unscaled, float(self.records[i]["spent"]))
     return [row, price, gradient_chart(self.texts[i], pull, push)]
 
-
+# %% ../../nbs/widgets/04_multiplier.ipynb #signed
 def _signed(push: Tensor) -> float:
     "Length of a gradient over all tokens, negative if it points away."
     return math.copysign(float(push.norm()), float(push.sum()))
