@@ -9,7 +9,6 @@ import copy
 import json
 import os
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import plotly.graph_objects as go
@@ -18,58 +17,40 @@ from plotly.subplots import make_subplots
 from torch.nn.utils.rnn import pad_sequence
 
 from .budget import Budget
-from .objective import METHODS, Batch, method_settings
+from cmdp_nbdev.methods import (
+    BLACK,
+    BLUE,
+    GREEN,
+    GREY,
+    METHODS,
+    ORANGE,
+    PURPLE,
+    RED,
+    SKY,
+    YELLOW,
+    Look,
+    find_method,
+)
+from .objective import Batch
 
 # %% auto #0
-__all__ = ['BLACK', 'ORANGE', 'SKY', 'GREEN', 'YELLOW', 'BLUE', 'RED', 'PURPLE', 'GREY', 'SAFE', 'OVER', 'STYLES', 'SYMBOLS',
-           'CURVES', 'HELD', 'Look', 'method_look', 'method_color', 'read_jsonl', 'running_mean', 'training_curves',
+__all__ = ['PALETTE', 'SAFE', 'OVER', 'CURVES', 'method_look', 'method_color', 'read_jsonl', 'running_mean', 'training_curves',
            'spent_histogram', 'remaining_fan', 'token_heatmap', 'multiplier_curve', 'multiplier_curves',
            'frontier_figure', 'tradeoff_figure', 'report_html']
 
 # %% ../nbs/15_plot.ipynb #palette
-BLACK, ORANGE, SKY, GREEN = "#000000", "#E69F00", "#56B4E9", "#009E73"
-YELLOW, BLUE, RED, PURPLE = "#F0E442", "#0072B2", "#D55E00", "#CC79A7"
-GREY = "#7F7F7F"
+PALETTE = (BLUE, ORANGE, GREEN, RED, SKY, PURPLE, YELLOW, GREY)  # in the order to use them
 SAFE, OVER = BLUE, RED  # inside the budget, over it
-
-# %% ../nbs/15_plot.ipynb #look
-class Look(NamedTuple):
-    "How a method is drawn: colour, dash of its lines, symbol of its points."
-
-    color: str
-    dash: str
-    symbol: str
-
-
-STYLES = {
-    "grpo": Look(RED, "dot", "triangle-up"),
-    "gkd": Look(BLUE, "dash", "square"),
-    "minillm": Look(BLUE, "dot", "pentagon"),
-    "soft": Look(ORANGE, "dashdot", "diamond"),
-    "kdrl": Look(ORANGE, "dot", "triangle-down"),
-    "saute": Look(PURPLE, "longdash", "x"),
-    "saute-augmented": Look(PURPLE, "dot", "star"),
-    "weakest-link": Look(PURPLE, "dashdot", "hexagram"),
-    "cmdp": Look(SKY, "solid", "cross"),
-    "hinge": Look(SKY, "dash", "triangle-down"),
-    "dual": Look(GREY, "dash", "square"),
-    "pid": Look(GREY, "dot", "diamond"),
-    "chance-dual": Look(GREY, "dashdot", "pentagon"),
-    "cmdp-smooth": Look(GREEN, "solid", "circle"),
-}
 
 # %% ../nbs/15_plot.ipynb #method-look
 def method_look(name: str) -> Look:
-    "How a method is drawn; what is not in the registry gets the remaining look."
-    return STYLES.get(name, Look(PURPLE, "solid", "star"))
+    "How a method is drawn; what is not in the registry gets the look that is left."
+    return METHODS[name].look if name in METHODS else Look()
 
 
 def method_color(name: str) -> str:
     "The colour of a method."
     return method_look(name).color
-
-
-SYMBOLS = {name: look.symbol for name, look in STYLES.items()}
 
 # %% ../nbs/15_plot.ipynb #styled
 def _styled(fig: go.Figure, title: str, width: int = 760, height: int = 380) -> go.Figure:
@@ -212,9 +193,6 @@ def _row_name(record: dict) -> str:
     return f"{prompt}  {'✓' if record['within_budget'] else 'over'} {record['spent']:.2f}"
 
 # %% ../nbs/15_plot.ipynb #multiplier-curve
-HELD = {"rate": 0.0, "lr": 0.0, "ki": 0.0, "ema": 1.0}  # settings that keep a multiplier in place
-
-
 def multiplier_curve(
     name: str, budget: Budget, spent: torch.Tensor, settings: dict | None = None, state=None
 ) -> torch.Tensor:
@@ -223,11 +201,11 @@ def multiplier_curve(
     Without group normalisation, if `settings` do not say otherwise. state: of the method in the
     middle of a training (trainer.method_state; it is not changed), default: at its start.
     """
-    known = method_settings(name)
-    asked = {"scale_rewards": "none"} if "scale_rewards" in known else {}
-    asked |= (settings or {}) | {k: v for k, v in HELD.items() if k in known}
+    method = find_method(name)
+    asked = {"scale_rewards": "none"} if method.groups else {}
+    asked |= (settings or {}) | method.held
     memory = copy.deepcopy(dict(state or {}))
-    signal = METHODS[name](_spending(spent), budget, memory, **asked)
+    signal = method(_spending(spent), budget, memory, **asked)
     return signal.multipliers["divergence"][:, 0]
 
 # %% ../nbs/15_plot.ipynb #spending

@@ -1,4 +1,4 @@
-"Shared fixtures: the embedded pair, and a trainer on it that is small enough to step in milliseconds."
+"Shared fixtures: the embedded pair, and a trainer on it that steps in milliseconds."
 
 import os
 
@@ -16,8 +16,8 @@ import torch
 from accelerate.state import AcceleratorState
 from hypothesis import settings
 
+from cmdp_nbdev.methods import METHODS
 from cmdp_nbdev.model import default_pair
-from cmdp_nbdev.objective import METHODS
 from cmdp_nbdev.task import chain_dataset, chain_reward
 from cmdp_nbdev.trainer import CMDPConfig, CMDPTrainer
 
@@ -46,7 +46,7 @@ def read_lines(path) -> list[dict]:
 
 
 def python(*args, cwd=None, env=None, timeout=120) -> subprocess.CompletedProcess:
-    "Run this interpreter in a fresh process, one thread, offline; fail with its output if it fails."
+    "Run this interpreter in a fresh process, one thread, offline; a failure shows its output."
     env = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", **(env or {})}
     done = subprocess.run(
         [sys.executable, *map(str, args)],
@@ -88,7 +88,7 @@ def relative(a: torch.Tensor, b: torch.Tensor) -> float:
 
 @pytest.fixture(autouse=True)
 def fresh_accelerate():
-    "accelerate keeps its precision for the whole process; tests must not see that of an earlier one."
+    "accelerate keeps its precision for the whole process; tests must not see an earlier one's."
     AcceleratorState._reset_state(True)
 
 
@@ -117,7 +117,10 @@ def held_out():
 
 @pytest.fixture
 def make_trainer(tmp_path, pair, prompts, held_out):
-    "Factory of trainers on fresh copies of the embedded pair; keywords of the trainer by name, every other one is a field of CMDPConfig."
+    """Factory of trainers on fresh copies of the embedded pair.
+
+    Keywords of the trainer by name; every other one is a field of CMDPConfig.
+    """
 
     def make(
         model=None,

@@ -28,59 +28,42 @@ def dist(tmp_path_factory):
     pytest.importorskip("build")
     pytest.importorskip("setuptools")
     work = tmp_path_factory.mktemp("dist")
-    source = work / "source"
+    source, out = work / "source", work / "out"
     source.mkdir()
     for item in SOURCES:
         if (ROOT / item).exists():
             shutil.copy(ROOT / item, source)
     for item in ("cmdp_nbdev", "tests", "nbs"):
-        shutil.copytree(
-            ROOT / item, source / item, ignore=shutil.ignore_patterns("__pycache__", ".*")
-        )
-    done = subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "build",
-            "--no-isolation",
-            "--outdir",
-            str(work / "out"),
-            str(source),
-        ],
-        capture_output=True,
-        text=True,
-        timeout=180,
-    )
+        unwanted = shutil.ignore_patterns("__pycache__", ".*")
+        shutil.copytree(ROOT / item, source / item, ignore=unwanted)
+    build = [sys.executable, "-m", "build", "--no-isolation", "--outdir", str(out), str(source)]
+    done = subprocess.run(build, capture_output=True, text=True, timeout=180)
     assert done.returncode == 0, done.stdout[-1000:] + done.stderr[-2000:]
-    return work / "out"
+    return out
 
 
 def test_wheel_contents(dist):
-    "The models and the type marker must be inside, tests and notebooks must not land in site-packages."
+    "Models and type marker must be inside; tests and notebooks must not land in site-packages."
     (wheel,) = dist.glob("*.whl")
-    names = set(zipfile.ZipFile(wheel).namelist())
+    archive = zipfile.ZipFile(wheel)
+    names = set(archive.namelist())
+    model = ("model.safetensors", "config.json", "tokenizer.json", "tokenizer_config.json")
     for who in ("teacher", "student"):
-        assert {
-            f"cmdp_nbdev/data/{who}/{f}"
-            for f in ("model.safetensors", "config.json", "tokenizer.json", "tokenizer_config.json")
-        } <= names
-    assert {
-        "cmdp_nbdev/py.typed",
-        "cmdp_nbdev/cli.py",
-        *(f"cmdp_nbdev/data/{f}" for f in ("widget.js", "widget.css", "traces.npz")),
-    } <= names
-    assert {n.split("/")[0] for n in names if ".dist-info" not in n} == {"cmdp_nbdev"} and not [
-        n for n in names if n.endswith(".ipynb")
-    ]
-    entry = next(n for n in names if n.endswith("entry_points.txt"))
-    assert "cmdp-distill = cmdp_nbdev.cli:main" in zipfile.ZipFile(wheel).read(entry).decode()
-    assert any("LICENSE" in n for n in names)
+        assert {f"cmdp_nbdev/data/{who}/{file}" for file in model} <= names
+    data = {f"cmdp_nbdev/data/{file}" for file in ("widget.js", "widget.css", "traces.npz")}
+    assert {"cmdp_nbdev/py.typed", "cmdp_nbdev/cli.py", *data} <= names
+    packages = {name.split("/")[0] for name in names if ".dist-info" not in name}
+    assert packages == {"cmdp_nbdev"}
+    assert not [name for name in names if name.endswith(".ipynb")]
+    (entry,) = [name for name in names if name.endswith("entry_points.txt")]
+    assert "cmdp-distill = cmdp_nbdev.cli:main" in archive.read(entry).decode()
+    assert any("LICENSE" in name for name in names)
 
 
 def test_sdist_contents(dist):
-    "The sdist must build by itself (the wheel above came from it) and carry licence, citation and changes."
+    "The sdist must build by itself (the wheel came from it), with licence, citation and changes."
     (sdist,) = dist.glob("*.tar.gz")
-    names = {n.split("/", 1)[-1] for n in tarfile.open(sdist).getnames()}
+    names = {name.split("/", 1)[-1] for name in tarfile.open(sdist).getnames()}
     assert {
         "settings.ini",
         "setup.py",
@@ -93,15 +76,25 @@ def test_sdist_contents(dist):
     } <= names
 
 
+MAIN_JOB = """
+import sys
+from importlib.metadata import version
+
+import cmdp_nbdev
+import cmdp_nbdev.cli
+
+assert cmdp_nbdev.__file__.startswith(sys.argv[1]), cmdp_nbdev.__file__
+assert version("cmdp_nbdev") == cmdp_nbdev.__version__
+options = "--max_steps 2 --n_eval 16 --per_device_train_batch_size 16"
+options += " --output_dir out --device cpu --disable_tqdm"
+raise SystemExit(cmdp_nbdev.cli.main(options.split()))
+"""
+
+
 def test_main_job_from_the_wheel(dist, tmp_path):
     "Outside the checkout nothing but the wheel may be needed."
     (wheel,) = dist.glob("*.whl")
-    zipfile.ZipFile(wheel).extractall(tmp_path / "site")
-    script = (
-        "import sys, cmdp_nbdev, cmdp_nbdev.cli\nfrom importlib.metadata import version\nassert cmdp_nbdev.__file__.startswith(sys.argv[1]), cmdp_nbdev.__file__\nassert version('cmdp_nbdev') == cmdp_nbdev.__version__\n"
-        "raise SystemExit(cmdp_nbdev.cli.main('--max_steps 2 --n_eval 16 --per_device_train_batch_size 16 --output_dir out --device cpu --disable_tqdm'.split()))"
-    )
-    done = python(
-        "-c", script, tmp_path / "site", cwd=tmp_path, env={"PYTHONPATH": str(tmp_path / "site")}
-    )
+    site = tmp_path / "site"
+    zipfile.ZipFile(wheel).extractall(site)
+    done = python("-c", MAIN_JOB, site, cwd=tmp_path, env={"PYTHONPATH": str(site)})
     assert (tmp_path / "out" / "summary.json").is_file() and "accuracy" in done.stdout

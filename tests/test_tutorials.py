@@ -1,4 +1,7 @@
-"The course: every lesson has the same spine and runs from top to bottom; every exercise refuses what is wrong, says why, and accepts its solution."
+"""The course: every lesson has the same spine and runs from top to bottom.
+
+Every exercise refuses what is wrong, says why, and accepts its solution.
+"""
 
 import ast
 import json
@@ -15,9 +18,8 @@ TUTORIALS = ROOT / "tutorials"
 LESSONS = sorted(p for p in TUTORIALS.glob("*.ipynb") if re.match(r"\d\d_", p.name))
 KINDS, LEVELS = ("predict", "complete the function", "find the bug"), ("easy", "medium", "hard")
 EXERCISE = re.compile(r"^### Exercise (\d+): (.+?) \((\w+), (\d+) minutes?\)", re.M)
-PICTURES = re.compile(
-    r"BudgetPanel|MultiplierView|TokenMicroscope|TreeExplorer|LiveTrainer|ShootOut|go\.Figure|\w+_(figure|curves|histogram|fan|heatmap)\("
-)
+WIDGETS = "BudgetPanel|MultiplierView|TokenMicroscope|TreeExplorer|LiveTrainer|ShootOut"
+PICTURES = re.compile(WIDGETS + r"|go\.Figure|\w+_(figure|curves|histogram|fan|heatmap)\(")
 
 
 def stem(p):
@@ -25,90 +27,105 @@ def stem(p):
 
 
 def cells(path):
-    return [
-        (c["cell_type"], c["id"], "".join(c["source"]))
-        for c in json.loads(path.read_text(encoding="utf-8"))["cells"]
-    ]
+    "Kind, id and source of every cell."
+    notebook = json.loads(path.read_text(encoding="utf-8"))
+    return [(c["cell_type"], c["id"], "".join(c["source"])) for c in notebook["cells"]]
+
+
+def prose(found):
+    "The markdown cells, in one text."
+    return "\n\n".join(text for kind, _, text in found if kind == "markdown")
 
 
 def test_the_course_is_complete():
     "Whoever follows `Next` from the first lesson must reach the last."
-    assert [p.name[:2] for p in LESSONS] == [f"{n:02}" for n in range(len(LESSONS))] and LESSONS[
-        0
-    ].stem == "00_start_here"
+    assert [p.name[:2] for p in LESSONS] == [f"{n:02}" for n in range(len(LESSONS))]
+    assert LESSONS[0].stem == "00_start_here"
     for before, after in zip(LESSONS, LESSONS[1:]):
         assert after.stem in cells(before)[-1][2], f"{before.stem} does not lead to {after.stem}"
 
 
+# ---- the spine of a lesson ----------------------------------------------------------------
+
+
 @pytest.mark.parametrize("path", LESSONS, ids=stem)
-def test_spine(path):
-    "A learner must find the same things at the same places of every lesson: what it promises and needs, how long it takes, what goes wrong, exercises, summary."
+def test_opening(path):
+    "A lesson says first what it promises and needs, and how long it takes."
     found = cells(path)
-    assert re.match(r"# \S.*\n\n> \S", found[0][2]), (
-        "the first cell is `# Title`, an empty line and `> what it promises`"
-    )
-    opening = "\n".join(
-        text
-        for kind, _, text in found[: next(i for i, c in enumerate(found) if c[2].startswith("## "))]
-        if kind == "markdown"
-    )
+    advice = "the first cell is `# Title`, an empty line and `> what it promises`"
+    assert re.match(r"# \S.*\n\n> \S", found[0][2]), advice
+    body = next(i for i, (_, _, text) in enumerate(found) if text.startswith("## "))
+    opening = prose(found[:body])
     for part in ("**You need**", "**You will learn**", "**Notation**"):
         assert part in opening, f"{part} must stand before the first ## heading"
-    assert re.search(r"\*\*Takes\*\* about \d+ s on two cores", opening), (
-        "**Takes** about N s on two cores: tools/lessons.py fills in N"
-    )
-    headings = [
-        line
-        for kind, _, text in found
-        if kind == "markdown"
-        for line in text.splitlines()
-        if line.startswith("## ")
-    ]
-    assert headings[-4:] == ["## What goes wrong", "## Exercises", "## Summary", "## Next"], (
-        headings
-    )
+    advice = "**Takes** about N s on two cores: tools/outputs.py fills in N"
+    assert re.search(r"\*\*Takes\*\* about \d+ s on two cores", opening), advice
+
+
+@pytest.mark.parametrize("path", LESSONS, ids=stem)
+def test_spine(path):
+    "A learner must find the same things at the same places of every lesson."
+    headings = [line for line in prose(cells(path)).splitlines() if line.startswith("## ")]
+    last = ["## What goes wrong", "## Exercises", "## Summary", "## Next"]
+    assert headings[-4:] == last, headings
     assert len(headings) > 5, "a lesson has a body"
-    code = [(name, text) for kind, name, text in found if kind == "code"]
-    lengths = [len(text.splitlines()) for _, text in code]
-    assert max(lengths) <= 25 and statistics.median(lengths) < 10, dict(
-        zip([n for n, _ in code], lengths)
-    )
-    assert sum(kind == "markdown" for kind, *_ in found) >= 2 * sum(
-        not name.endswith("-check") for name, _ in code
-    ), "two prose cells for each code cell"
-    assert any(PICTURES.search(text) for _, text in code), "no widget and no plot"
+
+
+@pytest.mark.parametrize("path", LESSONS, ids=stem)
+def test_balance(path):
+    "Short cells between prose, a picture, and a file that a browser shows at once."
+    found = cells(path)
+    code = {name: text for kind, name, text in found if kind == "code"}
+    lengths = {name: len(text.splitlines()) for name, text in code.items()}
+    assert max(lengths.values()) <= 25 and statistics.median(lengths.values()) < 10, lengths
+    shown = sum(not name.endswith("-check") for name in code)
+    told = sum(kind == "markdown" for kind, *_ in found)
+    assert told >= 2 * shown, "two prose cells for each code cell"
+    assert any(PICTURES.search(text) for text in code.values()), "no widget and no plot"
     assert path.stat().st_size < 200_000
 
 
-# ---- exercises --------------------------------------------------------------------------------------------------------
+MODULES = sorted(p for p in TUTORIALS.rglob("*.py") if ".ipynb_checkpoints" not in p.parts)
+
+
+@pytest.mark.parametrize(
+    "path", LESSONS + MODULES, ids=lambda p: p.relative_to(TUTORIALS).as_posix()
+)
+def test_lines_fit(path):
+    "88 characters are what JupyterLab shows beside its file browser (test_lab.py measures it)."
+    if path.suffix == ".ipynb":
+        code = [text for kind, _, text in cells(path) if kind == "code"]
+    else:
+        code = [path.read_text(encoding="utf-8")]
+    long = [line for text in code for line in text.splitlines() if len(line) > 88]
+    assert not long
+
+
+# ---- exercises ----------------------------------------------------------------------------
 
 
 def exercises(path):
-    return EXERCISE.findall(
-        "\n\n".join(text for kind, _, text in cells(path) if kind == "markdown")
-    )
+    "Number, kind, level and minutes of every exercise."
+    return EXERCISE.findall(prose(cells(path)))
 
 
 def test_exercises_of_the_course():
     "At least 25, of all three kinds; each says how hard it is and how long it takes."
-    every = [e for p in LESSONS for e in exercises(p)]
-    assert {kind for _, kind, _, _ in every} == set(KINDS) and {
-        level for *_, level, _ in every
-    } <= set(LEVELS)
+    every = [exercise for path in LESSONS for exercise in exercises(path)]
+    assert {kind for _, kind, _, _ in every} == set(KINDS)
+    assert {level for *_, level, _ in every} <= set(LEVELS)
     if len(LESSONS) >= 9:
         assert len(every) >= 25
 
 
 def answers(path) -> list[tuple[str, str | None, str]]:
-    "(exercise, words that the verdict on a wrong answer must contain or None for the solution, code)."
-    return [
-        (name, wrong or None, code)
-        for name, wrong, code in re.findall(
-            r"^# %% ([\w-]+)(?: wrong: ([^\n]*))?\n(.*?)(?=^# %%|\Z)",
-            path.read_text(encoding="utf-8"),
-            re.M | re.S,
-        )
-    ]
+    """The answers of a file: exercise, wrong, code.
+
+    `wrong`: words that the verdict on a wrong answer must contain; None for the solution.
+    """
+    answer = r"^# %% ([\w-]+)(?: wrong: ([^\n]*))?\n(.*?)(?=^# %%|\Z)"
+    found = re.findall(answer, path.read_text(encoding="utf-8"), re.M | re.S)
+    return [(name, wrong or None, code) for name, wrong, code in found]
 
 
 def last_value(source: str, space: dict):
@@ -118,70 +135,81 @@ def last_value(source: str, space: dict):
     return eval(compile(ast.Expression(last.value), "cell", "eval"), space)
 
 
+class Exercises:
+    "The exercises of a lesson, tried with answers; every try starts from the lesson's setup."
+
+    def __init__(self, path):
+        self.source = {name: text for _, name, text in cells(path)}
+        self.start: dict = {}
+        exec(self.source["setup"], self.start)
+
+    def names(self):
+        "The exercises in the order of the lesson."
+        return [name.removesuffix("-try") for name in self.source if name.endswith("-try")]
+
+    def verdict(self, name, code=None):
+        "What the check says to an answer, or to the stub that the lesson has."
+        space = dict(self.start)
+        exec(self.source[f"{name}-try"] if code is None else code, space)
+        return last_value(self.source[f"{name}-check"], space)
+
+
 @pytest.mark.parametrize("path", LESSONS, ids=stem)
 def test_checks_of_exercises(path, monkeypatch, tmp_path):
-    "A check that accepts a wrong answer, does not say why it is wrong, or refuses the solution misleads the learner."
+    "A check that accepts a wrong answer, does not say why, or refuses the solution misleads."
     monkeypatch.syspath_prepend(str(TUTORIALS))
     monkeypatch.chdir(tmp_path)
-    source, solutions = (
-        {name: text for _, name, text in cells(path)},
-        answers(TUTORIALS / "solutions" / f"{path.stem}.py"),
-    )
-    tries = [name.removesuffix("-try") for name in source if name.endswith("-try")]
-    assert (
-        len(tries) == len(exercises(path))
-        and [e for e, wrong, _ in solutions if wrong is None] == tries
-    ), "every exercise has a -try cell, a -check cell and one solution, in this order"
-    start: dict = {}
-    exec(source["setup"], start)
-    for name in tries:
-        space = dict(start)
-        exec(source[f"{name}-try"], space)
-        verdict = last_value(source[f"{name}-check"], space)
-        assert (
-            verdict.status != "right" and len(verdict.hint) > 20 and verdict.hint in repr(verdict)
-        ), f"{name}: the stub must be refused with a hint"
-        of_this = [(wrong, code) for e, wrong, code in solutions if e == name]
+    lesson, given = Exercises(path), answers(TUTORIALS / "solutions" / f"{path.stem}.py")
+    solved = [name for name, wrong, _ in given if wrong is None]
+    advice = "every exercise has a -try cell, a -check cell and one solution, in this order"
+    assert len(lesson.names()) == len(exercises(path)) and solved == lesson.names(), advice
+    for name in lesson.names():
+        stub = lesson.verdict(name)
+        assert stub.status != "right", f"{name}: the stub must be refused"
+        assert len(stub.hint) > 20 and stub.hint in repr(stub), f"{name}: the stub gets a hint"
+        of_this = [(wrong, code) for exercise, wrong, code in given if exercise == name]
         assert any(wrong for wrong, _ in of_this), f"{name}: no wrong answer is tested"
         for wrong, code in of_this:
-            space = dict(start)
-            exec(code, space)
-            verdict = last_value(source[f"{name}-check"], space)
-            if wrong is None:
-                assert verdict.status == "right" and len(verdict.text) > 20, (
-                    f"{name}: the solution is refused: {verdict!r}"
-                )
-            else:
-                assert verdict.status == "wrong" and wrong in verdict.text, (
-                    f"{name}: expected {wrong!r}, got {verdict!r}"
-                )
+            check_verdict(name, lesson.verdict(name, code), wrong)
 
 
-# ---- running ------------------------------------------------------------------------------------------------------------
+def check_verdict(name, verdict, wrong):
+    "The solution is right, with a sentence; a wrong answer is wrong, with the reason."
+    if wrong is None:
+        assert verdict.status == "right", f"{name}: the solution is refused: {verdict!r}"
+        assert len(verdict.text) > 20
+    else:
+        told = f"{name}: expected {wrong!r}, got {verdict!r}"
+        assert verdict.status == "wrong" and wrong in verdict.text, told
+
+
+# ---- running ------------------------------------------------------------------------------
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("path", LESSONS, ids=stem)
 def test_lesson_runs(path, tmp_path, monkeypatch, capsys):
-    "A cell that fails ends the lesson for the learner, and one that takes minutes loses them. Runs alone, from a clean kernel, in a copy of the folder."
+    """A cell that fails ends the lesson for the learner, and one that takes minutes loses them.
+
+    Runs alone, from a clean kernel, in a copy of the folder.
+    """
     nbformat, nbclient = pytest.importorskip("nbformat"), pytest.importorskip("nbclient")
     monkeypatch.setitem(os.environ, "OMP_NUM_THREADS", "1")
-    shutil.copytree(
-        TUTORIALS,
-        tmp_path / "tutorials",
-        ignore=shutil.ignore_patterns("solutions", "images", "__pycache__"),
-    )
+    copy = tmp_path / "tutorials"
+    unwanted = shutil.ignore_patterns("solutions", "images", "__pycache__")
+    shutil.copytree(TUTORIALS, copy, ignore=unwanted)
     nb, began = nbformat.read(path, as_version=4), time.monotonic()
     nbclient.NotebookClient(
         nb,
         timeout=120,
         kernel_name="python3",
-        resources={"metadata": {"path": str(tmp_path / "tutorials")}},
+        resources={"metadata": {"path": str(copy)}},
         store_widget_state=False,
     ).execute()
     seconds = time.monotonic() - began
     with capsys.disabled():
         print(f"\n{path.stem}: {seconds:.0f} s")
-    assert all(c.execution_count for c in nb.cells if c.cell_type == "code" and c.source.strip())
+    code = [cell for cell in nb.cells if cell.cell_type == "code" and cell.source.strip()]
+    assert all(cell.execution_count for cell in code)
     said = int(re.search(r"about (\d+) s on two cores", path.read_text(encoding="utf-8"))[1])
     assert seconds < 60 and said < 60, f"{seconds:.0f} s, and the lesson says {said} s"

@@ -3,34 +3,36 @@
     python tools/check.py                 every stage, in order; stops at the first failure
     python tools/check.py export readme   only these stages
 
-Stages: notebooks-clean  nbdev-clean would change nothing in nbs/; no widget state, no large outputs
-        export           nbdev-export of nbs/ gives exactly cmdp_nbdev/*.py
+Stages: style            ruff has nothing to say: layout, line length, dead names, order of imports
+        notebooks-clean  nbdev-clean would change nothing in nbs/ and tutorials/
+        export           nbdev-export of nbs/ gives exactly cmdp_nbdev/**/*.py
         readme           README.md is what nbs/index.ipynb gives
         nbs              every cell of nbs/ runs (nbdev-test)
         tests            pytest, the tutorials included
 
-Nothing here writes into the checkout (pytest's cache apart): clean and export work on copies.
+Nothing here writes into the checkout (caches apart): clean and export work on copies.
 """
 
 from __future__ import annotations
 
 import argparse
 import difflib
-import json
 import os
 import shutil
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-LIB = "cmdp_nbdev"
-NOTEBOOK_DIRS = ("nbs", "tutorials")
-MAX_NOTEBOOK_BYTES = 300_000  # plotly output weighs megabytes; keep it out of the repository
+LIBRARY, NOTEBOOKS = "cmdp_nbdev", ("nbs", "tutorials")
+WRITTEN = (*NOTEBOOKS, "studies", "tests", "tools")  # by people; the library is exported
+LEFT_OUT = ("__pycache__", ".ipynb_checkpoints")
 # one thread per process: two processes share two cores; no hub, no progress bars in logs
-ENV = {
+ENVIRONMENT = {
     "OMP_NUM_THREADS": "1",
     "HF_HUB_OFFLINE": "1",
     "TQDM_DISABLE": "1",
@@ -44,102 +46,97 @@ class Failed(Exception):
 
 def run(*command: str, cwd: Path = ROOT, fix: str = "") -> None:
     "Run a command of this Python's environment. Raises Failed for a nonzero exit."
-    path = str(Path(sys.executable).parent) + os.pathsep + os.environ.get("PATH", "")
+    beside_python = str(Path(sys.executable).parent)
+    path = os.pathsep.join([beside_python, os.environ.get("PATH", "")])
     program = shutil.which(command[0], path=path)
     if program is None:
         raise Failed(f'{command[0]} is not installed; run: pip install -e ".[dev]"')
-    status = subprocess.run(
-        [program, *command[1:]], cwd=cwd, env={**os.environ, **ENV, "PATH": path}
-    ).returncode
-    if status:
-        raise Failed(f"{' '.join(command)} exited with {status}" + (f"; {fix}" if fix else ""))
+    environment = {**os.environ, **ENVIRONMENT, "PATH": path}
+    done = subprocess.run([program, *command[1:]], cwd=cwd, env=environment)
+    if done.returncode:
+        advice = f"; {fix}" if fix else ""
+        raise Failed(f"{' '.join(command)} exited with {done.returncode}{advice}")
 
 
-def copy_tree(to: Path) -> None:
-    "What nbdev needs: notebooks, library and the two metadata files."
-    for name in (*NOTEBOOK_DIRS, LIB):
-        if (ROOT / name).is_dir():
-            shutil.copytree(
-                ROOT / name,
-                to / name,
-                ignore=shutil.ignore_patterns("__pycache__", ".ipynb_checkpoints"),
-            )
-    for name in ("pyproject.toml", "settings.ini"):
-        shutil.copy(ROOT / name, to / name)
+# ---- what a tool would change, seen on a copy ---------------------------------------------
 
 
-def differences(folder: str, pattern: str, copy: Path) -> list[str]:
-    "Files of `folder` that differ from the copy, each with the first lines of a diff."
-    names = sorted(
-        {
-            p.relative_to(base / folder).as_posix()
-            for base in (ROOT, copy)
-            for p in (base / folder).rglob(pattern)
-            if not {"__pycache__", ".ipynb_checkpoints"} & set(p.parts)
-        }
-    )
-    found = []
-    for name in names:
-        old, new = (
-            p.read_text(encoding="utf-8").splitlines() if p.exists() else None
-            for p in (ROOT / folder / name, copy / folder / name)
-        )
-        if old == new:
-            continue
-        if new is None:
-            found.append(f"{folder}/{name}: no notebook exports it")
-            continue
-        if old is None:
-            found.append(f"{folder}/{name}: missing")
-            continue
-        diff = list(
-            difflib.unified_diff(old, new, f"{folder}/{name}", "as it should be", lineterm="")
-        )
-        found.append("\n".join(diff[:40] + ["..."] * (len(diff) > 40)))
-    return found
+@contextmanager
+def copied() -> Iterator[Path]:
+    "A copy of what nbdev needs: notebooks, library and the two metadata files."
+    with tempfile.TemporaryDirectory() as folder:
+        copy = Path(folder)
+        for name in (*NOTEBOOKS, LIBRARY):
+            shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns(*LEFT_OUT))
+        for name in ("pyproject.toml", "settings.ini"):
+            shutil.copy(ROOT / name, copy / name)
+        yield copy
+
+
+def files(base: Path, folder: str, pattern: str) -> set[str]:
+    "Files below a folder, relative to `base`; caches are left out."
+    found = (path.relative_to(base) for path in (base / folder).rglob(pattern))
+    return {path.as_posix() for path in found if not set(LEFT_OUT) & set(path.parts)}
+
+
+def lines(path: Path) -> list[str] | None:
+    "The lines of a file, None if it does not exist."
+    return path.read_text(encoding="utf-8").splitlines() if path.exists() else None
+
+
+def difference(name: str, copy: Path) -> str:
+    "How a file differs from its copy, in at most 40 lines; nothing if it does not."
+    here, there = lines(ROOT / name), lines(copy / name)
+    if here == there:
+        return ""
+    if there is None:
+        return f"{name}: no notebook exports it"
+    if here is None:
+        return f"{name}: missing"
+    diff = list(difflib.unified_diff(here, there, name, "as it should be", lineterm=""))
+    more = ["..."] if len(diff) > 40 else []
+    return "\n".join(diff[:40] + more)
+
+
+def compare(folder: str, pattern: str, copy: Path, fix: str) -> None:
+    "Raises Failed with the differences between the files of a folder and their copies."
+    names = files(ROOT, folder, pattern) | files(copy, folder, pattern)
+    found = [text for name in sorted(names) if (text := difference(name, copy))]
+    if found:
+        raise Failed("\n".join([*found, fix]))
+
+
+# ---- the stages ---------------------------------------------------------------------------
+
+
+def style() -> None:
+    "ruff has nothing to say: layout, line length, dead names, order of imports."
+    run("ruff", "format", "--check", *WRITTEN, fix=f"run: ruff format {' '.join(WRITTEN)}")
+    run("ruff", "check", *WRITTEN, LIBRARY)
 
 
 def notebooks_clean() -> None:
-    "nbdev-clean on a copy of nbs/ changes nothing; no widget state or large outputs. The lessons' outputs are tools/lessons.py's (nbdev-clean would drop the pictures' alternative texts)."
-    with tempfile.TemporaryDirectory() as tmp:
-        copy_tree(Path(tmp))
-        run("nbdev-clean", "--fname", "nbs", cwd=Path(tmp))
-        found = differences("nbs", "*.ipynb", Path(tmp))
-    if found:
-        raise Failed("\n".join(found) + "\nnotebooks are not clean; run: nbdev-clean")
-    for path in (
-        p
-        for folder in NOTEBOOK_DIRS
-        for p in sorted((ROOT / folder).rglob("*.ipynb"))
-        if ".ipynb_checkpoints" not in p.parts
-    ):
-        name = path.relative_to(ROOT).as_posix()
-        if "widgets" in json.loads(path.read_text(encoding="utf-8"))["metadata"]:
-            raise Failed(f"{name} stores widget state; delete metadata.widgets")
-        if (size := path.stat().st_size) > MAX_NOTEBOOK_BYTES:
-            raise Failed(
-                f"{name} has {size} bytes, more than {MAX_NOTEBOOK_BYTES}; clear large outputs"
-            )
+    "nbdev-clean would change nothing in nbs/ and tutorials/."
+    for folder in NOTEBOOKS:
+        with copied() as copy:
+            run("nbdev-clean", "--fname", folder, cwd=copy)
+            fix = f"notebooks are not clean; run: nbdev-clean --fname {folder}"
+            compare(folder, "*.ipynb", copy, fix)
 
 
 def export() -> None:
-    "nbdev-export into a copy from which all exported modules were removed gives the committed ones."
-    with tempfile.TemporaryDirectory() as tmp:
-        copy_tree(Path(tmp))
-        for path in (Path(tmp) / LIB).rglob("*.py"):
-            if path.name != "__init__.py":
-                path.unlink()
-        run("nbdev-export", cwd=Path(tmp))
-        found = differences(LIB, "*.py", Path(tmp))
-    if found:
-        raise Failed(
-            "\n".join(found)
-            + "\nnotebooks and library differ; change the notebook, then run: nbdev-export"
-        )
+    "nbdev-export, where no exported module is left, gives the committed ones."
+    with copied() as copy:
+        for name in files(copy, LIBRARY, "*.py"):
+            if not name.endswith("__init__.py"):
+                (copy / name).unlink()
+        run("nbdev-export", cwd=copy)
+        fix = "notebooks and library differ; change the notebook, then run: nbdev-export"
+        compare(LIBRARY, "*.py", copy, fix)
 
 
 def readme() -> None:
-    "README.md agrees with nbs/index.ipynb."
+    "README.md is what nbs/index.ipynb gives."
     run("python", "tools/readme.py", "--check")
 
 
@@ -149,11 +146,12 @@ def nbs() -> None:
 
 
 def tests() -> None:
-    "pytest on two processes."
+    "pytest, on two processes."
     run("python", "-m", "pytest", "-n", "2", "-q", "tests")
 
 
 STAGES = {
+    "style": style,
     "notebooks-clean": notebooks_clean,
     "export": export,
     "readme": readme,
@@ -161,34 +159,45 @@ STAGES = {
     "tests": tests,
 }
 
+# ---- command line -------------------------------------------------------------------------
 
-def main() -> int:
+
+def passes(name: str) -> bool:
+    "Run a stage and say how it went."
+    print(f"== {name}: {STAGES[name].__doc__}", flush=True)
+    began, error = time.perf_counter(), None
+    try:
+        STAGES[name]()
+    except Failed as failed:
+        error = failed
+    verdict = "ok" if error is None else "FAILED"
+    print(f"== {name}: {verdict}, {time.perf_counter() - began:.1f} s", flush=True)
+    if error is not None:
+        print(error, file=sys.stderr)
+    return error is None
+
+
+def wanted() -> list[str]:
+    "The stages of the command line; all if it names none."
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument(
-        "stages", nargs="*", metavar="stage", help=f"{', '.join(STAGES)}; none = all"
-    )
+    known = ", ".join(STAGES)
+    parser.add_argument("stages", nargs="*", metavar="stage", help=f"{known}; none = all")
     chosen = parser.parse_args().stages or list(STAGES)
-    if unknown := [s for s in chosen if s not in STAGES]:
-        parser.error(f"unknown stage {', '.join(unknown)}; choose from {', '.join(STAGES)}")
-    began = time.perf_counter()
-    for name in chosen:
-        print(f"== {name}: {STAGES[name].__doc__}", flush=True)
-        start = time.perf_counter()
-        try:
-            STAGES[name]()
-            error = None
-        except Failed as e:
-            error = e
-        print(
-            f"== {name}: {'ok' if error is None else 'FAILED'}, {time.perf_counter() - start:.1f} s",
-            flush=True,
-        )
-        if error is not None:
-            print(error, file=sys.stderr)
-            return 1
-    print(f"== all ok: {', '.join(chosen)}; {time.perf_counter() - began:.1f} s", flush=True)
+    unknown = [name for name in chosen if name not in STAGES]
+    if unknown:
+        parser.error(f"unknown stage {', '.join(unknown)}; choose from {known}")
+    return chosen
+
+
+def main() -> int:
+    "Run the stages up to the first that fails; the exit status."
+    chosen, began = wanted(), time.perf_counter()
+    if not all(passes(name) for name in chosen):
+        return 1
+    seconds = time.perf_counter() - began
+    print(f"== all ok: {', '.join(chosen)}; {seconds:.1f} s", flush=True)
     return 0
 
 

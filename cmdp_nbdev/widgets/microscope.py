@@ -16,7 +16,7 @@ from torch import Tensor
 from ..mdp import Rollout, completion_mask, select
 from ..plot import BLUE, GREEN, ORANGE, OVER, SAFE
 from ..reward import task_rewards
-from ..rollout import eos_token_ids, sample
+from ..rollout import Reader, Sampling, eos_token_ids, sample
 from ..task import chain_reward
 from .chart import Chart, axis, numbers, prose, round_up
 from cmdp_nbdev.widgets.records import (
@@ -73,28 +73,24 @@ def completion_chart(record: dict, texts: list[str], t: int, d: float, limit: fl
     return chart.rule(x=t, label=texts[t])
 
 # %% ../../nbs/widgets/05_microscope.ipynb #continued
-def continued(
-    record: dict, t: int, teacher, tokenizer, samples: int, seed: int, length: int
-) -> Rollout:
-    "`samples` completions of at most `length` tokens that begin as the record's first t tokens."
+@torch.no_grad()
+def continued(record: dict, t: int, teacher, tokenizer, sampling: Sampling, seed: int) -> Rollout:
+    "Completions that begin as the record's first t tokens and go on as `sampling` says."
     device = next(teacher.parameters()).device
-    row = record_rollout(record, tokenizer, device)
+    row, n = record_rollout(record, tokenizer, device), sampling.num_generations
     prefix = row.completion_ids[:, :t]
     ids = torch.cat([row.prompt_ids, prefix], 1)
     mask = torch.cat([row.prompt_mask, torch.ones_like(prefix)], 1)
     eos, pad = eos_token_ids(teacher, tokenizer), tokenizer.pad_token_id
-    more, dice = max(1, length - t), torch.Generator(device).manual_seed(seed)
-    new, _, done, _ = sample(teacher, ids, mask, eos, pad, more, samples, generator=dice)
-    full = torch.cat([prefix.expand(samples, -1), new], 1)
+    left = replace(sampling, max_completion_length=max(1, sampling.max_completion_length - t))
+    dice = torch.Generator(device).manual_seed(seed)
+    new, _, done = sample(Reader(teacher, ids, mask, n), eos, pad, left, dice)
+    full = torch.cat([prefix.expand(n, -1), new], 1)
     written = completion_mask(full, eos)
     shown = full.masked_fill(written == 0, pad)
-    return replace(
-        select(row, [0] * samples),
-        completion_ids=full,
-        completion_mask=written,
-        terminated=done,
-        completions=_answers(tokenizer.batch_decode(shown, skip_special_tokens=True), record),
-    )
+    texts = _answers(tokenizer.batch_decode(shown, skip_special_tokens=True), record)
+    ids = {"completion_ids": full, "completion_mask": written, "terminated": done}
+    return replace(select(row, [0] * n), completions=texts, **ids)
 
 # %% ../../nbs/widgets/05_microscope.ipynb #answers
 def _answers(texts: list[str], record: dict) -> list:
@@ -125,7 +121,8 @@ def follow_teacher(
     last = len(record["completion_ids"]) - 1
     if not 0 <= t <= last:
         raise ValueError(f"t must be a token of the completion, 0 to {last}, got {t}")
-    rows = continued(record, t, teacher, tokenizer, samples, seed, max_completion_length)
+    sampling = Sampling(samples, max_completion_length)
+    rows = continued(record, t, teacher, tokenizer, sampling, seed)
     functions = reward_funcs if isinstance(reward_funcs, (list, tuple)) else [reward_funcs]
     reward = task_rewards(functions, rows)[0]
     right = (reward >= correct_at) & rows.terminated

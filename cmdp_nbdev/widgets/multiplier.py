@@ -17,8 +17,9 @@ from torch.nn.utils.rnn import pad_sequence
 
 from ..budget import Budget
 from ..cost import token_logps
-from ..objective import METHODS, SCALES, Batch, Signal, method_settings
-from ..plot import BLUE, HELD, ORANGE, method_look, multiplier_curve
+from ..methods import METHODS
+from ..objective import SCALES, Batch, Signal
+from ..plot import BLUE, ORANGE, method_look, multiplier_curve
 from .chart import Chart, axis, numbers, round_up
 from .records import distributions, records_and_models, token_texts
 from .view import View, choice, slider, tick
@@ -142,7 +143,7 @@ SETTING_RANGES = {  # lowest, highest, step
 def setting_controls(method: str, only_numbers: bool = False) -> list[dict]:
     "A control for every setting of a method: sliders for numbers, else boxes and a menu."
     found = []
-    for name, value in method_settings(method).items():
+    for name, value in METHODS[method].settings.items():
         if isinstance(value, (int, float)) and not isinstance(value, bool):
             found.append(_number_control(method, name, value))
         elif isinstance(value, bool) and not only_numbers:
@@ -201,11 +202,11 @@ class MultiplierView(View):
 @patch
 def _controls(self: MultiplierView, v: dict) -> list[dict]:
     step = 0.05 if self.top < 10 else self.top / 100
-    method = v["method"] if v.get("method") in METHODS else "cmdp-smooth"
+    method = v["method"] if v.get("method") in METHODS else "cmdp-rate"
     settings = [c for c in setting_controls(method) if c["name"] not in OVER_TIME]
     return [
         slider("d", "budget d", 0.05, self.top, step, min(0.8, self.top), "nats"),
-        choice("method", "method", list(METHODS), "cmdp-smooth"),
+        choice("method", "method", list(METHODS), "cmdp-rate"),
         *settings,
         self._trajectories(v.get("trajectory")),
     ]
@@ -230,10 +231,9 @@ def _trajectories(self: MultiplierView, asked: int | None) -> dict:
 # %% ../../nbs/widgets/04_multiplier.ipynb #blocks
 @patch
 def _blocks(self: MultiplierView, v: dict) -> list[dict]:
-    name, i, known = v["method"], v["trajectory"], method_settings(v["method"])
-    settings, budget = {k: v[k] for k in known if k in v}, Budget(v["d"], self.aggregate)
-    held = {k: x for k, x in HELD.items() if k in known}
-    signal = METHODS[name](self.batch, budget, {}, **settings, **held)
+    i, method, budget = v["trajectory"], METHODS[v["method"]], Budget(v["d"], self.aggregate)
+    settings = {k: v[k] for k in method.settings if k in v}
+    signal = method(self.batch, budget, {}, **settings, **method.held)
     advantage, multiplier, pull, push = forces(signal, i, self.looked[i])
     row = numbers(
         advantage=f"{float(advantage.mean()):+.2f}",
@@ -242,7 +242,8 @@ def _blocks(self: MultiplierView, v: dict) -> list[dict]:
         gradient_towards_what_was_written=f"{_signed(push):+.2f}",
     )
     unscaled = {k: x for k, x in settings.items() if k != "scale_rewards"}
-    price = price_chart(name, budget, self.top, unscaled, float(self.records[i]["spent"]))
+    spent = float(self.records[i]["spent"])
+    price = price_chart(method.name, budget, self.top, unscaled, spent)
     return [row, price, gradient_chart(self.texts[i], pull, push)]
 
 # %% ../../nbs/widgets/04_multiplier.ipynb #signed
