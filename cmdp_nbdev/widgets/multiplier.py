@@ -129,9 +129,7 @@ def gradient_chart(texts: list[str], pull: Tensor, push: Tensor) -> Chart:
 SETTING_RANGES = {  # lowest, highest, step
     "lam": (0, 6, 0.05),
     "coef": (0, 6, 0.1),
-    "floor": (0, 2, 0.05),
     "width": (0.02, 1, 0.01),
-    "margin": (0.3, 1.2, 0.01),
     "penalty": (0, 5, 0.1),
     "limit": (0.1, 4, 0.05),
     "init": (0.1, 4, 0.1),
