@@ -190,7 +190,7 @@ def test_recipe_says_what_it_does(recipe):
 @each_recipe
 def test_recipe_takes_our_method(recipe):
     "Our default method on the same pair is one option away."
-    ours = ["--method", "cmdp-smooth", "--method_kwargs", ""]
+    ours = ["--method", "cmdp-rate", "--method_kwargs", ""]
     parse_args(["--config", str(recipe), *ours])
 
 

@@ -41,7 +41,7 @@ def test_no_feasible_policy_beats_the_optimum():
 @pytest.mark.slow
 def test_a_job_gives_its_rows_again():
     "Whoever reruns a row must get it (a smooth method: where a gate chatters, rounding may change the last digits)."
-    job = next(j for j in study.plan() if j[0] == "cmdp-smooth" and j[2] == 0.5)
+    job = next(j for j in study.plan() if j[0] == "cmdp-rate" and j[2] == 0.5)
     old = [r for r in ROWS if study.key(r) == (job[0], json.dumps(job[1]), job[2], job[3])]
     for a, b in zip(old, study.train(study.Forest(), *job), strict=True):
         assert (a["seed"], a["start"]) == (b["seed"], b["start"])

@@ -5,8 +5,9 @@ A cell computes and says what is shown; nothing here computes.
 
 from pathlib import Path
 
-import cmdp_nbdev
 import plotly.graph_objects as go
+
+import cmdp_nbdev
 from cmdp_nbdev.plot import BLUE, GREEN, GREY, ORANGE, RED
 from cmdp_nbdev.widgets.shootout import read_rows
 

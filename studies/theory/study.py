@@ -20,21 +20,15 @@ from functools import lru_cache
 from pathlib import Path
 
 import torch
-from cmdp_nbdev.cost import token_divergence, token_logps
-from cmdp_nbdev.theory.tabular import hard_optimum, law, random_tree
 
 from cmdp_nbdev import __version__
 from cmdp_nbdev.budget import Budget
-from cmdp_nbdev.objective import METHODS as REGISTERED
-from cmdp_nbdev.objective import (
-    Batch,
-    Signal,
-    group_advantage,
-    method_settings,
-    rate_controller,
-    signal_loss,
-)
+from cmdp_nbdev.cost import token_divergence, token_logps
+from cmdp_nbdev.methods import METHODS as REGISTERED
+from cmdp_nbdev.methods import method_settings, rate_controller
+from cmdp_nbdev.objective import Batch, Signal, group_advantage, signal_loss
 from cmdp_nbdev.reward import smooth_gate
+from cmdp_nbdev.theory.tabular import hard_optimum, law, random_tree
 
 FILE = Path(__file__).parent / "methods.csv"
 SEEDS, BUDGETS, STARTS = range(10), (0.2, 0.5, 1.0), ("teacher", "away")
@@ -55,9 +49,9 @@ def smooth_complete(
     margin: float,
     scale_rewards: str = "none",
 ) -> Signal:
-    """All terms of the objective of `cmdp-smooth` with a fixed gate, (1 − g)R − coef·τ·softplus((D − d')/τ) − floor·D, for the sum budget: what its dropped terms do.
+    """All terms of the objective of `cmdp-rate` with a fixed gate, (1 − g)R − coef·τ·softplus((D − d')/τ) − floor·D, for the sum budget: what its dropped terms do.
 
-    `keep`: the share of the reward that a trajectory far over budget keeps; 0 as in cmdp-smooth, 1 makes it a rounded hinge.
+    `keep`: the share of the reward that a trajectory far over budget keeps; 0 as in cmdp-rate, 1 makes it a rounded hinge.
     """
     spent, tau, limit = (
         budget.spent(batch.cost, batch.mask),
@@ -115,11 +109,11 @@ def plan() -> list[tuple[str, dict, float | None, float]]:
             )
         ]
         jobs += [
-            ("cmdp-smooth", {"target": 0.0, "forward": 0.0, **s}, d, 1.0)
+            ("cmdp-rate", {"target": 0.0, "forward": 0.0, **s}, d, 1.0)
             for s in (GATE, {**GATE, "floor": 0.0}, SHARP)
         ]
         jobs += [
-            ("cmdp-smooth", {"target": target, "forward": f}, d, 1.0)
+            ("cmdp-rate", {"target": target, "forward": f}, d, 1.0)
             for target, f in ((0.95, 0.5), (0.95, 0.0), (0.99, 0.0))
         ]
         jobs += [("smooth-complete", s, d, 1.0) for s in (GATE, SHARP, {"keep": 1.0, **SHARP})]
@@ -157,8 +151,8 @@ class Forest:
 
 
 def controlled(states: list[dict], violation: torch.Tensor, target: float) -> torch.Tensor:
-    "The multipliers of `cmdp-smooth` with a target: the production controller on each tree's exact violation probability (on a batch it reads the frequency of all prompts)."
-    s = method_settings("cmdp-smooth")
+    "The multipliers of `cmdp-rate` with a target: the production controller on each tree's exact violation probability (on a batch it reads the frequency of all prompts)."
+    s = method_settings("cmdp-rate")
     return torch.tensor(
         [
             rate_controller(

@@ -1,6 +1,7 @@
 "Checks of lesson 01."
 
 import torch
+
 from cmdp_nbdev.cost import token_divergence, token_logps
 from cmdp_nbdev.mdp import completion_mask
 from cmdp_nbdev.model import default_pair

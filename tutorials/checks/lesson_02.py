@@ -3,6 +3,7 @@
 import math
 
 import torch
+
 from cmdp_nbdev.budget import Budget, satisfaction_interval
 
 from . import exercise, need

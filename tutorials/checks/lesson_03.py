@@ -4,8 +4,10 @@ from dataclasses import replace
 
 import numpy as np
 import torch
+
 from cmdp_nbdev.budget import Budget
-from cmdp_nbdev.objective import METHODS, Batch
+from cmdp_nbdev.methods import METHODS
+from cmdp_nbdev.objective import Batch
 from cmdp_nbdev.theory.tabular import one_state, soft_optimum, three_answers
 
 from . import exercise, need

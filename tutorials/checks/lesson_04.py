@@ -1,9 +1,10 @@
 "Checks of lesson 04."
 
 import torch
+
 from cmdp_nbdev.budget import Budget
 from cmdp_nbdev.model import default_pair
-from cmdp_nbdev.rollout import BudgetAware, encode_prompts, sample
+from cmdp_nbdev.rollout import encode_prompts, sample
 from cmdp_nbdev.theory.augmentation import (
     AugmentedPolicy,
     action_costs,
@@ -12,6 +13,7 @@ from cmdp_nbdev.theory.augmentation import (
     saute_state,
 )
 from cmdp_nbdev.theory.tabular import law, random_tree
+from cmdp_nbdev.theory.told import BudgetAware
 
 from . import exercise, need
 

@@ -1,6 +1,7 @@
 "Checks of lesson 05."
 
 import torch
+
 from cmdp_nbdev.objective import group_advantage
 from cmdp_nbdev.reward import modified_reward
 

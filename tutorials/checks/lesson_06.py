@@ -1,6 +1,7 @@
 "Checks of lesson 06."
 
 import torch
+
 from cmdp_nbdev.cost import token_divergence
 from cmdp_nbdev.mdp import to_go
 from cmdp_nbdev.objective import group_advantage

@@ -3,6 +3,7 @@
 import tempfile
 
 import torch
+
 from cmdp_nbdev.cost import token_logps
 from cmdp_nbdev.model import default_pair
 from cmdp_nbdev.objective import Signal, group_advantage, signal_loss

@@ -5,13 +5,15 @@ import math
 
 import numpy as np
 import torch
-from cmdp_nbdev.budget import Budget
-from cmdp_nbdev.objective import METHODS, Batch
 from scipy.stats import t as student_t
+
+from cmdp_nbdev.budget import Budget
+from cmdp_nbdev.methods import METHODS
+from cmdp_nbdev.objective import Batch
 
 from . import exercise, need
 
-NAMES = {"grpo", "soft", "saute", "cmdp", "hinge", "cmdp-smooth"}
+NAMES = {"grpo", "soft", "saute", "cmdp", "hinge", "cmdp-rate"}
 
 
 def advantages(name: str, rewards: list[float], spent: list[float]) -> list[float]:

@@ -4,8 +4,10 @@ import math
 from dataclasses import asdict, replace
 
 import torch
+
 from cmdp_nbdev.budget import Budget, satisfaction_interval
-from cmdp_nbdev.trainer import CMDPConfig, check_resumable
+from cmdp_nbdev.run import check_resumable
+from cmdp_nbdev.trainer import CMDPConfig
 
 from . import exercise, need
 
