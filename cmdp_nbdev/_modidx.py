@@ -272,6 +272,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                     'cmdp_nbdev.methods.mean_error': ('methods.html#mean_error', 'cmdp_nbdev/methods.py'),
                                     'cmdp_nbdev.methods.method_settings': ('methods.html#method_settings', 'cmdp_nbdev/methods.py'),
                                     'cmdp_nbdev.methods.minillm': ('methods.html#minillm', 'cmdp_nbdev/methods.py'),
+                                    'cmdp_nbdev.methods.penalised': ('methods.html#penalised', 'cmdp_nbdev/methods.py'),
                                     'cmdp_nbdev.methods.pid': ('methods.html#pid', 'cmdp_nbdev/methods.py'),
                                     'cmdp_nbdev.methods.rate_controller': ('methods.html#rate_controller', 'cmdp_nbdev/methods.py'),
                                     'cmdp_nbdev.methods.register_method': ('methods.html#register_method', 'cmdp_nbdev/methods.py'),
