@@ -29,8 +29,8 @@ from transformers import HfArgumentParser
 from transformers.utils import logging as hf_logging
 
 from .judge import arithmetic_validity
+from .methods import METHODS, method_settings
 from .model import default_pair
-from .objective import METHODS, method_settings
 from cmdp_nbdev.plot import (
     frontier_figure,
     multiplier_curves,

@@ -6,21 +6,28 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from itertools import repeat
+from typing import Protocol
 
 import torch
+from fastcore.basics import patch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 # %% auto #0
-__all__ = ['KINDS', 'SAMPLED_COSTS', 'align_vocab', 'token_divergence', 'check_divergence', 'token_logps', 'sampled_divergence',
-           'token_cost', 'check_cost']
+__all__ = ['COSTS', 'KINDS', 'align_vocab', 'Rows', 'CostKind', 'register_cost', 'kl', 'with_floor', 'reverse_kl', 'forward_kl',
+           'jsd', 'log_ratio', 'surprisal', 'token_logps', 'sampled_divergence', 'Cost', 'cost_problems', 'TeacherRows',
+           'DenseRows', 'token_cost', 'Score', 'score_tokens', 'token_divergence']
 
 # %% ../nbs/01_cost.ipynb #align-vocab
 def align_vocab(student_logits: Tensor, teacher_logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Crop both logits (..., V) to the ids they share, the first min(V_s, V_t).
 
-    Returns the two cropped tensors and the mean probability mass lost by the longer one (a scalar in [0, 1]).
-    The renormalisation happens in the softmax that follows. Derived in nbs/01_cost.
+    Returns the two cropped tensors and the mean probability mass lost by the longer one
+    (a scalar in [0, 1]). The renormalisation happens in the softmax that follows.
+    Derived in nbs/01_cost.
     """
     vs, vt = student_logits.shape[-1], teacher_logits.shape[-1]
     if vs == vt:
@@ -30,110 +37,133 @@ def align_vocab(student_logits: Tensor, teacher_logits: Tensor) -> tuple[Tensor,
     lost = (longer[..., v:].logsumexp(-1) - longer.logsumexp(-1)).exp().mean()
     return student_logits[..., :v], teacher_logits[..., :v], lost
 
-# %% ../nbs/01_cost.ipynb #kl-rows
-def _floor(logp: Tensor, floor: float, v: int | None = None) -> Tensor:
-    "Log-probabilities of (1-floor)*p + floor/V, computed in log space; V = `v`, or the last axis."
-    if not floor:
-        return logp
-    v = v or logp.shape[-1]
-    return torch.logaddexp(
-        logp + torch.log1p(torch.tensor(-floor)), torch.full_like(logp, floor / v).log()
-    )
+# %% ../nbs/01_cost.ipynb #rows
+@dataclass
+class Rows:
+    "Both models at n token positions, over the same S events."
+
+    student: Tensor  # (n, S) log-probabilities, nats; float32 or float64
+    teacher: Tensor  # (n, S)
+    chosen: Tensor | None = None  # (n,) index of the event that was sampled; None = not known
+
+    def happened(self, logps: Tensor) -> Tensor:
+        "Of log-probabilities (n, S) those of the sampled events, (n,)."
+        return logps.gather(-1, self.chosen.unsqueeze(-1)).squeeze(-1)
+
+# %% ../nbs/01_cost.ipynb #registry
+@dataclass(frozen=True)
+class CostKind:
+    "What the registry knows of a cost. Calling it calls the function."
+
+    name: str
+    function: Callable  # (rows: Rows, cost: Cost) -> (n,) nats
+    gradient: str = "full"  # "full", "weighted" or "none"
+    bounded: bool = False  # finite for any two models: a floor has no use
+    source: str = ""
+
+    def __call__(self, rows: Rows, cost: Cost) -> Tensor:
+        return self.function(rows, cost)
 
 
-def _kl(logp: Tensor, logq: Tensor) -> Tensor:
-    "KL(p‖q) over the last axis. Zero-probability tokens add neither value nor gradient."
+COSTS: dict[str, CostKind] = {}
+
+# %% ../nbs/01_cost.ipynb #register-cost
+def register_cost(
+    name: str, *, gradient: str = "full", bounded: bool = False, source: str = ""
+) -> Callable:
+    """Decorator: make a function `(rows, cost) -> (n,)` available as `Cost(name)`.
+
+    gradient: "full", "weighted" or "none", see nbs/01_cost; bounded: finite whatever the models
+    say. Raises ValueError for another gradient, or a name that is taken.
+    """
+    if gradient not in ("full", "weighted", "none"):
+        raise ValueError(f"gradient must be 'full', 'weighted' or 'none', got {gradient!r}")
+
+    def add(function):
+        known = COSTS.get(name)
+        if known is not None and known.function.__qualname__ != function.__qualname__:
+            raise ValueError(f"a cost named {name!r} is registered already; choose another name")
+        COSTS[name] = CostKind(name, function, gradient, bounded, source)
+        return function
+
+    return add
+
+# %% ../nbs/01_cost.ipynb #kl
+def kl(logp: Tensor, logq: Tensor) -> Tensor:
+    "KL(p‖q) of log-probabilities over the last axis, nats; no value or gradient where p is 0."
     p, support = logp.exp(), logp > -torch.inf
     zero = torch.zeros((), dtype=logp.dtype, device=logp.device)
     return (p * (torch.where(support, logp, zero) - torch.where(support, logq, zero))).sum(-1)
 
-# %% ../nbs/01_cost.ipynb #rows
-KINDS = ("reverse_kl", "forward_kl", "jsd")
+# %% ../nbs/01_cost.ipynb #floor
+def with_floor(logps: Tensor, floor: float) -> Tensor:
+    "Log-probabilities (..., S) of (1-floor)·p + floor/S, computed in log space."
+    if not floor:
+        return logps
+    kept = logps + torch.log1p(torch.tensor(-floor))
+    uniform = torch.full_like(logps, floor / logps.shape[-1]).log()
+    return torch.logaddexp(kept, uniform)
+
+# %% ../nbs/01_cost.ipynb #reverse-kl
+@register_cost("reverse_kl", source="arXiv 2509.22921, cost C_pi")
+def reverse_kl(rows: Rows, cost: Cost) -> Tensor:
+    "KL(student‖teacher)."
+    return kl(rows.student, with_floor(rows.teacher, cost.floor))
+
+# %% ../nbs/01_cost.ipynb #forward-kl
+@register_cost("forward_kl", source="arXiv 1503.02531")
+def forward_kl(rows: Rows, cost: Cost) -> Tensor:
+    "KL(teacher‖student)."
+    return kl(rows.teacher, with_floor(rows.student, cost.floor))
+
+# %% ../nbs/01_cost.ipynb #jsd
+@register_cost("jsd", bounded=True, source="arXiv 2306.13649, eq. 1")
+def jsd(rows: Rows, cost: Cost) -> Tensor:
+    "Generalised Jensen–Shannon divergence with the teacher's weight `beta`."
+    student, teacher = rows.student, rows.teacher
+    if cost.beta == 1:
+        return kl(student, teacher)
+    if cost.beta == 0:
+        return kl(teacher, student)
+    beta = torch.tensor(cost.beta, dtype=student.dtype, device=student.device)
+    low = torch.finfo(student.dtype).min / 4  # two -inf would have no gradient
+    teacher_part = teacher.clamp(min=low) + beta.log()
+    student_part = student.clamp(min=low) + (1 - beta).log()
+    mixture = torch.logaddexp(teacher_part, student_part)
+    return cost.beta * kl(teacher, mixture) + (1 - cost.beta) * kl(student, mixture)
 
 
-def _rows(student: Tensor, teacher: Tensor, kind: str, beta: float, floor: float) -> Tensor:
-    "Divergence of each row, (N, V) float logits -> (N,) nats. Float64 stays float64, everything else is float32."
-    dtype = torch.promote_types(student.dtype, torch.float32)
-    student, teacher = student.to(dtype).log_softmax(-1), teacher.to(dtype).log_softmax(-1)
-    if kind == "reverse_kl" or (kind == "jsd" and beta == 1):
-        return _kl(student, _floor(teacher, floor))
-    if kind == "forward_kl" or (kind == "jsd" and beta == 0):
-        return _kl(teacher, _floor(student, floor))
-    b = torch.tensor(beta, dtype=dtype, device=student.device)
-    low = torch.finfo(dtype).min / 4  # two -inf would have no gradient
-    mixture = torch.logaddexp(
-        teacher.clamp(min=low) + b.log(), student.clamp(min=low) + (1 - b).log()
-    )
-    return beta * _kl(teacher, mixture) + (1 - beta) * _kl(student, mixture)
+KINDS = ("reverse_kl", "forward_kl", "jsd")  # divergences of whole distributions
 
-# %% ../nbs/01_cost.ipynb #token-divergence
-def token_divergence(
-    student_logits: Tensor,  # (B, T, V_s), any float dtype
-    teacher_logits: Tensor,  # (B, T, V_t), any float dtype; gradients are stopped by the caller where wanted
-    kind: str = "reverse_kl",  # "reverse_kl" KL(student‖teacher), "forward_kl" KL(teacher‖student), or "jsd"
-    beta: float = 0.5,  # weight of the teacher in the "jsd" mixture, in [0, 1]
-    mask: Tensor | None = None,  # (B, T), 1 = compute; None = every position
-    floor: float = 0.0,  # uniform share mixed into the denominator of a KL, in [0, 1)
-    chunk_size: int | None = None,  # positions converted to float32 at a time; None = all at once
-) -> Tensor:  # (B, T) nats per token, float32 (float64 stays float64), 0 outside the mask
-    """Exact divergence over the full vocabulary at every position (arXiv 2509.22921, cost C_pi; arXiv 2306.13649 for "jsd").
+# %% ../nbs/01_cost.ipynb #log-ratio
+@register_cost("log_ratio", gradient="weighted", source="nbs/theory/02_guarantees")
+def log_ratio(rows: Rows, cost: Cost) -> Tensor:
+    "log of student over teacher at the sampled token; may be negative."
+    return rows.happened(rows.student) - rows.happened(with_floor(rows.teacher, cost.floor))
 
-    Raises ValueError for an unknown `kind`, or `beta` or `floor` out of range. Warns when cropping to the
-    common vocabulary loses more than 0.1% of probability mass.
-    """
-    check_divergence(kind, beta, floor)
-    student_logits, teacher_logits, lost = align_vocab(student_logits, teacher_logits)
-    if lost > 1e-3:
-        warnings.warn(
-            f"cropping to the {student_logits.shape[-1]} ids common to student and teacher loses "
-            f"{lost:.1%} of the probability mass: are these two models a pair?"
-        )
-    rows = (
-        torch.ones(student_logits.shape[:-1], dtype=torch.bool, device=student_logits.device)
-        if mask is None
-        else mask.bool()
-    )
-    s, t = student_logits[rows], teacher_logits[rows]
-    if chunk_size is None:
-        value = _rows(s, t, kind, beta, floor)
-    else:
-        value = torch.cat(
-            [
-                checkpoint(_rows, a, b, kind, beta, floor, use_reentrant=False)
-                for a, b in zip(s.split(chunk_size), t.split(chunk_size))
-            ]
-        )
-    return torch.zeros(rows.shape, dtype=value.dtype, device=value.device).masked_scatter(
-        rows, value
-    )
+# %% ../nbs/01_cost.ipynb #surprisal
+@register_cost("surprisal", gradient="none", source="arXiv 2610.00332")
+def surprisal(rows: Rows, cost: Cost) -> Tensor:
+    "-log of the teacher's probability of the sampled token."
+    return -rows.happened(with_floor(rows.teacher, cost.floor))
 
-# %% ../nbs/01_cost.ipynb #check-divergence-args
-def check_divergence(kind: str, beta: float, floor: float) -> None:
-    "Raise ValueError, naming the argument, unless the divergence settings make sense."
-    if kind not in KINDS:
-        raise ValueError(f"divergence kind {kind!r} is unknown; choose one of {', '.join(KINDS)}")
-    if not 0 <= beta <= 1:
-        raise ValueError(f"beta must lie in [0, 1], got {beta}")
-    if not 0 <= floor < 1:
-        raise ValueError(f"floor must lie in [0, 1), got {floor}")
-    if floor and kind == "jsd":
-        raise ValueError(
-            f"floor={floor} has no use with kind='jsd', which is bounded anyway; set floor=0"
-        )
-
-# %% ../nbs/01_cost.ipynb #sampled
+# %% ../nbs/01_cost.ipynb #token-logps
 def token_logps(logits: Tensor, ids: Tensor, temperature: float = 1.0) -> Tensor:
-    "Log-probability of each id in `ids` (..., T) under `logits` (..., T, V) at `temperature`, (..., T) nats, at least float32."
+    """Log-probability of each id in `ids` (..., T) under `logits` (..., T, V), (..., T) nats.
+
+    The logits are divided by `temperature` > 0 first; at least float32.
+    """
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32)) / temperature
     return logits.gather(-1, ids.unsqueeze(-1)).squeeze(-1) - logits.logsumexp(-1)
 
-
+# %% ../nbs/01_cost.ipynb #sampled
 def sampled_divergence(
     student_logps: Tensor, teacher_logps: Tensor, kind: str = "k1", clip: float = 20.0
 ) -> Tensor:
-    """Single-sample estimate of KL(student‖teacher) at each sampled token, (B, T) nats (k1, k2, k3 of J. Schulman, 2020).
+    """Single-sample estimate of KL(student‖teacher) at each sampled token, (B, T) nats.
 
-    `kind` is "k1", "k2" or "k3"; `clip` bounds the exponent inside k3. Raises ValueError for another `kind`.
+    `kind` is "k1", "k2" or "k3" (J. Schulman, 2020); `clip` bounds the exponent inside k3.
+    Raises ValueError for another `kind`.
     """
     ratio = student_logps - teacher_logps
     if kind == "k1":
@@ -144,57 +174,199 @@ def sampled_divergence(
         return torch.expm1((-ratio).clamp(max=clip)) + ratio
     raise ValueError(f"kind {kind!r} is unknown; choose k1, k2 or k3")
 
-# %% ../nbs/01_cost.ipynb #token-cost
-SAMPLED_COSTS = ("log_ratio", "surprisal")
+# %% ../nbs/01_cost.ipynb #cost
+@dataclass(frozen=True)
+class Cost:
+    """What one token costs, in nats. Raises ValueError, naming the argument, for bad settings.
 
-
-def token_cost(
-    student_logits: Tensor,
-    teacher_logits: Tensor,
-    ids: Tensor,
-    kind: str = "reverse_kl",
-    mask: Tensor | None = None,
-    *,
-    beta: float = 0.5,
-    floor: float = 0.0,
-    chunk_size: int | None = None,
-    student_temperature: float = 1.0,
-    teacher_temperature: float = 1.0,
-) -> Tensor:
-    """Cost of every token of `ids` (B, T), nats: a divergence of KINDS, or "log_ratio" or "surprisal" of the token itself. Returns (B, T), 0 outside `mask`.
-
-    Logits (B, T, V) are divided by the temperatures (> 0) first; the other arguments are those of `token_divergence`.
-    Raises ValueError for an unknown `kind`. Sources: arXiv 2509.22921 (reverse KL), arXiv 2610.00332 (surprisal), nbs/theory/02_guarantees (log-ratio).
+    kind: a key of `COSTS`; beta: the teacher's weight in the "jsd" mixture, in [0, 1];
+    floor: uniform share mixed into the denominator, in [0, 1); student_temperature and
+    teacher_temperature: each model's logits are divided by them, > 0; chunk_size: rows
+    converted to float32 at a time and recomputed in the backward pass, >= 1; None = all.
     """
-    if student_temperature != 1:
-        student_logits = student_logits / student_temperature
-    if teacher_temperature != 1:
-        teacher_logits = teacher_logits / teacher_temperature
-    if kind in KINDS:
-        return token_divergence(student_logits, teacher_logits, kind, beta, mask, floor, chunk_size)
-    check_cost(kind, beta, floor)
-    student_logits, teacher_logits, _ = align_vocab(student_logits, teacher_logits)
-    rows = torch.ones_like(ids, dtype=torch.bool) if mask is None else mask.bool()
-    teacher_logps = _floor(
-        token_logps(teacher_logits[rows], ids[rows]), floor, teacher_logits.shape[-1]
-    )
-    value = (
-        -teacher_logps
-        if kind == "surprisal"
-        else token_logps(student_logits[rows], ids[rows]) - teacher_logps
-    )
-    return torch.zeros(rows.shape, dtype=value.dtype, device=value.device).masked_scatter(
-        rows, value
-    )
+
+    kind: str = "reverse_kl"
+    beta: float = 0.5
+    floor: float = 0.0
+    student_temperature: float = 1.0
+    teacher_temperature: float = 1.0
+    chunk_size: int | None = None
+
+    def __post_init__(self):
+        for problem in cost_problems(self):
+            raise ValueError(problem)
+
+# %% ../nbs/01_cost.ipynb #cost-problems
+def cost_problems(cost: Cost) -> Iterable[str]:
+    "One sentence for everything that is wrong with the settings of a cost."
+    if cost.kind not in COSTS:
+        yield f"divergence kind {cost.kind!r} is unknown; choose one of {', '.join(COSTS)}"
+    if not 0 <= cost.beta <= 1:
+        yield f"beta must lie in [0, 1], got {cost.beta}"
+    if not 0 <= cost.floor < 1:
+        yield f"floor must lie in [0, 1), got {cost.floor}"
+    elif cost.floor and cost.kind in COSTS and COSTS[cost.kind].bounded:
+        yield (
+            f"floor={cost.floor} has no use with kind={cost.kind!r}, which is bounded anyway; "
+            "set floor=0"
+        )
+    for name in ("student_temperature", "teacher_temperature"):
+        value = getattr(cost, name)
+        if not 0 < value < float("inf"):
+            yield f"{name} must be a finite number > 0, got {value!r}"
+    if cost.chunk_size is not None and cost.chunk_size < 1:
+        yield f"chunk_size must be >= 1, or None for all rows at once, got {cost.chunk_size}"
+
+# %% ../nbs/01_cost.ipynb #cost-questions
+@patch(as_prop=True)
+def gradient(self: Cost) -> str:
+    'Whether it has a gradient on average: "full", "weighted" or "none", see nbs/01_cost.'
+    return COSTS[self.kind].gradient
 
 
-def check_cost(kind: str, beta: float, floor: float) -> None:
-    "Raise ValueError, naming the argument, unless the settings of `token_cost` make sense."
-    if kind in SAMPLED_COSTS:
-        check_divergence("reverse_kl", beta, floor)
-    elif kind not in KINDS:
-        raise ValueError(
-            f"divergence kind {kind!r} is unknown; choose one of {', '.join(KINDS + SAMPLED_COSTS)}"
+@patch(as_prop=True)
+def is_kl(self: Cost) -> bool:
+    "Whether this is the exact reverse KL at temperature 1 without a floor."
+    return replace(self, beta=0.5, chunk_size=None) == Cost()
+
+
+@patch
+def of(self: Cost, kind: str) -> Cost:
+    "Another kind with the same settings."
+    return replace(self, kind=kind)
+
+# %% ../nbs/01_cost.ipynb #teacher-rows
+class TeacherRows(Protocol):
+    "A teacher at N token positions."
+
+    def split(self, size: int) -> list[TeacherRows]:
+        "The same rows in pieces of `size`, as `Tensor.split` does."
+
+    def meet(self, student_logits: Tensor, ids: Tensor | None, cost: Cost) -> Rows:
+        "Both models over the same events, for the student's logits (N, V) and sampled ids (N,)."
+
+# %% ../nbs/01_cost.ipynb #dense-rows
+@dataclass
+class DenseRows:
+    "A teacher that says everything: logits or log-probabilities (N, V_t)."
+
+    logits: Tensor
+
+    def split(self, size: int) -> list[DenseRows]:
+        "The same rows in pieces of `size`."
+        return [DenseRows(part) for part in self.logits.split(size)]
+
+    def meet(self, student_logits: Tensor, ids: Tensor | None, cost: Cost) -> Rows:
+        "Both models over the ids they share, each at its temperature."
+        shared = min(student_logits.shape[-1], self.logits.shape[-1])
+        student = _log_probabilities(student_logits[:, :shared], cost.student_temperature)
+        teacher = _log_probabilities(self.logits[:, :shared], cost.teacher_temperature)
+        return Rows(student, teacher, ids)
+
+
+def _log_probabilities(logits: Tensor, temperature: float) -> Tensor:
+    "Float64 stays float64, everything else becomes float32."
+    if temperature != 1:
+        logits = logits / temperature
+    return logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(-1)
+
+# %% ../nbs/01_cost.ipynb #cost-call
+@patch
+def __call__(self: Cost, student: Tensor, teacher: TeacherRows, ids: Tensor | None = None):
+    """Cost of each row, (N,) nats; gradients flow to the student's logits (N, V).
+
+    `ids` (N,): the sampled tokens, which "log_ratio" and "surprisal" need.
+    """
+    if self.chunk_size is None:
+        return _piece(self, student, teacher, ids)
+    pieces = zip(
+        student.split(self.chunk_size),
+        teacher.split(self.chunk_size),
+        repeat(None) if ids is None else ids.split(self.chunk_size),
+    )
+    values = [checkpoint(_piece, self, *piece, use_reentrant=False) for piece in pieces]
+    return torch.cat(values)
+
+
+def _piece(cost: Cost, student: Tensor, teacher: TeacherRows, ids: Tensor | None) -> Tensor:
+    "The cost of some rows, all at once."
+    return COSTS[cost.kind](teacher.meet(student, ids, cost), cost)
+
+# %% ../nbs/01_cost.ipynb #token-cost
+def token_cost(
+    student_logits: Tensor,  # (B, T, V_s), any float dtype
+    teacher_logits: Tensor,  # (B, T, V_t), any float dtype; gradients are stopped by the caller
+    ids: Tensor | None,  # (B, T) sampled tokens; None where the cost does not read them
+    mask: Tensor | None = None,  # (B, T), 1 = compute; None = every position
+    cost: Cost = Cost(),
+) -> Tensor:  # (B, T) nats per token, float32 (float64 stays float64), 0 outside the mask
+    "`cost` at every position of completions. Gradients flow to the student's logits."
+    if mask is None:
+        inside = torch.ones(
+            student_logits.shape[:-1], dtype=torch.bool, device=student_logits.device
         )
     else:
-        check_divergence(kind, beta, floor)
+        inside = mask.bool()
+    teacher = DenseRows(teacher_logits[inside])
+    value = cost(student_logits[inside], teacher, None if ids is None else ids[inside])
+    return torch.zeros(inside.shape, dtype=value.dtype, device=value.device).masked_scatter(
+        inside, value
+    )
+
+# %% ../nbs/01_cost.ipynb #score
+@dataclass
+class Score:
+    "What two models say about completions; the student's numbers may carry gradients."
+
+    logp: Tensor  # (B, T) nats, at the sampling temperature
+    teacher_logp: Tensor  # (B, T) nats, at temperature 1
+    costs: dict[str, Tensor]  # name -> (B, T) nats per token
+    kl: Tensor  # (B, T) nats per token, detached
+
+
+def score_tokens(
+    student_logits: Tensor,  # (B, T, V_s)
+    teacher_logits: Tensor,  # (B, T, V_t)
+    ids: Tensor,  # (B, T)
+    mask: Tensor,  # (B, T)
+    costs: dict[str, Cost],  # by name; "divergence" is the one that the budget is put on
+    temperature: float = 1.0,  # of the sampling
+) -> Score:
+    "Log-probabilities, costs and exact KL of completions under two models' logits."
+    student, teacher, _ = align_vocab(student_logits, teacher_logits)
+    values = {name: token_cost(student, teacher, ids, mask, c) for name, c in costs.items()}
+    main = costs["divergence"]
+    with torch.no_grad():
+        if main.is_kl:
+            kl = values["divergence"].detach()
+        else:
+            kl = token_cost(student, teacher, ids, mask, Cost(chunk_size=main.chunk_size))
+    logp, teacher_logp = token_logps(student, ids, temperature), token_logps(teacher, ids)
+    return Score(logp, teacher_logp, values, kl)
+
+# %% ../nbs/01_cost.ipynb #token-divergence
+def token_divergence(
+    student_logits: Tensor,  # (B, T, V_s)
+    teacher_logits: Tensor,  # (B, T, V_t)
+    kind: str = "reverse_kl",  # one of KINDS
+    beta: float = 0.5,  # weight of the teacher in the "jsd" mixture, in [0, 1]
+    mask: Tensor | None = None,  # (B, T), 1 = compute; None = every position
+    floor: float = 0.0,  # uniform share mixed into the denominator of a KL, in [0, 1)
+    chunk_size: int | None = None,  # positions converted to float32 at a time; None = all at once
+) -> Tensor:  # (B, T) nats per token
+    """Exact divergence over the full vocabulary at every position; see `token_cost`.
+
+    Sources: arXiv 2509.22921, cost C_pi; arXiv 2306.13649 for "jsd". Raises ValueError for an
+    unknown `kind`, or `beta` or `floor` out of range. Warns when cropping to the common
+    vocabulary loses more than 0.1% of probability mass.
+    """
+    if kind not in KINDS:
+        raise ValueError(f"divergence kind {kind!r} is unknown; choose one of {', '.join(KINDS)}")
+    cost = Cost(kind, beta=beta, floor=floor, chunk_size=chunk_size)
+    student_logits, teacher_logits, lost = align_vocab(student_logits, teacher_logits)
+    if lost > 1e-3:
+        warnings.warn(
+            f"cropping to the {student_logits.shape[-1]} ids common to student and teacher loses "
+            f"{lost:.1%} of the probability mass: are these two models a pair?"
+        )
+    return token_cost(student_logits, teacher_logits, None, mask, cost)

@@ -7,133 +7,126 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-from .cost import token_cost, token_divergence
 from datasets import Dataset
 from scipy.stats import binomtest, norm
 from scipy.stats import t as student_t
+from torch import Tensor
 
 from .budget import Budget, row_budget, satisfaction_interval
-from .mdp import trajectory_cost
-from .reward import call_cost, call_reward, task_rewards
-from .rollout import completion_logits, generate
+from .cost import Cost, token_cost, token_divergence
+from .mdp import Rollout, masked, trajectory_cost
+from .objective import Batch, Signal
+from .reward import call_cost, call_reward, constrained_reward, task_rewards
+from .rollout import Sampling, completion_logits, generate
 
 # %% auto #0
-__all__ = ['VALUES', 'evaluate_records', 'at_budget', 'metric_values', 'summarize', 'evaluate', 'difference_interval', 'mcnemar',
-           'summarize_seeds', 'compare', 'frontier', 'envelope', 'envelope_band', 'above_envelope']
+__all__ = ['VALUES', 'measure', 'judge_budgets', 'rollout_records', 'evaluate_records', 'metric_values', 'at_budget',
+           'mean_interval', 'summarize', 'evaluate', 'Earned', 'earn', 'earned_metrics', 'step_metrics',
+           'share_of_equal_groups', 'difference_interval', 'mcnemar', 'summarize_seeds', 'compare', 'frontier',
+           'envelope', 'envelope_band', 'above_envelope']
+
+# %% ../nbs/09_evaluate.ipynb #measure
+@torch.no_grad()
+def measure(model, teacher, rollout: Rollout, cost: Cost = Cost()) -> tuple[Tensor, Tensor]:
+    "What every token costs, and its exact reverse KL, both (B, T) nats per token."
+    mask = rollout.completion_mask
+    student, target = completion_logits(model, rollout), completion_logits(teacher, rollout)
+    kl = token_divergence(student, target, mask=mask, chunk_size=cost.chunk_size)
+    if cost.is_kl:
+        return kl, kl
+    return token_cost(student, target, rollout.completion_ids, mask, cost), kl
+
+# %% ../nbs/09_evaluate.ipynb #judge-budgets
+def judge_budgets(
+    rollout: Rollout,
+    cost: Tensor,  # (B, T) nats per token
+    budget: Budget,
+    constraints: dict[str, tuple[Callable, Budget]] | None = None,
+) -> dict[str, Tensor]:
+    "`spent` and `within_budget` (B,), and the same of further budgets, `spent_<name>` and so on."
+    mask, device = rollout.completion_mask, cost.device
+    limit = row_budget(budget, rollout.columns, device)
+    judged = {"spent": budget.spent(cost, mask), "within_budget": ~limit.violated(cost, mask)}
+    for name, (function, own) in (constraints or {}).items():
+        charged = call_cost(function, rollout)
+        limit = row_budget(own, rollout.columns, device, column=f"budget_{name}")
+        judged[f"spent_{name}"] = limit.spent(charged, mask)
+        judged[f"within_budget_{name}"] = (~limit.violated(charged, mask)).float()
+    return judged
+
+# %% ../nbs/09_evaluate.ipynb #rollout-records
+def rollout_records(
+    rollout: Rollout, reward: Tensor, correct: Tensor, cost: Tensor, kl: Tensor, more: dict
+) -> list[dict]:
+    "One dict per completion; `more`: further numbers by name, each (B,), NaN becoming None."
+    spent, within = more["spent"], more["within_budget"]
+    extra = {k: v for k, v in more.items() if k not in ("spent", "within_budget")}
+    kl, records = trajectory_cost(kl, rollout.completion_mask), []
+    for i, n in enumerate(rollout.lengths.tolist()):
+        record = {k: v[i] for k, v in rollout.columns.items()}
+        record |= {
+            "prompt": rollout.prompts[i],
+            "completion": rollout.completions[i],
+            "completion_ids": rollout.completion_ids[i, :n].tolist(),
+            "reward": _number(reward[i]),
+            "correct": bool(correct[i]),
+            "cost_per_token": cost[i, :n].tolist(),
+            "spent": spent[i].item(),
+            "within_budget": bool(within[i]),
+            "kl": kl[i].item(),
+            "terminated": bool(rollout.terminated[i]),
+        }
+        records.append(record | {k: _number(v[i]) for k, v in extra.items()})
+    return records
+
+
+def _number(x: Tensor) -> float | None:
+    "A value as a Python number; None for NaN."
+    return None if x.isnan() else x.item()
 
 # %% ../nbs/09_evaluate.ipynb #records
 @torch.no_grad()
 def evaluate_records(
     model,
-    teacher,  # causal LMs (the teacher may be a callable, see rollout.completion_logits)
+    teacher,  # a causal LM, or a function, see rollout.completion_logits
     dataset: Dataset,  # column `prompt`, and whatever the reward functions read
     tokenizer,
     reward_funcs: Callable | list[Callable],
     budget: Budget = Budget(),
     *,
-    metrics: dict[str, Callable]
-    | None = None,  # further per-completion scores by name, functions as for rewards
+    cost: Cost = Cost(),  # what the budget is put on
+    sampling: Sampling = Sampling(),
+    metrics: dict[str, Callable] | None = None,  # further scores by name, functions as for rewards
+    constraints: dict[str, tuple[Callable, Budget]] | None = None,  # see reward.call_cost
     reward_weights: list[float] | None = None,
     correct_at: float = 1.0,  # an answer is correct if its total reward is at least this
-    num_generations: int = 1,  # completions per prompt
-    max_completion_length: int = 32,
-    temperature: float = 1.0,  # sampling only; divergences are always measured at temperature 1
-    top_p: float = 1.0,
-    divergence: str = "reverse_kl",
-    beta: float = 0.5,
-    floor: float = 0.0,
-    student_temperature: float = 1.0,
-    teacher_temperature: float = 1.0,  # the cost, see cost.token_cost
-    constraints: dict[str, tuple[Callable, Budget]]
-    | None = None,  # further budgets, see reward.call_cost
     batch_size: int = 256,  # completions at a time
-    chunk_size: int
-    | None = None,  # token positions whose divergence is computed at a time; None = all
-    vocab_size: int
-    | None = None,  # sample only ids below this (the ids common to student and teacher)
+    vocab_size: int | None = None,  # sample only ids below this (those that both models have)
     seed: int = 0,
+    **settings,  # fields of Sampling, instead of or on top of `sampling`
 ) -> list[dict]:
-    "Sample and score completions of every prompt of `dataset`; one dict per completion, in the order of the prompts."
+    "Sample and score completions of every prompt of `dataset`; one dict per completion."
     funcs = reward_funcs if isinstance(reward_funcs, (list, tuple)) else [reward_funcs]
+    sampling = replace(sampling, **settings)
     generator = torch.Generator(next(model.parameters()).device).manual_seed(seed)
-    size, records = max(1, batch_size // num_generations), []
+    size, records = max(1, batch_size // sampling.num_generations), []
     for start in range(0, len(dataset), size):
-        rows = dataset[start : start + size]
-        prompts = rows.pop("prompt")
-        r = generate(
-            model,
-            tokenizer,
-            prompts,
-            rows,
-            num_generations,
-            max_completion_length,
-            temperature,
-            top_p,
-            generator,
-            vocab_size,
-        )
+        columns = dataset[start : start + size]
+        prompts = columns.pop("prompt")
+        r = generate(model, tokenizer, prompts, columns, sampling, generator, vocab_size)
         reward, _ = task_rewards(funcs, r, reward_weights)
-        extra = {name: call_reward(f, r) for name, f in (metrics or {}).items()}
-        student, target = completion_logits(model, r), completion_logits(teacher, r)
-        kl = token_divergence(student, target, mask=r.completion_mask, chunk_size=chunk_size)
-        exact = (divergence, floor, student_temperature, teacher_temperature) == (
-            "reverse_kl",
-            0.0,
-            1.0,
-            1.0,
-        )
-        cost = (
-            kl
-            if exact
-            else token_cost(
-                student,
-                target,
-                r.completion_ids,
-                divergence,
-                r.completion_mask,
-                beta=beta,
-                floor=floor,
-                chunk_size=chunk_size,
-                student_temperature=student_temperature,
-                teacher_temperature=teacher_temperature,
-            )
-        )
-        spent, kl, lengths = (
-            budget.spent(cost, r.completion_mask),
-            trajectory_cost(kl, r.completion_mask),
-            r.lengths,
-        )
-        within = ~row_budget(budget, r.columns, cost.device).violated(cost, r.completion_mask)
-        for name, (f, b) in (constraints or {}).items():
-            c, b = call_cost(f, r), row_budget(b, r.columns, cost.device, column=f"budget_{name}")
-            extra |= {
-                f"spent_{name}": b.spent(c, r.completion_mask),
-                f"within_budget_{name}": (~b.violated(c, r.completion_mask)).float(),
-            }
-        for i in range(len(r)):
-            n = int(lengths[i])
-            records.append(
-                {
-                    **{k: v[i] for k, v in r.columns.items()},
-                    "prompt": r.prompts[i],
-                    "completion": r.completions[i],
-                    "completion_ids": r.completion_ids[i, :n].tolist(),
-                    "reward": None if reward[i].isnan() else reward[i].item(),
-                    "correct": bool(reward[i] >= correct_at and r.terminated[i]),
-                    "cost_per_token": cost[i, :n].tolist(),
-                    "spent": spent[i].item(),
-                    "within_budget": bool(within[i]),
-                    "kl": kl[i].item(),
-                    "terminated": bool(r.terminated[i]),
-                    **{k: None if v[i].isnan() else v[i].item() for k, v in extra.items()},
-                }
-            )
+        correct = (reward >= correct_at) & r.terminated
+        scores = {name: call_reward(f, r) for name, f in (metrics or {}).items()}
+        token, kl = measure(model, teacher, r, cost)
+        judged = judge_budgets(r, token, budget, constraints)
+        records += rollout_records(r, reward, correct, token, kl, scores | judged)
     return records
 
-# %% ../nbs/09_evaluate.ipynb #summarize
+# %% ../nbs/09_evaluate.ipynb #values
 VALUES: dict[str, Callable[[dict], float]] = {
     "accuracy": lambda r: r["correct"],
     "satisfaction_rate": lambda r: r["within_budget"],
@@ -149,26 +142,38 @@ VALUES: dict[str, Callable[[dict], float]] = {
 }
 
 
+def metric_values(records: list[dict], name: str) -> np.ndarray:
+    "What metric `name` (of `VALUES`, or of the records) reads from each record; NaN for None."
+    if name not in VALUES and records and name not in records[0]:
+        choices = ", ".join([*VALUES, *records[0]])
+        raise ValueError(f"metric {name!r} is unknown; choose one of {choices}")
+    read = VALUES.get(name, lambda r: r[name])
+    values = (read(r) for r in records)
+    return np.array([math.nan if v is None else v for v in values], dtype=float)
+
+# %% ../nbs/09_evaluate.ipynb #at-budget
 def at_budget(records: list[dict], budget: Budget) -> list[dict]:
-    "The same records with `within_budget` judged anew: `spent` (aggregated as it was) against the limit of `budget`."
+    "The same records with `within_budget` judged anew: `spent` against the limit of `budget`."
     return [{**r, "within_budget": r["spent"] <= budget.limit} for r in records]
 
-
-def metric_values(records: list[dict], name: str) -> np.ndarray:
-    "What the metric `name` (a key of `VALUES`, or of the records) reads from each record, floats with NaN for None."
-    if name not in VALUES and records and name not in records[0]:
-        raise ValueError(
-            f"metric {name!r} is unknown; choose one of {', '.join([*VALUES, *records[0]])}"
-        )
-    read = VALUES.get(name, lambda r: r[name])
-    return np.array([math.nan if (v := read(r)) is None else v for r in records], dtype=float)
-
-
+# %% ../nbs/09_evaluate.ipynb #mean-interval
 def _is_rate(x: np.ndarray) -> bool:
     "Whether there are values and all of them are 0 or 1."
     return bool(x.size) and bool(np.isin(x, (0.0, 1.0)).all())
 
 
+def mean_interval(x: np.ndarray, level: float = 0.95) -> tuple[float, float, float]:
+    "Mean of the values there are, and the ends of its interval; NaN without a value."
+    x = x[~np.isnan(x)]
+    if not x.size:
+        return math.nan, math.nan, math.nan
+    mean = float(x.mean())
+    if _is_rate(x):
+        return mean, *satisfaction_interval(x > 0, level=level)
+    half = float(norm.ppf((1 + level) / 2)) * x.std() / math.sqrt(x.size)
+    return mean, float(mean - half), float(mean + half)
+
+# %% ../nbs/09_evaluate.ipynb #summarize
 def summarize(
     records: list[dict],
     budget: Budget | None = None,
@@ -176,64 +181,138 @@ def summarize(
     level: float = 0.95,
     constraints: Iterable[str] = (),
 ) -> dict[str, float]:
-    """The glossary's metrics of `records` and those named by `metrics`, with `_low`/`_high` ends of `level` intervals.
+    """The glossary's metrics of `records` and those named by `metrics`, with intervals.
 
-    `budget`: judge `spent` anew against its limit. `constraints`: names of further budgets. A metric without a single
-    value is NaN. Raises ValueError without records.
+    `budget`: judge `spent` anew against its limit. `constraints`: names of further budgets. A
+    metric without a single value is NaN. Raises ValueError without records.
     """
     if not records:
         raise ValueError("no records to summarize: the evaluation dataset is empty")
     if budget is not None:
         records = at_budget(records, budget)
-    out, columns = {}, {name: metric_values(records, name) for name in VALUES}
-    for name in constraints:
-        columns |= {
-            f"spent_mean_{name}": metric_values(records, f"spent_{name}"),
-            f"satisfaction_rate_{name}": metric_values(records, f"within_budget_{name}"),
-        }
-    if constraints:
-        columns["satisfaction_rate_all"] = np.min(
-            [
-                columns["satisfaction_rate"],
-                *(columns[f"satisfaction_rate_{name}"] for name in constraints),
-            ],
-            0,
-        )
-    for name, x in {**columns, **{name: metric_values(records, name) for name in metrics}}.items():
-        x = x[~np.isnan(x)]
+    columns = {name: metric_values(records, name) for name in VALUES}
+    columns |= _constraint_columns(records, columns["satisfaction_rate"], list(constraints))
+    columns |= {name: metric_values(records, name) for name in metrics}
+    out = {}
+    for name, x in columns.items():
         if name.endswith("_p95"):
-            out[name] = float(np.quantile(x, 0.95))
-            continue
-        out[name] = mean = float(x.mean()) if x.size else math.nan
-        half = (
-            float(norm.ppf((1 + level) / 2)) * x.std() / math.sqrt(x.size) if x.size else math.nan
-        )
-        out[f"{name}_low"], out[f"{name}_high"] = (
-            satisfaction_interval(x > 0, level=level)
-            if _is_rate(x)
-            else (float(mean - half), float(mean + half))
-        )
+            out[name] = float(np.quantile(x[~np.isnan(x)], 0.95))
+        else:
+            out[name], out[f"{name}_low"], out[f"{name}_high"] = mean_interval(x, level)
     return out | {"n_eval": len(records)}
 
 
+def _constraint_columns(records: list[dict], within: np.ndarray, names: list[str]) -> dict:
+    "What further budgets add: spent and kept, each, and whether all of them were kept."
+    columns = {}
+    for name in names:
+        columns[f"spent_mean_{name}"] = metric_values(records, f"spent_{name}")
+        columns[f"satisfaction_rate_{name}"] = metric_values(records, f"within_budget_{name}")
+    if names:
+        kept = [columns[f"satisfaction_rate_{name}"] for name in names]
+        columns["satisfaction_rate_all"] = np.min([within, *kept], 0)
+    return columns
+
+# %% ../nbs/09_evaluate.ipynb #evaluate
 def evaluate(
     model,
     teacher,
     dataset: Dataset,
     tokenizer,
-    reward_funcs,
+    reward_funcs: Callable | list[Callable],
     budget: Budget = Budget(),
     *,
     metrics: dict[str, Callable] | None = None,
+    constraints: dict[str, tuple[Callable, Budget]] | None = None,
     return_records: bool = False,
-    **kwargs,
+    **more,
 ) -> dict[str, float] | tuple[dict[str, float], list[dict]]:
-    "Metrics of the glossary for `model` on `dataset`, with intervals; keywords as in `evaluate_records`. With `return_records`, also the records."
-    records = evaluate_records(
-        model, teacher, dataset, tokenizer, reward_funcs, budget, metrics=metrics, **kwargs
-    )
-    result = summarize(records, metrics=metrics or (), constraints=kwargs.get("constraints") or ())
+    """Metrics of the glossary for `model` on `dataset`, with intervals; `more`: see above.
+
+    Arguments are those of `evaluate_records`. With `return_records`, also the records.
+    """
+    asked = dict(metrics=metrics, constraints=constraints, **more)
+    records = evaluate_records(model, teacher, dataset, tokenizer, reward_funcs, budget, **asked)
+    result = summarize(records, metrics=metrics or (), constraints=constraints or ())
     return (result, records) if return_records else result
+
+# %% ../nbs/09_evaluate.ipynb #earn
+@dataclass
+class Earned:
+    "What completions earned, and what further budgets charged them."
+
+    task: Tensor  # (B,) weighted sum over the reward functions; NaN = none applies
+    each: Tensor  # (B, F) of every function
+    modified: Tensor  # (B,) the task's, or the penalty for a broken further budget
+    charged: dict[str, Tensor]  # name -> (B, T) of every further budget
+    spent: dict[str, Tensor]  # name -> (B,)
+    limits: dict[str, Tensor | float]
+
+
+def earn(
+    rollout: Rollout,
+    reward_funcs: list[Callable],
+    constraints: dict[str, tuple[Callable, Budget]],
+    reward_weights: list[float] | None = None,
+    truncated_reward: float | None = 0.0,
+    penalty: float = 1.0,
+) -> Earned:
+    "Call reward and cost functions on a rollout; see reward.task_rewards and constrained_reward."
+    task, each = task_rewards(reward_funcs, rollout, reward_weights, truncated_reward)
+    charged, spent, limits = {}, {}, {}
+    for name, (function, budget) in constraints.items():
+        limit = row_budget(budget, rollout.columns, task.device, column=f"budget_{name}")
+        charged[name] = call_cost(function, rollout)
+        spent[name] = limit.spent(charged[name], rollout.completion_mask)
+        limits[name] = limit.limit
+    modified = constrained_reward(task, spent, limits, penalty)
+    return Earned(task, each, modified, charged, spent, limits)
+
+# %% ../nbs/09_evaluate.ipynb #earned-metrics
+def earned_metrics(earned: Earned, reward_funcs: list[Callable]) -> dict[str, float]:
+    "Further budgets by name, and each reward function's mean where there are several."
+    metrics = {}
+    for name, spent in earned.spent.items():
+        kept = (spent <= earned.limits[name]).float()
+        metrics[f"spent_mean_{name}"] = float(spent.mean())
+        metrics[f"satisfaction_rate_{name}"] = float(kept.mean())
+    if len(reward_funcs) > 1:
+        names = [getattr(f, "__name__", i) for i, f in enumerate(reward_funcs)]
+        for name, column in zip(names, earned.each.T):
+            metrics[f"rewards/{name}"] = float(column.nanmean())
+    return metrics
+
+# %% ../nbs/09_evaluate.ipynb #step-metrics
+def step_metrics(
+    batch: Batch, kl: Tensor, signal: Signal, budget: Budget, terminated: Tensor, correct_at: float
+) -> dict[str, float]:
+    "The glossary's metrics of one training batch; `kl` (B, T): the reverse KL of every token."
+    spent, kl = budget.spent(batch.cost, batch.mask), trajectory_cost(kl, batch.mask)
+    kept, correct = spent <= budget.limit, (batch.rewards >= correct_at) & terminated
+    limit = budget.limit.mean() if isinstance(budget.limit, Tensor) else budget.limit
+    price = masked(signal.multipliers["divergence"], batch.mask).sum() / batch.mask.sum()
+    values = {
+        "reward": batch.rewards.nanmean(),
+        "accuracy": correct.float().mean(),
+        "satisfaction_rate": kept.float().mean(),
+        "accuracy_within_budget": (kept & correct).float().mean(),
+        "kl_mean": kl.mean(),
+        "kl_p95": kl.quantile(0.95),
+        "spent_mean": spent.mean(),
+        "budget": limit,
+        "length_mean": batch.mask.sum(-1).float().mean(),
+        "truncated_rate": 1 - terminated.float().mean(),
+        "multiplier_mean": price,
+        "advantage_abs": signal.advantage.abs().mean(),
+        "frac_reward_zero_std": share_of_equal_groups(batch),
+    }
+    return {k: float(v) for k, v in values.items()} | signal.metrics
+
+
+def share_of_equal_groups(batch: Batch) -> float:
+    "Share of prompts whose completions all earned the same reward."
+    groups = [batch.rewards[batch.group_ids == g] for g in batch.group_ids.unique()]
+    return sum(bool((g == g[0]).all()) for g in groups) / len(groups)
 
 # %% ../nbs/09_evaluate.ipynb #difference-interval
 def difference_interval(wins: int, losses: int, n: int, level: float = 0.95) -> tuple[float, float]:

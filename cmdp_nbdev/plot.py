@@ -18,7 +18,8 @@ from plotly.subplots import make_subplots
 from torch.nn.utils.rnn import pad_sequence
 
 from .budget import Budget
-from .objective import METHODS, Batch, method_settings
+from .methods import METHODS, method_settings
+from .objective import Batch
 
 # %% auto #0
 __all__ = ['BLACK', 'ORANGE', 'SKY', 'GREEN', 'YELLOW', 'BLUE', 'RED', 'PURPLE', 'GREY', 'SAFE', 'OVER', 'STYLES', 'SYMBOLS',
@@ -55,7 +56,7 @@ STYLES = {
     "dual": Look(GREY, "dash", "square"),
     "pid": Look(GREY, "dot", "diamond"),
     "chance-dual": Look(GREY, "dashdot", "pentagon"),
-    "cmdp-smooth": Look(GREEN, "solid", "circle"),
+    "cmdp-rate": Look(GREEN, "solid", "circle"),
 }
 
 

@@ -8,20 +8,22 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Protocol
 
 import torch
-from .cost import token_cost, token_divergence, token_logps
-from safetensors.torch import load_file, save_file
+from fastcore.basics import patch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from .budget import Budget, row_budget
-from .mdp import Rollout, completion_mask, masked, position_ids
-from .model import save_plain
+from .budget import Budget
+from .cost import Cost, token_logps
+from .mdp import Rollout, completion_mask, position_ids
+from .moved import forwards
 
 # %% auto #0
-__all__ = ['is_chat', 'encode_prompts', 'sample_token', 'Reader', 'BudgetAware', 'budget_share', 'sample', 'eos_token_ids',
-           'generate', 'given_rollout', 'completion_logits']
+__all__ = ['is_chat', 'encode_prompts', 'Sampling', 'nucleus', 'sample_token', 'accepted', 'cache_name', 'Reader', 'ToldStudent',
+           'sample', 'eos_token_ids', 'generate', 'given_rollout', 'completion_logits']
 
 # %% ../nbs/08_rollout.ipynb #encode
 def is_chat(prompt) -> bool:
@@ -30,348 +32,232 @@ def is_chat(prompt) -> bool:
 
 
 def encode_prompts(prompts: list, tokenizer: PreTrainedTokenizerBase) -> tuple[Tensor, Tensor]:
-    "Ids and mask of `prompts` (texts or chat messages), padded on the left, both (B, P) int64. Raises ValueError for an empty prompt."
-    texts = [
-        tokenizer.apply_chat_template(p, tokenize=False, add_generation_prompt=True)
-        if is_chat(p)
-        else p
-        for p in prompts
-    ]
-    special = not any(map(is_chat, prompts))  # a chat template writes its own special tokens
-    enc = tokenizer(
-        texts,
+    """Ids and mask of `prompts` (texts or chat messages), padded on the left, both (B, P) int64.
+
+    Raises ValueError for an empty prompt.
+    """
+    write = functools.partial(
+        tokenizer.apply_chat_template, tokenize=False, add_generation_prompt=True
+    )
+    encoded = tokenizer(
+        [write(p) if is_chat(p) else p for p in prompts],
         padding=True,
         padding_side="left",
         return_tensors="pt",
         return_token_type_ids=False,
-        add_special_tokens=special,
+        add_special_tokens=not any(map(is_chat, prompts)),
     )
-    if not enc["attention_mask"].any(-1).all():
+    if not encoded["attention_mask"].any(-1).all():
         raise ValueError("a prompt has no tokens: there is no state to start from")
-    return enc["input_ids"], enc["attention_mask"]
+    return encoded["input_ids"], encoded["attention_mask"]
+
+# %% ../nbs/08_rollout.ipynb #sampling
+@dataclass(frozen=True)
+class Sampling:
+    "How completions are written. Raises ValueError, naming the argument, for a bad value."
+
+    num_generations: int = 1  # completions per prompt, >= 1
+    max_completion_length: int = 32  # tokens, EOS included, >= 1
+    temperature: float = 1.0  # >= 0; 0 takes the most probable token
+    top_p: float = 1.0  # nucleus sampling, in (0, 1]
+
+    def __post_init__(self):
+        for name in ("num_generations", "max_completion_length"):
+            if not getattr(self, name) >= 1:
+                raise ValueError(f"{name} must be a whole number >= 1, got {getattr(self, name)}")
+        if not self.temperature >= 0:
+            raise ValueError(f"temperature must be >= 0, got {self.temperature}")
+        if not 0 < self.top_p <= 1:
+            raise ValueError(f"top_p must be in (0, 1], got {self.top_p}")
 
 # %% ../nbs/08_rollout.ipynb #choose
+def nucleus(probs: Tensor, top_p: float) -> Tensor:
+    "`probs` (B, V), 0 outside the smallest set of tokens that holds `top_p` of them."
+    p, order = probs.sort(-1, descending=True)
+    before = p.cumsum(-1) - p
+    return torch.zeros_like(probs).scatter(-1, order, p * (before < top_p))
+
+
 def sample_token(
     logits: Tensor,
     temperature: float = 1.0,
     top_p: float = 1.0,
     generator: torch.Generator | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Sample one id per row of `logits` (B, V): ids (B,) and their log-probabilities (B,) in nats at `temperature`.
+    """One id per row of `logits` (B, V): ids (B,) and their log-probabilities (B,) in nats.
 
-    `top_p` in (0, 1]. Temperature 0 takes the most probable id and reports its log-probability at temperature 1.
+    Log-probabilities are those at `temperature`, before `top_p`; temperature 0 takes the most
+    probable id and reports its log-probability at temperature 1.
     """
     if temperature == 0:
         ids = logits.argmax(-1, keepdim=True)
     else:
         probs = (logits.float() / temperature).softmax(-1)
         if top_p < 1:
-            p, order = probs.sort(-1, descending=True)
-            probs = torch.zeros_like(probs).scatter(-1, order, p * (p.cumsum(-1) - p < top_p))
+            probs = nucleus(probs, top_p)
         ids = torch.multinomial(probs, 1, generator=generator)
     return ids[:, 0], token_logps(logits[:, None], ids, temperature or 1.0)[:, 0]
 
-# %% ../nbs/08_rollout.ipynb #reader
+# %% ../nbs/08_rollout.ipynb #accepted
 @functools.cache
 def _parameters(forward: Callable) -> frozenset[str]:
     "Names of the parameters of a model class's forward."
     return frozenset(inspect.signature(forward).parameters)
 
 
-def _accepted(model, **kwargs) -> dict:
-    "The keyword arguments that the model's forward knows; a peft or `BudgetAware` model passes on all that its base knows."
-    known = _parameters(type(getattr(model, "get_base_model", lambda: model)()).forward)
+def accepted(model, **kwargs) -> dict:
+    "The keyword arguments that the model's forward knows; a wrapper passes on what its base knows."
+    base = getattr(model, "get_base_model", lambda: model)()
+    known = _parameters(type(base).forward)
     return {k: v for k, v in kwargs.items() if k in known}
 
 
-def _cache_name(model) -> str:
+def cache_name(model) -> str:
     "What the model's forward and its output call the cache: transformers renamed it in 5.24."
-    return next(iter(_accepted(model, cache=None)), "past_key_values")
+    return next(iter(accepted(model, cache=None)), "past_key_values")
 
-
+# %% ../nbs/08_rollout.ipynb #reader
 class Reader:
-    "A causal LM with its cache. `logits` (B, V) are those of the next token; `feed` reads one more token per row."
+    "A causal LM with its cache. `logits` (B, V) are those of the next token."
 
     def __init__(
         self, model, prompt_ids: Tensor, prompt_mask: Tensor, num_generations: int = 1, **more
     ):
-        self.model, self.cache_name, positions = (
-            model,
-            _cache_name(model),
-            position_ids(prompt_mask),
-        )
-        out = model(
-            prompt_ids,
-            use_cache=True,
-            **more,
-            **_accepted(
-                model, attention_mask=prompt_mask, position_ids=positions, logits_to_keep=1
-            ),
-        )
-        self.logits, self.cache = (
-            out.logits[:, -1].repeat_interleave(num_generations, 0),
-            getattr(out, self.cache_name),
-        )
+        self.model, self.cache_name = model, cache_name(model)
+        positions = position_ids(prompt_mask)
+        self._forward(prompt_ids, prompt_mask, positions, more)
+        self.logits = self.logits.repeat_interleave(num_generations, 0)
         if num_generations > 1:
             self.cache.batch_repeat_interleave(num_generations)
-        self.mask, self.positions = (
-            x.repeat_interleave(num_generations, 0) for x in (prompt_mask, positions[:, -1:])
-        )
+        self.mask = prompt_mask.repeat_interleave(num_generations, 0)
+        self.positions = positions[:, -1:].repeat_interleave(num_generations, 0)
 
-    def feed(self, ids: Tensor, **more) -> None:
-        "Read one token per row, `ids` (B,)."
-        self.mask, self.positions = (
-            torch.cat([self.mask, torch.ones_like(self.mask[:, :1])], 1),
-            self.positions + 1,
-        )
-        out = self.model(
-            ids[:, None],
-            use_cache=True,
-            **{self.cache_name: self.cache},
-            **more,
-            **_accepted(
-                self.model, attention_mask=self.mask, position_ids=self.positions, logits_to_keep=1
-            ),
-        )
+    def _forward(self, ids: Tensor, mask: Tensor, positions: Tensor, more: dict) -> None:
+        "Read `ids`; keep the last logits and the cache."
+        known = accepted(self.model, attention_mask=mask, position_ids=positions, logits_to_keep=1)
+        out = self.model(ids, use_cache=True, **more, **known)
         self.logits, self.cache = out.logits[:, -1], getattr(out, self.cache_name)
 
-# %% ../nbs/08_rollout.ipynb #told
-class BudgetAware(torch.nn.Module):
-    """A causal LM that is told the share of its budget that is left, in [-1, 1], before every token (arXiv 2202.06558 for language models).
+# %% ../nbs/08_rollout.ipynb #reader-feed
+@patch
+def feed(self: Reader, ids: Tensor, ended: Tensor | None = None, **more) -> None:
+    "Read one token per row, `ids` (B,). `ended`: rows that had ended before it; not needed here."
+    self.mask = torch.cat([self.mask, torch.ones_like(self.mask[:, :1])], 1)
+    self.positions = self.positions + 1
+    more = {self.cache_name: self.cache, **more}
+    self._forward(ids[:, None], self.mask, self.positions, more)
 
-    base: the student, trained further. teacher: a causal LM, read at generation and not saved. budget, factor, cost: see `tell`.
-    `save_pretrained` writes the base as a plain folder and the layer beside it; `load` puts them together again.
-    """
+# %% ../nbs/08_rollout.ipynb #told-student
+class ToldStudent(Protocol):
+    "What a student that must be told something brings along."
 
-    def __init__(
-        self,
-        base: PreTrainedModel,
-        teacher: PreTrainedModel,
-        budget: Budget,
-        factor: float = 1.0,
-        **cost,
-    ):
-        super().__init__()
-        self.base, self.embedding = (
-            base,
-            torch.nn.Linear(1, base.get_input_embeddings().embedding_dim, bias=False),
-        )
-        torch.nn.init.zeros_(self.embedding.weight)
-        self.embedding.to(base.device, base.dtype)
-        self.tell(teacher, budget, factor, **cost)
-        self.config, self.generation_config = base.config, base.generation_config
+    def tell(self, teacher, budget: Budget, factor: float, cost: Cost) -> None:
+        "What holds from now on, before sampling and before an evaluation."
 
-    def tell(self, teacher: PreTrainedModel, budget: Budget, factor: float = 1.0, **cost) -> None:
-        "From now on the share is that of `budget` (or of the dataset column `budget`) times `factor`; `cost` are settings of `token_cost`."
-        self.told = (teacher, budget, factor, cost)  # in a tuple the teacher is no submodule
+    def reader(self, prompt_ids: Tensor, prompt_mask: Tensor, num_generations: int, columns: dict):
+        "A reader that tells the student at every token; its `told` (B, T) goes into the rollout."
 
-    def get_base_model(self) -> PreTrainedModel:
-        "The student inside, under peft's name for it."
-        return self.base
-
-    def forward(
-        self,
-        input_ids: Tensor,
-        remaining: Tensor,
-        attention_mask=None,
-        position_ids=None,
-        logits_to_keep=0,
-        **kwargs,
-    ):
-        "As the base's forward; `remaining` (B, L) is the share that was left when the next token was chosen."
-        embeds = self.base.get_input_embeddings()(input_ids)
-        embeds = embeds + self.embedding(remaining.clamp(-1, 1).to(embeds.dtype).unsqueeze(-1))
-        return self.base(
-            inputs_embeds=embeds,
-            **kwargs,
-            **_accepted(
-                self.base,
-                attention_mask=attention_mask,
-                position_ids=position_ids,
-                logits_to_keep=logits_to_keep,
-            ),
-        )
-
-    def gradient_checkpointing_enable(self, **kwargs) -> None:
-        "Passed on to the base."
-        self.base.gradient_checkpointing_enable(**kwargs)
-
-    def save_pretrained(self, path, state_dict: dict | None = None) -> None:
-        "The base as a Hugging Face folder (it loads alone, without the budget), and `budget_embedding.safetensors`."
-        state = self.state_dict() if state_dict is None else state_dict
-        save_plain(self.base, path, {k[5:]: v for k, v in state.items() if k.startswith("base.")})
-        save_file(
-            {"weight": state["embedding.weight"].detach().cpu().contiguous()},
-            f"{path}/budget_embedding.safetensors",
-        )
-
-    @classmethod
-    def load(
-        cls, path, base: PreTrainedModel, teacher: PreTrainedModel, budget: Budget, **cost
-    ) -> BudgetAware:
-        "The student saved in `path`; `base` is the model loaded from there."
-        model = cls(base, teacher, budget, **cost)
-        model.embedding.load_state_dict(load_file(f"{path}/budget_embedding.safetensors"))
-        return model
-
-
-def budget_share(budget: Budget, cost: Tensor, mask: Tensor) -> Tensor:
-    "Share of the budget left before each action and after the last, z/d in [-1, 1], (B, T) -> (B, T+1); for a limit of 0 or infinity 1 within it and -1 over it."
-    z = budget.remaining(cost, mask)
-    d = z[:, :1]
-    return torch.where((d > 0) & d.isfinite(), z / d, torch.where(z < 0, -1.0, 1.0)).clamp(-1, 1)
+    def replay(self, rollout: Rollout) -> dict:
+        "The forward's further inputs when `rollout` is scored."
 
 # %% ../nbs/08_rollout.ipynb #sample
 @torch.no_grad()
 def sample(
-    model: PreTrainedModel,
-    prompt_ids: Tensor,  # (N, P), padded on the left
-    prompt_mask: Tensor,  # (N, P)
+    reader: Reader,
     eos_ids: list[int],
     pad_id: int,
-    max_completion_length: int,  # tokens, EOS included
-    num_generations: int = 1,  # completions per prompt; B = N * num_generations rows, those of a prompt side by side
-    temperature: float = 1.0,
-    top_p: float = 1.0,
+    sampling: Sampling = Sampling(),
     generator: torch.Generator | None = None,
-    vocab_size: int | None = None,  # sample only ids below this; None = all
-    budget: Budget | None = None,  # of a BudgetAware student; None = its own
-) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-    "Sampled ids (B, T), padded after EOS; their log-probabilities (B, T), 0 after EOS; whether EOS came (B,); and, for a BudgetAware student, what it was told (B, T)."
-    training, eos, told = (
-        model.training,
-        torch.as_tensor(eos_ids, device=prompt_ids.device),
-        isinstance(model, BudgetAware),
-    )
-    model.eval()
-    student = Reader(
-        model,
-        prompt_ids,
-        prompt_mask,
-        num_generations,
-        **({"remaining": torch.ones_like(prompt_ids, dtype=torch.float32)} if told else {}),
-    )
-    if told:
-        judge, own, factor, cost = model.told
-        teacher, budget = (
-            Reader(judge, prompt_ids, prompt_mask, num_generations),
-            budget or own.scaled(factor),
-        )
-    done, ids, logps, costs = (
-        torch.zeros(len(student.mask), dtype=torch.bool, device=prompt_ids.device),
-        [],
-        [],
-        [],
-    )
-    for t in range(max_completion_length):
-        token, logp = sample_token(student.logits[:, :vocab_size], temperature, top_p, generator)
-        ids.append(token.masked_fill(done, pad_id))
-        logps.append(logp.masked_fill(done, 0.0))
-        if told:
-            costs.append(
-                token_cost(
-                    student.logits[:, None],
-                    teacher.logits[:, None],
-                    token[:, None],
-                    mask=~done[:, None],
-                    **cost,
-                )[:, 0]
-            )
-        done = done | torch.isin(token, eos)
-        if t + 1 == max_completion_length or done.all():
-            break
-        if told:
-            teacher.feed(ids[-1])
-        student.feed(ids[-1], **({"remaining": _shares(budget, costs)[:, -1:]} if told else {}))
-    model.train(training)
-    return (
-        torch.stack(ids, 1),
-        torch.stack(logps, 1),
-        done,
-        _shares(budget, costs)[:, :-1] if told else None,
-    )
+    vocab_size: int | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Completions of what `reader` has read: ids (B, T), log-probabilities (B, T), EOS came (B,).
 
+    Ids are padded and log-probabilities are 0 after EOS. `vocab_size`: sample only ids below
+    this; None = all.
+    """
+    eos = torch.as_tensor(eos_ids, device=reader.logits.device)
+    ended = torch.zeros(len(reader.logits), dtype=torch.bool, device=reader.logits.device)
+    ids, logps = [], []
+    while True:
+        logits = reader.logits[:, :vocab_size]
+        token, logp = sample_token(logits, sampling.temperature, sampling.top_p, generator)
+        before, ended = ended, ended | torch.isin(token, eos)
+        ids.append(token.masked_fill(before, pad_id))
+        logps.append(logp.masked_fill(before, 0.0))
+        if len(ids) == sampling.max_completion_length or ended.all():
+            return torch.stack(ids, 1), torch.stack(logps, 1), ended
+        reader.feed(ids[-1], before)
 
-def _shares(budget: Budget, costs: list[Tensor]) -> Tensor:
-    "`budget_share` before each of n actions, which cost `costs` (n tensors (B,)), and before the next one, (B, n+1)."
-    cost = torch.stack(
-        [*costs, torch.zeros_like(costs[0])], 1
-    )  # that action is still to come: no prefix is the last one yet
-    return budget_share(budget, cost, torch.ones_like(cost))[:, :-1]
-
-# %% ../nbs/08_rollout.ipynb #generate
+# %% ../nbs/08_rollout.ipynb #eos-token-ids
 def eos_token_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    "Every id that ends a completion: the tokenizer's EOS and those of the model's generation config."
+    "Every id that ends a completion: the tokenizer's EOS and those of the model's config."
     config = getattr(model, "generation_config", None)
     more = getattr(config, "eos_token_id", None)
-    return sorted(
-        {
-            tokenizer.eos_token_id,
-            *(more if isinstance(more, (list, tuple)) else [] if more is None else [more]),
-        }
-    )
+    if more is None:
+        more = []
+    elif not isinstance(more, (list, tuple)):
+        more = [more]
+    return sorted({tokenizer.eos_token_id, *more})
 
-
+# %% ../nbs/08_rollout.ipynb #generate
+@torch.no_grad()
 def generate(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     prompts: list,
-    columns: dict | None = None,
-    num_generations: int = 1,
-    max_completion_length: int = 32,
-    temperature: float = 1.0,
-    top_p: float = 1.0,
+    columns: dict | None = None,  # further dataset columns, lists as long as `prompts`
+    sampling: Sampling = Sampling(),
     generator: torch.Generator | None = None,
-    vocab_size: int | None = None,
+    vocab_size: int | None = None,  # sample only ids below this; None = all
+    **settings,  # fields of Sampling, instead of or on top of `sampling`
 ) -> Rollout:
-    "Sample `num_generations` completions of each of `prompts`; `columns` are further dataset columns, lists as long as `prompts`."
-    device = next(model.parameters()).device
+    "Sample completions of each of `prompts`; B = prompts × num_generations rows."
+    sampling = replace(sampling, **settings)
+    n, device = sampling.num_generations, next(model.parameters()).device
     prompt_ids, prompt_mask = (x.to(device) for x in encode_prompts(prompts, tokenizer))
-    eos = eos_token_ids(model, tokenizer)
-
-    def each(rows):
-        return [x for x in rows for _ in range(num_generations)]
-
-    columns = {k: each(v) for k, v in (columns or {}).items()}
-    budget = (
-        row_budget(model.told[1], columns, device, model.told[2])
-        if isinstance(model, BudgetAware)
-        else None
-    )
-    ids, logps, done, remaining = sample(
-        model,
-        prompt_ids,
-        prompt_mask,
-        eos,
-        tokenizer.pad_token_id,
-        max_completion_length,
-        num_generations,
-        temperature,
-        top_p,
-        generator,
-        vocab_size,
-        budget,
-    )
-    texts = tokenizer.batch_decode(
-        ids.masked_fill(completion_mask(ids, eos) == 0, tokenizer.pad_token_id),
-        skip_special_tokens=True,
-    )
-    prompts, chat = each(prompts), is_chat(prompts[0])
+    groups = torch.arange(len(prompt_ids), device=device)
+    prompts, columns = _each(prompts, n), {k: _each(v, n) for k, v in (columns or {}).items()}
+    eos, training = eos_token_ids(model, tokenizer), model.training
+    model.eval()
+    if hasattr(model, "reader"):
+        reader = model.reader(prompt_ids, prompt_mask, n, columns)
+    else:
+        reader = Reader(model, prompt_ids, prompt_mask, n)
+    ids, logps, ended = sample(reader, eos, tokenizer.pad_token_id, sampling, generator, vocab_size)
+    model.train(training)
+    mask = completion_mask(ids, eos)
     return Rollout(
-        prompt_ids.repeat_interleave(num_generations, 0),
-        prompt_mask.repeat_interleave(num_generations, 0),
-        ids,
-        completion_mask(ids, eos),
-        done,
-        logps,
-        torch.arange(len(prompt_ids), device=device).repeat_interleave(num_generations),
-        prompts,
-        [[{"role": "assistant", "content": t}] if chat else t for t in texts],
-        columns,
-        remaining,
+        prompt_ids=prompt_ids.repeat_interleave(n, 0),
+        prompt_mask=prompt_mask.repeat_interleave(n, 0),
+        completion_ids=ids,
+        completion_mask=mask,
+        terminated=ended,
+        sampled_logps=logps,
+        group_ids=groups.repeat_interleave(n),
+        prompts=prompts,
+        completions=_completions(tokenizer, prompts, ids, mask),
+        columns=columns,
+        remaining=getattr(reader, "told", None),
     )
 
 
+def _each(rows: list, n: int) -> list:
+    "Every row `n` times, side by side."
+    return [row for row in rows for _ in range(n)]
+
+
+def _completions(tokenizer, prompts: list, ids: Tensor, mask: Tensor) -> list:
+    "Texts of the ids inside the mask; assistant messages for chat prompts."
+    shown = ids.masked_fill(mask == 0, tokenizer.pad_token_id)
+    texts = tokenizer.batch_decode(shown, skip_special_tokens=True)
+    return [_message(t) if is_chat(p) else t for p, t in zip(prompts, texts)]
+
+
+def _message(text: str) -> list[dict]:
+    "A completion of a chat prompt."
+    return [{"role": "assistant", "content": text}]
+
+# %% ../nbs/08_rollout.ipynb #given
 def given_rollout(
     tokenizer: PreTrainedTokenizerBase,
     prompts: list,
@@ -380,60 +266,52 @@ def given_rollout(
     max_completion_length: int = 32,
     device="cpu",
 ) -> Rollout:
-    "The trajectories that end in these `completions` (texts without EOS, or chat messages, of which the last counts), as if they had been sampled: a dataset's answers, say. Longer ones are cut off."
-    completions = [c[-1]["content"] if is_chat(c) else c for c in completions]
+    """The trajectories that end in these `completions`, as if they had been sampled.
+
+    Completions are texts without EOS, or chat messages of which the last counts; longer ones
+    are cut off at `max_completion_length` tokens and do not count as terminated.
+    """
+    texts = [c[-1]["content"] if is_chat(c) else c for c in completions]
     prompt_ids, prompt_mask = encode_prompts(prompts, tokenizer)
     rows = [
         ids + [tokenizer.eos_token_id]
-        for ids in tokenizer(completions, add_special_tokens=False)["input_ids"]
+        for ids in tokenizer(texts, add_special_tokens=False)["input_ids"]
     ]
     cut = [ids[:max_completion_length] for ids in rows]
-    T = max(map(len, cut))
-
-    def pad(values, fill):
-        return torch.tensor([v + [fill] * (T - len(v)) for v in values], device=device)
-
+    inside = [[1] * len(ids) for ids in cut]
     return Rollout(
-        prompt_ids.to(device),
-        prompt_mask.to(device),
-        pad(cut, tokenizer.pad_token_id),
-        pad([[1] * len(c) for c in cut], 0),
-        torch.tensor([len(r) <= max_completion_length for r in rows], device=device),
+        prompt_ids=prompt_ids.to(device),
+        prompt_mask=prompt_mask.to(device),
+        completion_ids=_padded(cut, tokenizer.pad_token_id, device),
+        completion_mask=_padded(inside, 0, device),
+        terminated=torch.tensor([len(r) <= max_completion_length for r in rows], device=device),
         group_ids=torch.arange(len(rows), device=device),
         prompts=list(prompts),
-        completions=[
-            [{"role": "assistant", "content": c}] if is_chat(p) else c
-            for p, c in zip(prompts, completions)
-        ],
+        completions=[_message(t) if is_chat(p) else t for p, t in zip(prompts, texts)],
         columns=columns or {},
     )
+
+
+def _padded(rows: list[list[int]], fill: int, device) -> Tensor:
+    "Lists of numbers as one tensor (B, T), filled up on the right."
+    width = max(map(len, rows))
+    return torch.tensor([row + [fill] * (width - len(row)) for row in rows], device=device)
 
 # %% ../nbs/08_rollout.ipynb #score
 def completion_logits(model, rollout: Rollout) -> Tensor:
     """Logits before each completion token, (B, T, V), with gradient if enabled.
 
-    `model` is a causal LM, or a callable `(input_ids, attention_mask) -> (B, P+T, V)` logits or log-probabilities.
+    `model` is a causal LM, or a callable `(input_ids, attention_mask) -> (B, P+T, V)` logits or
+    log-probabilities.
     """
     T, mask = rollout.completion_ids.shape[1], rollout.attention_mask
     if not isinstance(model, torch.nn.Module):
         return model(rollout.input_ids, mask)[:, -T - 1 : -1]
-    inner = getattr(model, "module", model)  # a DistributedDataParallel wrapper hides the signature
-    told = {}
-    if isinstance(inner, BudgetAware):
-        if rollout.remaining is None:
-            raise ValueError(
-                "this student is told its budget, but the rollout does not say what was left (rollout.remaining); sample it with generate()"
-            )
-        one = torch.ones_like(rollout.prompt_ids, dtype=rollout.remaining.dtype)
-        told = {
-            "remaining": torch.cat([one[:, 1:], rollout.remaining, one[:, :1]], 1)
-        }  # z_t goes in with the token before action t
-    out = model(
-        rollout.input_ids,
-        use_cache=False,
-        **told,
-        **_accepted(
-            inner, attention_mask=mask, position_ids=position_ids(mask), logits_to_keep=T + 1
-        ),
-    )
+    told = model.replay(rollout) if hasattr(model, "replay") else {}
+    positions = position_ids(mask)
+    known = accepted(model, attention_mask=mask, position_ids=positions, logits_to_keep=T + 1)
+    out = model(rollout.input_ids, use_cache=False, **told, **known)
     return out.logits[:, -T - 1 : -1]
+
+# %% ../nbs/08_rollout.ipynb #moved
+__getattr__ = forwards("rollout", "theory.told")

@@ -5,709 +5,43 @@
 # %% ../nbs/13_trainer.ipynb #imports
 from __future__ import annotations
 
-import contextlib
-import dataclasses
-import json
-import os
-import shutil
 import time
-import warnings
-from collections import defaultdict
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from importlib.metadata import version
-from pathlib import Path
+from dataclasses import replace
 
-import numpy as np
 import torch
-from accelerate import Accelerator
-from accelerate.state import AcceleratorState
-from accelerate.tracking import get_available_trackers
-from accelerate.utils import broadcast_object_list, gather_object
-from cmdp_nbdev.cost import (
-    KINDS,
-    SAMPLED_COSTS,
-    align_vocab,
-    check_cost,
-    token_cost,
-    token_divergence,
-    token_logps,
-)
 from datasets import Dataset
-from torch import Tensor
-from tqdm.auto import tqdm
-from transformers import get_scheduler
+from fastcore.basics import patch
 
-from .budget import Budget, row_budget, suggest_budget
-from .evaluate import evaluate_records, summarize
-from .mdp import Rollout, masked, select, trajectory_cost, trim
-from .model import check_pair, check_vocab, load_model, load_tokenizer, save_plain
-from .objective import METHODS, SCALES, Batch, Signal, method_settings, signal_loss
-from .reward import call_cost, constrained_reward, task_rewards
-from cmdp_nbdev.rollout import (
-    BudgetAware,
-    completion_logits,
-    encode_prompts,
-    eos_token_ids,
-    generate,
-    given_rollout,
-    is_chat,
-)
+from .budget import Budget, row_budget
+from .config import CMDPConfig
+from .cost import Cost, Score, score_tokens
+from .evaluate import Earned, earn, earned_metrics, step_metrics
+from .mdp import Rollout, select
+from .methods import METHODS
+from .moved import forwards
+from .objective import Batch, Signal, check_finite, signal_loss
+from .preflight import checkpoint_gradients, is_function, load_job, preflight
+from .rollout import completion_logits, generate, given_rollout
+from .run import Run, make_accelerator, make_optimizer, model_name, progress
 
 # %% auto #0
-__all__ = ['RANGES', 'RESUMABLE', 'EVALUATION', 'Settings', 'CMDPConfig', 'prompt_order', 'fold_seed', 'check_dataset',
-           'check_trackers', 'check_teacher_tokenizer', 'claim_output_dir', 'newest_checkpoint', 'check_resumable',
-           'run_config', 'step_metrics', 'model_name', 'model_card', 'CMDPTrainer']
-
-# %% ../nbs/13_trainer.ipynb #config
-class Settings(dict):
-    "A dict that can also be written as text: JSON, or `key=value,key=value` (how the command line gives it)."
-
-    def __init__(self, value=()):
-        if isinstance(value, str) and not value.lstrip().startswith("{"):
-            value = dict(pair.strip().split("=", 1) for pair in value.split(",") if pair.strip())
-        super().__init__(
-            json.loads(value)
-            if isinstance(value, str)
-            else {k: _number(v) for k, v in dict(value).items()}
-        )
-
-
-def _number(value):
-    "The value of a text such as '0.3', '.3' or 'true'; anything else as it is."
-    for read in (json.loads, float):
-        try:
-            return read(value) if isinstance(value, str) else value
-        except ValueError:
-            pass
-    return value
-
-
-def _f(default, help: str):
-    "A dataclass field with its meaning, unit and range as `--help` shows them."
-    if isinstance(default, dict):
-        return field(default_factory=lambda: Settings(default), metadata={"help": help})
-    return field(default=default, metadata={"help": help})
-
-
-@dataclass
-class CMDPConfig:
-    "Settings of a run. Every field says its unit and range; `method_kwargs` holds the settings of the method (see methods.method_settings)."
-
-    # what is maximised, and under which budget
-    method: str = _f("cmdp-smooth", "name of the objective: a key of objective.METHODS")
-    method_kwargs: Settings = _f(
-        {},
-        "settings of the method as a dict, JSON or 'key=value,key=value', e.g. 'coef=5,floor=0.3'",
-    )
-    budget: float = _f(
-        0.8,
-        "limit d on the divergence of one trajectory, >= 0; nats per sequence for 'sum', nats per token for 'mean' and 'prefix_mean'",
-    )
-    aggregate: str = _f("sum", "how the budget adds up per-token costs: sum, mean or prefix_mean")
-    burn_in: int = _f(
-        0, "prefixes of at most this many tokens are not judged, >= 0; prefix_mean only"
-    )
-    scale_rewards: str | None = _f(
-        None,
-        "divide advantages by the standard deviation of the 'group' or of the whole 'batch', or only centre them ('none'); None = the method's own choice",
-    )
-    distill_steps: int = _f(
-        0,
-        "the first updates (of max_steps) minimise the divergence alone, 0..max_steps; not the learning-rate warm-up",
-    )
-    budget_quantile: float | None = _f(
-        None,
-        "choose the budget after the distill_steps: this quantile, in (0, 1), of what the student then spends on eval_dataset; replaces `budget`",
-    )
-    budget_start: float = _f(
-        1.0,
-        "limit at the first update after the distill_steps as a multiple of the budget, > 0; training only",
-    )
-    budget_anneal_steps: int = _f(
-        0, "updates over which the limit then moves in a straight line to the budget, >= 0"
-    )
-    constraint_penalty: float = _f(
-        1.0, "penalty n >= 0 for breaking one of the further budgets (the trainer's `constraints`)"
-    )
-    lmbda: float = _f(
-        1.0,
-        "share of updates on the student's own completions, in [0, 1]; the others use the dataset's column 'completion' (or the teacher's, seq_kd); gkd only",
-    )
-    seq_kd: bool = _f(
-        False,
-        "off-policy updates (lmbda < 1) use completions sampled from the teacher instead of the dataset's",
-    )
-    # the models, where they are given by name
-    model_init_kwargs: Settings = _f(
-        {},
-        "settings of from_pretrained for the student, e.g. 'attn_implementation=sdpa,revision=main'; its dtype is float32 unless given (in bfloat16 small updates are rounded away)",
-    )
-    teacher_model_init_kwargs: Settings = _f(
-        {}, "the same for the teacher; its dtype is that of its weights unless given"
-    )
-    eos_token: str | None = _f(
-        None,
-        "the token that ends a completion, where the student's tokenizer ends a text with another one than the teacher's; None = the tokenizer's",
-    )
-    # the cost
-    divergence: str = _f(
-        "reverse_kl", "per-token cost: reverse_kl, forward_kl, jsd, log_ratio or surprisal"
-    )
-    student_temperature: float = _f(
-        1.0,
-        "the student's logits are divided by this in the cost, > 0; the budget is in the units of the cost",
-    )
-    teacher_temperature: float = _f(
-        1.0, "the teacher's logits are divided by this in the cost, > 0"
-    )
-    beta: float = _f(0.5, "teacher's weight in the jsd mixture, in [0, 1]")
-    floor: float = _f(0.0, "uniform share mixed into the denominator of the KL, in [0, 1)")
-    kl_chunk_size: int | None = _f(
-        None,
-        "token positions converted to float32 at a time, >= 1; None = all (large vocabularies need e.g. 1024)",
-    )
-    # sampling
-    num_generations: int = _f(
-        8, "completions per prompt, >= 1 (>= 2 for methods that compare them)"
-    )
-    max_completion_length: int = _f(32, "tokens per completion, EOS included, >= 1")
-    temperature: float = _f(1.0, "sampling temperature while training, > 0")
-    top_p: float = _f(1.0, "nucleus sampling while training, in (0, 1]")
-    truncated_reward: float | None = _f(
-        0.0,
-        "task reward of a completion cut off by the length limit; None = score it like a finished one",
-    )
-    mask_truncated_completions: bool = _f(
-        False, "leave completions that were cut off out of the loss"
-    )
-    reward_weights: list[float] | None = _f(None, "weight of each reward function; None = 1 each")
-    # optimisation
-    max_steps: int = _f(600, "updates, >= 1")
-    per_device_train_batch_size: int = _f(128, "completions per forward pass and device, >= 1")
-    gradient_accumulation_steps: int = _f(
-        1, "forward passes per update, >= 1; the result does not depend on the split"
-    )
-    num_iterations: int = _f(1, "optimiser steps per rollout, >= 1; > 1 uses the clipped ratio")
-    epsilon: float = _f(0.2, "lower clip of the ratio, > 0")
-    epsilon_high: float | None = _f(None, "upper clip of the ratio, > 0; None = epsilon")
-    learning_rate: float = _f(1.5e-3, "peak learning rate of AdamW, > 0")
-    lr_scheduler_type: str = _f("cosine_with_min_lr", "any scheduler name of transformers")
-    lr_scheduler_kwargs: Settings = _f(
-        {"min_lr_rate": 0.1}, "further scheduler settings, a dict or JSON"
-    )
-    warmup_steps: int = _f(0, "updates of linear learning-rate warm-up, >= 0")
-    weight_decay: float = _f(0.0, "decoupled weight decay of AdamW, >= 0")
-    adam_beta1: float = _f(0.9, "AdamW beta1, in [0, 1)")
-    adam_beta2: float = _f(0.999, "AdamW beta2, in [0, 1)")
-    adam_epsilon: float = _f(1e-8, "AdamW epsilon, > 0")
-    max_grad_norm: float = _f(1.0, "gradient norm above which gradients are scaled down, > 0")
-    gradient_checkpointing: bool = _f(
-        False, "recompute activations in the backward pass: less memory, more time"
-    )
-    bf16: bool = _f(False, "bfloat16 autocast")
-    fp16: bool = _f(False, "float16 autocast with loss scaling (GPU)")
-    device: str = _f("auto", "auto (the accelerator if there is one) or cpu")
-    seed: int = _f(0, "fixes the whole run, >= 0")
-    # evaluation
-    eval_steps: int = _f(0, "evaluate every so many updates, 0 = only when asked")
-    eval_on_start: bool = _f(False, "evaluate before the first update, too")
-    eval_temperature: float = _f(1.0, "sampling temperature of the evaluation, >= 0 (0 = greedy)")
-    eval_num_generations: int = _f(1, "completions per evaluation prompt, >= 1")
-    per_device_eval_batch_size: int = _f(
-        256, "completions per evaluation forward pass and device, >= 1"
-    )
-    correct_at: float = _f(1.0, "an answer is correct if its total reward is at least this")
-    # output
-    output_dir: str | None = _f(None, "folder of the run; None = runs/<method>-<time>")
-    logging_steps: int = _f(
-        1,
-        "report to the progress bar and the trackers every so many updates, >= 1 (metrics.jsonl gets every update)",
-    )
-    save_steps: int = _f(0, "checkpoint every so many updates, 0 = none")
-    save_total_limit: int | None = _f(None, "keep only the newest checkpoints, >= 1; None = all")
-    resume_from_checkpoint: str | None = _f(
-        None,
-        "a checkpoint folder, or 'auto' for the newest one in output_dir (none there is no error)",
-    )
-    report_to: str = _f(
-        "none", "tracker of accelerate: none, tensorboard, wandb, trackio, ... (comma-separated)"
-    )
-    disable_tqdm: bool = _f(False, "no progress bar")
-
-    def __post_init__(self):
-        for name in (
-            "model_init_kwargs",
-            "teacher_model_init_kwargs",
-            "method_kwargs",
-            "lr_scheduler_kwargs",
-        ):
-            try:
-                setattr(self, name, Settings(getattr(self, name)))
-            except (ValueError, TypeError) as e:
-                raise ValueError(
-                    f"{name}={getattr(self, name)!r} is neither a dict nor JSON nor 'key=value,key=value'"
-                ) from e
-        self.budget_object()  # checks budget, aggregate, burn_in
-        check_cost(self.divergence, self.beta, self.floor)
-        _check_ranges(self)
-        _check_method(self)
-
-    def budget_object(self) -> Budget:
-        "The `Budget` that these settings describe."
-        return Budget(self.budget, self.aggregate, self.burn_in)
-
-    def cost_settings(self) -> dict:
-        "The cost that these settings describe, as keywords of `cost.token_cost`."
-        return dict(
-            kind=self.divergence,
-            beta=self.beta,
-            floor=self.floor,
-            student_temperature=self.student_temperature,
-            teacher_temperature=self.teacher_temperature,
-        )
-
-# %% ../nbs/13_trainer.ipynb #config-checks
-RANGES = {
-    "> 0": (
-        lambda v: v > 0,
-        "temperature epsilon epsilon_high learning_rate adam_epsilon max_grad_norm",
-    ),
-    "a finite number > 0": (
-        lambda v: 0 < v < float("inf"),
-        "student_temperature teacher_temperature budget_start",
-    ),
-    ">= 0": (lambda v: v >= 0, "weight_decay eval_temperature constraint_penalty"),
-    "in [0, 1]": (lambda v: 0 <= v <= 1, "lmbda"),
-    "in (0, 1)": (lambda v: 0 < v < 1, "budget_quantile"),
-    "a whole number >= 0": (
-        lambda v: v >= 0 and v == int(v),
-        "burn_in distill_steps budget_anneal_steps warmup_steps seed eval_steps save_steps",
-    ),
-    "a whole number >= 1": (
-        lambda v: v >= 1 and v == int(v),
-        "kl_chunk_size num_generations max_completion_length max_steps per_device_train_batch_size gradient_accumulation_steps num_iterations eval_num_generations per_device_eval_batch_size logging_steps save_total_limit",
-    ),
-    "in (0, 1]": (lambda v: 0 < v <= 1, "top_p"),
-    "in [0, 1)": (lambda v: 0 <= v < 1, "adam_beta1 adam_beta2"),
-    "auto or cpu": (lambda v: v in ("auto", "cpu"), "device"),
-    f"one of {', '.join(SCALES)}": (lambda v: v in SCALES, "scale_rewards"),
-}
-
-
-def _check_ranges(c: CMDPConfig) -> None:
-    "Raise ValueError, naming the field, for a value outside its range or settings that exclude each other."
-    for text, (ok, names) in RANGES.items():
-        for name in names.split():
-            value = getattr(c, name)
-            if value is None:
-                continue
-            try:
-                fits = ok(value)
-            except (TypeError, ValueError, OverflowError):
-                fits = False
-            if not fits:
-                raise ValueError(f"{name} must be {text}, got {value!r}")
-    if c.distill_steps > c.max_steps:
-        raise ValueError(
-            f"distill_steps ({c.distill_steps}) is a part of max_steps ({c.max_steps}) and cannot exceed it"
-        )
-    if c.budget_quantile is not None and not 0 < c.distill_steps < c.max_steps:
-        raise ValueError(
-            f"budget_quantile={c.budget_quantile} reads the budget off a distilled student: set distill_steps between 1 and max_steps - 1, got {c.distill_steps}"
-        )
-    if c.budget_start != 1 and not c.budget_anneal_steps:
-        raise ValueError(
-            f"budget_start={c.budget_start} has no effect with budget_anneal_steps=0; say over how many updates the limit moves"
-        )
-    if c.budget_anneal_steps and c.budget_start == 1:
-        raise ValueError(
-            f"budget_anneal_steps={c.budget_anneal_steps} has no effect with budget_start=1; say where the limit starts"
-        )
-    if c.distill_steps and c.divergence in SAMPLED_COSTS:
-        raise ValueError(
-            f"distill_steps={c.distill_steps} follow the gradient of the divergence alone, and divergence={c.divergence!r} has none on average; set distill_steps=0 or use {', '.join(KINDS)}"
-        )
-    if c.seq_kd and c.lmbda == 1:
-        raise ValueError(
-            "seq_kd=True has no effect with lmbda=1, where every completion is the student's; lower lmbda"
-        )
-    if c.bf16 and c.fp16:
-        raise ValueError("bf16 and fp16 exclude each other; choose one")
-    if c.per_device_train_batch_size * c.gradient_accumulation_steps % c.num_generations:
-        raise ValueError(
-            f"per_device_train_batch_size x gradient_accumulation_steps = {c.per_device_train_batch_size * c.gradient_accumulation_steps} "
-            f"completions must be a multiple of num_generations={c.num_generations}: groups stay on one device"
-        )
-
-
-def _check_method(c: CMDPConfig) -> None:
-    "Raise ValueError unless the method exists, knows its settings, has groups to compare, and works with the cost, the budget and the data; ends with a trial on two made-up trajectories."
-    settings = method_settings(c.method)
-    if unknown := set(c.method_kwargs) - set(settings):
-        raise ValueError(
-            f"method {c.method!r} has no setting {', '.join(sorted(unknown))}; it has {', '.join(settings) or 'none'}"
-        )
-    for k, v in c.method_kwargs.items():
-        if isinstance(settings[k], (int, float)) and not (
-            isinstance(v, (int, float)) and abs(v) < float("inf")
-        ):
-            raise ValueError(
-                f"method_kwargs: {k} of method {c.method!r} must be a finite number such as {settings[k]!r}, got {v!r}"
-            )
-    if "scale_rewards" in settings and c.num_generations == 1:
-        raise ValueError(
-            f"num_generations=1 leaves method {c.method!r} nothing to compare: every advantage would be 0; use at least 2"
-        )
-    if c.lmbda < 1 and c.method != "gkd":
-        raise ValueError(
-            f"lmbda={c.lmbda} trains on completions the student did not sample, but method {c.method!r} has a score-function term, which needs its own; use method='gkd' or lmbda=1"
-        )
-    method, two, over = METHODS[c.method], torch.ones(2, 2), 2 * min(c.budget, 1e6) + 1
-    kwargs = {
-        **settings,
-        **(
-            {"scale_rewards": c.scale_rewards}
-            if c.scale_rewards and "scale_rewards" in settings
-            else {}
-        ),
-        **c.method_kwargs,
-    }
-    for kind in method.costs:
-        check_cost(kind, c.beta, c.floor)
-    costs = defaultdict(
-        lambda: two,
-        {
-            **dict.fromkeys(method.costs, two),
-            "divergence": torch.tensor([[0.0, 0.0], [over, over]]),
-        },
-    )  # the second one breaks the budget
-    try:
-        signal = method(
-            Batch(torch.tensor([0.0, 1.0]), torch.zeros(2), two, -two, -two, costs),
-            c.budget_object(),
-            {},
-            **kwargs,
-        )
-    except (ValueError, TypeError) as e:
-        raise ValueError(
-            f"method {c.method!r} with method_kwargs={dict(c.method_kwargs)} and aggregate={c.aggregate!r}: {e}"
-        ) from e
-    priced = set(signal.multipliers) if isinstance(signal, Signal) else signal
-    if (
-        not isinstance(priced, set)
-        or "divergence" not in priced
-        or priced - {"divergence", *method.costs}
-    ):
-        raise ValueError(
-            f"method {c.method!r} must return a Signal with a multiplier for the divergence and for nothing but that and register_method(costs=...) (a further cost has no gradient: put it into the advantage), got {priced!r}"
-        )
-    price = signal.multipliers["divergence"]
-    if (price < 0).any():
-        raise ValueError(
-            f"method {c.method!r} with method_kwargs={dict(c.method_kwargs)} rewards divergence: its multiplier is {price.min():g}, and must be >= 0"
-        )
-    if (
-        method.pathwise
-        and not kwargs.get("complete")
-        and (
-            c.divergence == "surprisal" or c.divergence == "log_ratio" and price[0].equal(price[1])
-        )
-    ):
-        raise ValueError(
-            f"divergence={c.divergence!r} has no gradient on average, and method {c.method!r} reaches the cost through its gradient only: there would be no constraint; use a method that puts the cost into the reward (cmdp, hinge, chance-dual, weakest-link, or soft, dual and pid with complete=true) or one of {', '.join(KINDS)}"
-        )
-
-# %% ../nbs/13_trainer.ipynb #order
-def prompt_order(size: int, start: int, count: int, seed: int) -> list[int]:
-    "Row numbers `start`..`start+count` of the endless sequence of shuffled epochs over `size` rows."
-    rows, position = [], start
-    while len(rows) < count:
-        epoch, offset = divmod(position, size)
-        order = np.random.default_rng([seed, epoch]).permutation(size)[
-            offset : offset + count - len(rows)
-        ]
-        rows += order.tolist()
-        position += len(order)
-    return rows
-
-
-def fold_seed(*numbers: int) -> int:
-    "One 63-bit seed from several non-negative numbers; different numbers give independent streams."
-    return int(np.random.SeedSequence(list(numbers)).generate_state(1, np.uint64)[0] >> 1)
-
-# %% ../nbs/13_trainer.ipynb #inputs
-def _is_function(teacher) -> bool:
-    "A teacher given as a function `(input_ids, attention_mask) -> log-probabilities` instead of a model."
-    return callable(teacher) and not isinstance(teacher, torch.nn.Module)
-
-
-def check_dataset(
-    name: str, dataset, context: int | None, max_completion_length: int, tokenizer
-) -> None:
-    "Raise ValueError unless `dataset` has prompts, all of one kind, that leave room for a completion within `context` tokens."
-    if dataset is None or len(dataset) == 0:
-        raise ValueError(
-            f"{name} is {'missing' if dataset is None else 'empty'}; give a datasets.Dataset with a 'prompt' column"
-        )
-    if "prompt" not in dataset.column_names:
-        raise ValueError(
-            f"{name} has no 'prompt' column, only {', '.join(dataset.column_names)}; rename_column() it"
-        )
-    for start in range(0, len(dataset), 1000):
-        prompts = dataset[start : start + 1000]["prompt"]
-        for i, p in enumerate(prompts, start):
-            if not (isinstance(p, str) and p or is_chat(p)):
-                raise ValueError(
-                    f"{name}: prompt {i} is {p!r}; a prompt must be a text that is not empty, or a list of chat messages"
-                )
-        try:
-            lengths = encode_prompts(prompts, tokenizer)[1].sum(-1)
-        except ValueError as e:
-            raise ValueError(f"{name}: prompts {start}..{start + len(prompts) - 1}: {e}") from e
-        if context is not None and (worst := int(lengths.max())) + max_completion_length > context:
-            raise ValueError(
-                f"{name}: prompt {start + int(lengths.argmax())} has {worst} tokens; with max_completion_length={max_completion_length} "
-                f"it exceeds the context of {context} tokens; shorten prompts or completions"
-            )
-
-
-def _no_dropout(model) -> None:
-    "Switch dropout off for good: gradient checkpointing needs train mode, but the policy that is scored must be the one that was sampled."
-    for module in model.modules():
-        if isinstance(module, torch.nn.Dropout):
-            module.p = 0.0
-        for name in ("attention_dropout", "dropout"):
-            if isinstance(getattr(module, name, None), float):
-                setattr(module, name, 0.0)
-
-
-def check_trackers(report_to: str) -> list[str] | None:
-    "The tracker names in `report_to`, or None for 'none'. Raises ValueError for one that is unknown or not installed."
-    if report_to == "none":
-        return None
-    names, available = (
-        [n.strip() for n in report_to.split(",")],
-        [str(t) for t in get_available_trackers()],
-    )
-    if missing := [n for n in names if n not in available]:
-        raise ValueError(
-            f"report_to={report_to!r}: {', '.join(missing)} is unknown or not installed; available here: {', '.join(available) or 'none'}"
-        )
-    return names
-
-
-def check_teacher_tokenizer(teacher, tokenizer) -> None:
-    "Compare the teacher's tokenizer with the student's (see model.check_pair): the one of a hub name, or the one saved in a folder, where there is one. `teacher`: a model, a folder or a name."
-    named = isinstance(teacher, (str, os.PathLike))
-    source = os.path.expanduser(teacher) if named else getattr(teacher, "name_or_path", "")
-    if (
-        source
-        and (Path(source) / "tokenizer_config.json").is_file()
-        or named
-        and not Path(source).is_dir()
-    ):
-        check_pair(tokenizer, load_tokenizer(source, "teacher"))
-
-# %% ../nbs/13_trainer.ipynb #disk
-# fields that may differ between a run and its continuation; every other one would change what is being computed
-RESUMABLE = {
-    "output_dir",
-    "logging_steps",
-    "eval_steps",
-    "eval_on_start",
-    "save_steps",
-    "save_total_limit",
-    "resume_from_checkpoint",
-    "report_to",
-    "disable_tqdm",
-    "per_device_eval_batch_size",
-    "eval_num_generations",
-    "eval_temperature",
-}
-EVALUATION = {
-    "per_device_eval_batch_size",
-    "eval_num_generations",
-    "eval_temperature",
-}  # with budget_quantile these decide the budget
-
-
-def claim_output_dir(path: str | None, method: str, resuming: bool) -> Path:
-    "The run's folder, created. Raises FileExistsError for one that holds another run, OSError naming `output_dir` where it cannot be written."
-    folder = Path(path or f"runs/{method}-{time.strftime('%Y%m%d-%H%M%S')}")
-    n = 1
-    while path is None and folder.exists():
-        n += 1
-        folder = Path(f"runs/{method}-{time.strftime('%Y%m%d-%H%M%S')}-{n}")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / ".write-test").touch()
-        (folder / ".write-test").unlink()
-    except OSError as e:
-        raise OSError(
-            f"output_dir={str(folder)!r} cannot be written: {e.strerror or e}; choose another folder"
-        ) from e
-    if not resuming and (folder / "metrics.jsonl").exists():
-        raise FileExistsError(
-            f"output_dir={str(folder)!r} holds a run already; choose another folder or resume it with resume_from_checkpoint='auto'"
-        )
-    return folder
-
-
-def newest_checkpoint(folder: str | os.PathLike) -> Path | None:
-    "The `checkpoint-<step>` folder with the highest step, or None."
-    found = [
-        p
-        for p in Path(folder).glob("checkpoint-*")
-        if p.name[11:].isdigit() and (p / "trainer_state.json").is_file()
-    ]
-    return max(found, key=lambda p: int(p.name[11:]), default=None)
-
-
-def check_resumable(saved: dict, now: dict, checkpoint: Path) -> None:
-    "Raise ValueError, naming every difference, if a checkpoint was written under settings that compute something else."
-    free = RESUMABLE - (EVALUATION if now.get("budget_quantile") is not None else set())
-    if diff := [k for k in now if k not in free and saved.get(k) != now[k]]:
-        raise ValueError(
-            f"resume_from_checkpoint={str(checkpoint)!r} belongs to a run with other settings: "
-            + "; ".join(f"{k} was {saved.get(k)!r}, now {now[k]!r}" for k in diff)
-        )
-
-
-def run_config(args: CMDPConfig, **more) -> dict:
-    "Everything needed to repeat a run, with versions: the contents of config.json."
-    packages = ("cmdp_nbdev", "torch", "transformers", "accelerate", "datasets", "numpy")
-    return {**dataclasses.asdict(args), **more, "versions": {p: version(p) for p in packages}}
-
-# %% ../nbs/13_trainer.ipynb #metrics
-def step_metrics(
-    batch: Batch, kl: Tensor, signal: Signal, budget: Budget, terminated: Tensor, correct_at: float
-) -> dict[str, float]:
-    "The glossary's metrics of one training batch (`kl` (B, T) is the reverse KL), plus what the method made of it."
-    spent, kl, length = (
-        budget.spent(batch.cost, batch.mask),
-        trajectory_cost(kl, batch.mask),
-        batch.mask.sum(-1).float(),
-    )
-    ok, correct = spent <= budget.limit, (batch.rewards >= correct_at) & terminated
-    by_group = [batch.rewards[batch.group_ids == g] for g in batch.group_ids.unique()]
-    values = {
-        "reward": batch.rewards.nanmean(),
-        "accuracy": correct.float().mean(),
-        "satisfaction_rate": ok.float().mean(),
-        "accuracy_within_budget": (ok & correct).float().mean(),
-        "kl_mean": kl.mean(),
-        "kl_p95": kl.quantile(0.95),
-        "spent_mean": spent.mean(),
-        "budget": budget.limit.mean() if isinstance(budget.limit, Tensor) else budget.limit,
-        "length_mean": length.mean(),
-        "truncated_rate": 1 - terminated.float().mean(),
-        "multiplier_mean": masked(signal.multipliers["divergence"], batch.mask).sum()
-        / batch.mask.sum(),
-        "advantage_abs": signal.advantage.abs().mean(),
-        "frac_reward_zero_std": sum(bool((g == g[0]).all()) for g in by_group) / len(by_group),
-    }
-    return {k: float(v) for k, v in values.items()} | signal.metrics
-
-# %% ../nbs/13_trainer.ipynb #card
-def model_name(model) -> str:
-    "The hub name of a model, the last part of a local folder's name, or the kind of object."
-    name = (
-        str(model)
-        if isinstance(model, (str, os.PathLike))
-        else str(getattr(model, "name_or_path", "") or type(model).__name__)
-    )
-    return Path(name).name if Path(name).exists() or Path(name).is_absolute() else name
-
-
-def model_card(
-    names: dict[str, str],
-    args: CMDPConfig,
-    limit: str,
-    steps: int,
-    prompts: int,
-    rewards: list[str],
-    measured: tuple[int, dict] | None,
-    command: str | None = None,
-) -> str:
-    """The README.md of a saved student, with the metadata that the Hugging Face hub reads.
-
-    names: `student` and `teacher`; limit: the budget in words; steps: updates made; prompts: size of the training set; rewards: names of the reward functions; measured: (update,
-    result of `CMDPTrainer.evaluate`) or None if the student was not evaluated; command: the command line of the run, if there was one.
-    """
-    defaults = CMDPConfig()
-    changed = {
-        f.name: getattr(args, f.name)
-        for f in dataclasses.fields(args)
-        if f.name not in RESUMABLE and getattr(args, f.name) != getattr(defaults, f.name)
-    }
-    lines = [
-        "---",
-        "library_name: transformers",
-        "tags: [distillation, reinforcement-learning, cmdp_nbdev]",
-        "---",
-        "",
-        "# A student distilled under a budget",
-        "",
-        f"`{names['student']}`, trained to maximise {', '.join(f'`{r}`' for r in rewards)} while each completion diverges from the teacher `{names['teacher']}` by at most d.",
-        "",
-        "| | |",
-        "|---|---|",
-        f"| budget d | {limit}, {args.aggregate} over the completion |",
-        f"| method | {args.method} {json.dumps(dict(args.method_kwargs)) if args.method_kwargs else ''}|",
-        f"| updates | {steps} |",
-        f"| training prompts | {prompts} |",
-        f"| seed | {args.seed} |",
-    ]
-    if measured is None:
-        lines.append("| satisfaction rate | not measured |")
-    else:
-        step, r = measured
-        lines += [f"| evaluated | after update {step}, {r['n_eval']:g} completions |"]
-        lines += [
-            f"| {k.replace('_', ' ')} | {r[k]:.3f}, 95% interval [{r[f'{k}_low']:.3f}, {r[f'{k}_high']:.3f}] |"
-            for k in ("accuracy", "satisfaction_rate", "accuracy_within_budget")
-        ]
-        lines += [
-            f"| violation rate, upper bound | {1 - r['satisfaction_rate_low']:.3f} |",
-            f"| divergence from the teacher, nats per completion | mean {r['kl_mean']:.3f}, 95th percentile {r['kl_p95']:.3f} |",
-            f"| divergence, nats per token | {r['kl_per_token_mean']:.4f} |",
-            f"| length, tokens | {r['length_mean']:.1f} |",
-        ]
-    call = ", ".join(f"{k}={v!r}" for k, v in changed.items())
-    code = (
-        ["The command:", "", "```bash", command, "```"]
-        if command
-        else [
-            f"Settings, where they are not the defaults of cmdp_nbdev {version('cmdp_nbdev')}:",
-            "",
-            "```python",
-            f"CMDPConfig({call})",
-            "```",
-        ]
-    )
-    return "\n".join(
-        lines
-        + [
-            "",
-            "The rates hold for prompts like the evaluated ones, sampled at the temperature of the evaluation; no bound is promised for other prompts. The student needs neither the teacher nor the package that trained it.",
-            "",
-            *code,
-            "",
-        ]
-    )
+__all__ = ['CMDPTrainer']
 
 # %% ../nbs/13_trainer.ipynb #trainer
-class CMDPTrainer:
-    """Constrained distillation of `model` from `teacher`: maximise `reward_funcs` while the divergence keeps to a budget.
+class CMDPTrainer(Run):
+    """Constrained distillation: maximise `reward_funcs` while the divergence keeps to a budget.
 
-    model, teacher: a causal LM, a folder or a hub name (then the student is loaded in float32, whatever it was saved in); the model may be wrapped by peft (LoRA, say), the teacher may also be a callable `(input_ids, attention_mask) -> (B, L, V)` log-probabilities.
-    reward_funcs: one or several functions as in TRL, `f(prompts, completions, **columns) -> list[float | None]`.
-    train_dataset, eval_dataset: `datasets.Dataset` with a `prompt` column (text or chat messages); other columns reach the reward functions.
-    processing_class: the tokenizer (object, folder or name); None = the one saved with the model.
-    eval_metrics: further scores for evaluations, name -> function as for rewards. callbacks: functions `(trainer, metrics)`, called after every update.
-    constraints: further budgets, name -> (cost function, Budget), see reward.call_cost; kept by the modified reward, whatever the method.
-    A dataset column `budget` gives every prompt a limit of its own (and `budget_<name>` one on a further cost).
+    model, teacher: a causal LM, a folder or a hub name (the student is then loaded in float32).
+    The model may be wrapped by peft; the teacher may be a function `(input_ids, attention_mask)
+    -> (B, L, V)` log-probabilities. reward_funcs: one or several, as in TRL, `f(prompts,
+    completions, **columns) -> list[float | None]`. train_dataset, eval_dataset: a column
+    `prompt` (text or chat messages); others reach the reward functions, `budget` gives every
+    prompt a limit of its own. processing_class: tokenizer, folder or name; None = the model's.
+    eval_metrics: further scores of evaluations, name -> function as for rewards. callbacks:
+    functions `(trainer, metrics)`, called after every update. constraints: further budgets,
+    name -> (cost function, Budget), see reward.call_cost, kept through the reward.
+    Raises ValueError, one line for everything that cannot work, before any update.
     """
 
     def __init__(
@@ -723,806 +57,191 @@ class CMDPTrainer:
         callbacks: list[Callable] = (),
         constraints: dict[str, tuple[Callable, Budget]] | None = None,
     ):
-        self.args = args = args or CMDPConfig()
-        self.reward_funcs = (
-            list(reward_funcs) if isinstance(reward_funcs, (list, tuple)) else [reward_funcs]
+        args = args or CMDPConfig()
+        given = (train_dataset, eval_dataset, processing_class, constraints)
+        job = load_job(model, teacher, reward_funcs, args, *given)
+        names = {"student": model_name(model), "teacher": model_name(teacher)}
+        super().__init__(job, names, eval_metrics, callbacks)
+        self.should_stop, self.rollout = False, None
+        self._prepare()
+
+# %% ../nbs/13_trainer.ipynb #prepare
+@patch
+def _prepare(self: CMDPTrainer) -> None:
+    "Device, checks, optimiser and schedule."
+    args, job = self.args, self.job
+    self.accelerator = make_accelerator(args)
+    self.device = self.accelerator.device
+    job.model.to(self.device).eval()
+    if not is_function(self.teacher):
+        self.teacher.to(self.device).eval().requires_grad_(False)
+    job.model = METHODS[args.method].wrap(job.model, self.teacher, self.budget)
+    self.vocab_size = preflight(job, self.generator(1))
+    if args.gradient_checkpointing:
+        checkpoint_gradients(job.model)
+    optimizer, self.scheduler = make_optimizer(job.model, args)
+    self.model, self.optimizer = self.accelerator.prepare(job.model, optimizer)
+    self.accelerator.register_for_checkpointing(self.scheduler)
+
+# %% ../nbs/13_trainer.ipynb #sample
+@patch
+def sample(self: CMDPTrainer) -> Rollout:
+    "The completions of this update, B = batch size × accumulation rows."
+    args, tokenizer = self.args, self.processing_class
+    given = args.learns_from_given(self.global_step)
+    generations = 1 if given else args.num_generations
+    count = args.per_device_train_batch_size * args.gradient_accumulation_steps // generations
+    prompts, columns = self.next_prompts(count)
+    if given and not args.seq_kd:
+        texts, length = columns["completion"], args.max_completion_length
+        return given_rollout(tokenizer, prompts, texts, columns, length, self.device)
+    self.tell(args.limit_factor(self.global_step))
+    writer = self.teacher if given else self.student
+    sampling = replace(args.sampling, num_generations=generations)
+    randomness = (self.generator(0, self.global_step), self.vocab_size)
+    with self.accelerator.autocast():
+        return generate(writer, tokenizer, prompts, columns, sampling, *randomness)
+
+# %% ../nbs/13_trainer.ipynb #score
+@patch(as_prop=True)
+def costs(self: CMDPTrainer) -> dict[str, Cost]:
+    "The cost that the budget is put on, and those of the method."
+    kinds, cost = METHODS[self.args.method].costs, self.args.cost
+    return {"divergence": cost, **{kind: cost.of(kind) for kind in kinds}}
+
+
+@patch
+def score(self: CMDPTrainer, rollout: Rollout) -> Score:
+    "Both models on a rollout; gradients flow to the student's numbers, if enabled."
+    ids, mask = rollout.completion_ids, rollout.completion_mask
+    student = completion_logits(self.model, rollout)
+    with torch.no_grad(), self.accelerator.autocast():
+        teacher = completion_logits(self.teacher, rollout)
+    return score_tokens(student, teacher, ids, mask, self.costs, self.args.temperature)
+
+# %% ../nbs/13_trainer.ipynb #reward
+@patch
+def reward(self: CMDPTrainer, rollout: Rollout) -> Earned:
+    "Call reward and cost functions."
+    args, functions = self.args, (self.reward_funcs, self.constraints)
+    settings = (args.reward_weights, args.truncated_reward, args.constraint_penalty)
+    return earn(rollout, *functions, *settings)
+
+# %% ../nbs/13_trainer.ipynb #limit
+@patch
+def limit(self: CMDPTrainer, rollout: Rollout) -> Budget:
+    "The budget at this update; one limit per row if the dataset has a column `budget`."
+    factor = self.args.limit_factor(self.global_step)
+    return row_budget(self.budget, rollout.columns, self.device, factor)
+
+# %% ../nbs/13_trainer.ipynb #signal
+@patch
+def signal(self: CMDPTrainer, batch: Batch, limit: Budget) -> Signal:
+    "What the method answers. Raises ValueError for a multiplier on a cost without a gradient."
+    if self.global_step < self.args.distill_steps:
+        method, options = METHODS["gkd"], {}
+    else:
+        method, options = METHODS[self.args.method], self.args.method_options
+    signal = method(batch, limit, self.method_state, **options)
+    if other := sorted(set(signal.multipliers) - set(self.costs)):
+        raise ValueError(
+            f"method {method.name!r} returns a multiplier for {', '.join(other)}, but only "
+            f"{', '.join(self.costs)} have a gradient: name a divergence in "
+            "register_method(costs=...), put anything else into the advantage"
         )
-        self.eval_metrics, self.callbacks, self.budget = (
-            eval_metrics or {},
-            list(callbacks),
-            args.budget_object(),
+    return signal
+
+# %% ../nbs/13_trainer.ipynb #update
+@patch
+def _parts(self: CMDPTrainer, rollout: Rollout) -> list[slice]:
+    "The micro-batches of an update."
+    size = self.args.per_device_train_batch_size
+    return [slice(i, i + size) for i in range(0, len(rollout), size)]
+
+
+@patch
+def update(
+    self: CMDPTrainer, rollout: Rollout, batch: Batch, signal: Signal, scores: list[Score] | None
+) -> tuple[float, float]:
+    "One optimiser step; `scores` with gradients, or None. Returns loss and gradient norm."
+    args, mask, total = self.args, batch.mask, 0.0
+    if args.mask_truncated_completions:
+        mask = mask * rollout.terminated[:, None]
+    tokens = mask.sum().clamp(min=1)
+    for k, part in enumerate(self._parts(rollout)):
+        score = scores[k] if scores else self.score(select(rollout, part))
+        mine = {name: price[part] for name, price in signal.multipliers.items()}
+        old = batch.logp[part] if args.num_iterations > 1 else None
+        loss = signal_loss(
+            Signal(signal.advantage[part], mine),
+            score.logp,
+            score.costs,
+            mask[part],
+            tokens,
+            old,
+            args.epsilon,
+            args.epsilon_high,
         )
-        self.train_dataset, self.eval_dataset, self.constraints = (
-            train_dataset,
-            eval_dataset,
-            constraints or {},
-        )
-        tokenizer = processing_class or (
-            model if isinstance(model, (str, os.PathLike)) else getattr(model, "name_or_path", None)
-        )
-        if not tokenizer:
-            raise ValueError(
-                "processing_class is missing and the model does not say where it was loaded from; pass the tokenizer"
-            )
-        if (
-            isinstance(model, torch.nn.Module)
-            and isinstance(teacher, torch.nn.Module)
-            and {*map(id, model.parameters())} & {*map(id, teacher.parameters())}
-        ):
-            raise ValueError(
-                "teacher is the same object as model, or shares weights with it: training the one would move the other; pass a copy (copy.deepcopy)"
-            )
-        self.names, self.measured = (
-            {"student": model_name(model), "teacher": model_name(teacher)},
-            None,
-        )
-        self.processing_class = load_tokenizer(
-            tokenizer, "processing_class" if processing_class else "model", args.eos_token
-        )
-        if not _is_function(teacher):
-            check_teacher_tokenizer(
-                teacher, self.processing_class
-            )  # before anything large is loaded
-        student = load_model(model, **{"dtype": "float32", **args.model_init_kwargs})
-        self.teacher = (
-            teacher
-            if _is_function(teacher)
-            else load_model(teacher, "teacher", **args.teacher_model_init_kwargs)
-        )
-        if half := {
-            str(p.dtype)
-            for p in student.parameters()
-            if p.requires_grad and p.dtype in (torch.bfloat16, torch.float16)
-        }:
-            warnings.warn(
-                f"model has trainable weights in {', '.join(half)}: small updates round to nothing there; give its folder or name (then they are loaded in float32) or model.float(), and bf16=True for the speed",
-                stacklevel=2,
-            )
-        ends = eos_token_ids(student, self.processing_class)
-        if getattr(student, "generation_config", None):
-            student.generation_config.eos_token_id = (
-                ends if len(ends) > 1 else ends[0]
-            )  # deployed, it ends where it ended in training
-        precision = "bf16" if args.bf16 else "fp16" if args.fp16 else "no"
-        if AcceleratorState._shared_state and AcceleratorState().mixed_precision != precision:
-            AcceleratorState._reset_state()  # an earlier trainer of this process
-        self.accelerator = Accelerator(
-            mixed_precision=precision,
-            cpu=args.device == "cpu",
-            log_with=check_trackers(args.report_to),
-            project_dir=args.output_dir or "runs",
-        )
-        self.rank, self.world = self.accelerator.process_index, self.accelerator.num_processes
-        student.to(
-            self.accelerator.device
-        ).eval()  # no dropout: the policy that is scored must be the policy that was sampled
-        if not _is_function(teacher):
-            self.teacher.to(self.accelerator.device).eval().requires_grad_(False)
-        if METHODS[args.method].augmented:
-            if _is_function(teacher):
-                raise ValueError(
-                    f"method {args.method!r} reads the teacher at every generated token, with a cache; a teacher given as a function has none: pass a model"
-                )
-            folder = getattr(student, "name_or_path", "")
-            if isinstance(student, BudgetAware):
-                pass
-            elif (Path(folder) / "budget_embedding.safetensors").is_file():
-                student = BudgetAware.load(folder, student, self.teacher, self.budget)
-            else:
-                student = BudgetAware(student, self.teacher, self.budget)
-        self._check(student)
-        if args.gradient_checkpointing:
-            student.gradient_checkpointing_enable(
-                gradient_checkpointing_kwargs={"use_reentrant": False}
-            )
-            student.train()
-            _no_dropout(student)
-        optimizer = torch.optim.AdamW(
-            [p for p in student.parameters() if p.requires_grad],
-            args.learning_rate,
-            (args.adam_beta1, args.adam_beta2),
-            args.adam_epsilon,
-            args.weight_decay,
-        )
-        self.scheduler = get_scheduler(
-            args.lr_scheduler_type,
-            optimizer,
-            args.warmup_steps,
-            args.max_steps,
-            args.lr_scheduler_kwargs,
-        )
-        self.model, self.optimizer = self.accelerator.prepare(student, optimizer)
-        self.accelerator.register_for_checkpointing(self.scheduler)
-        (
-            self.global_step,
-            self.method_state,
-            self.should_stop,
-            self.rollout,
-            self.output_dir,
-            self.run_info,
-        ) = 0, {}, False, None, None, {}
+        check_finite(loss, self.global_step + 1)
+        self.accelerator.backward(loss)
+        total += loss.detach()
+    norm = self.accelerator.clip_grad_norm_(self.model.parameters(), args.max_grad_norm)
+    self.optimizer.step()
+    self.optimizer.zero_grad()
+    return float(total), float(norm)
 
-    def _check(self, student) -> None:
-        "Refuse what cannot work, on a probe of two prompts; also finds the number of ids common to both models."
-        args, tokenizer = self.args, self.processing_class
-        if getattr(student, "_hf_peft_config_loaded", False):
-            raise ValueError(
-                "model carries adapters that transformers put into it (load_adapter, add_adapter), and would be saved without its own weights; wrap the base with peft: get_peft_model(base, config), or PeftModel.from_pretrained(base, folder, is_trainable=True)"
-            )
-        if not any(p.requires_grad for p in student.parameters()):
-            raise ValueError(
-                "model has no weight to train (requires_grad); adapters are loaded to be trained with PeftModel.from_pretrained(base, folder, is_trainable=True)"
-            )
-        if any(c.is_prompt_learning for c in getattr(student, "peft_config", {}).values()):
-            raise ValueError(
-                "model learns virtual prompt tokens, which cannot be merged into its weights; use LoRA or another method of peft that changes weights"
-            )
-        check_vocab(student, tokenizer, "model")
-        if not _is_function(self.teacher):
-            check_vocab(self.teacher, tokenizer, "teacher")
-        context = getattr(student.config.get_text_config(), "max_position_embeddings", None)
-        check_dataset(
-            "train_dataset", self.train_dataset, context, args.max_completion_length, tokenizer
-        )
-        if self.eval_dataset is not None:
-            check_dataset(
-                "eval_dataset", self.eval_dataset, context, args.max_completion_length, tokenizer
-            )
-        if args.reward_weights is not None and len(args.reward_weights) != len(self.reward_funcs):
-            raise ValueError(
-                f"reward_weights has {len(args.reward_weights)} numbers for {len(self.reward_funcs)} reward functions"
-            )
-        if bad := [w for w in args.reward_weights or [] if not np.isfinite(w)]:
-            raise ValueError(f"reward_weights must be finite numbers, got {bad[0]!r}")
-        if not isinstance(self.constraints, dict):
-            raise ValueError(
-                f"constraints must be a dict, name -> (cost function, Budget), got {self.constraints!r}"
-            )
-        if self.constraints and METHODS[args.method].rewardless:
-            raise ValueError(
-                f"constraints ({', '.join(self.constraints)}) are kept through the reward, which method {args.method!r} does not read; choose another method"
-            )
-        for name, pair in self.constraints.items():
-            if not (
-                isinstance(pair, tuple)
-                and len(pair) == 2
-                and callable(pair[0])
-                and isinstance(pair[1], Budget)
-            ):
-                raise ValueError(
-                    f"constraints[{name!r}] must be a pair (cost function, Budget), got {pair!r}"
-                )
-            if isinstance(pair[1].limit, Tensor):
-                raise ValueError(
-                    f"constraints[{name!r}] needs one number as its limit; limits per prompt go into a dataset column 'budget_{name}'"
-                )
-        if "divergence" in self.constraints:
-            raise ValueError(
-                "constraints: 'divergence' is the name of the teacher's; its budget is CMDPConfig(budget=...)"
-            )
-        if taken := set(METHODS[args.method].costs) & set(self.constraints):
-            raise ValueError(
-                f"constraints: method {args.method!r} has a cost named {', '.join(taken)} already; choose another name"
-            )
-        if (
-            args.lmbda < 1
-            and not args.seq_kd
-            and "completion" not in self.train_dataset.column_names
-        ):
-            raise ValueError(
-                f"lmbda={args.lmbda} needs a text column 'completion' in train_dataset (it has {', '.join(self.train_dataset.column_names)}), or seq_kd=True"
-            )
-        if (
-            args.lmbda < 1
-            and not args.seq_kd
-            and (
-                bad := [
-                    (i, c)
-                    for i, c in enumerate(self.train_dataset["completion"])
-                    if not (isinstance(c, str) or is_chat(c))
-                ]
-            )
-        ):
-            raise ValueError(
-                f"train_dataset: completion {bad[0][0]} is {bad[0][1]!r}; a completion must be a text or a list of chat messages"
-            )
-        if args.lmbda < 1 and args.seq_kd and _is_function(self.teacher):
-            raise ValueError(
-                "seq_kd=True samples from the teacher, which a function cannot do; pass a model"
-            )
-        if args.budget_quantile is not None and self.eval_dataset is None:
-            raise ValueError(
-                "budget_quantile needs an eval_dataset to measure what the distilled student spends"
-            )
-        if args.budget_quantile is not None and "budget" in self.train_dataset.column_names:
-            raise ValueError(
-                f"budget_quantile={args.budget_quantile} has no effect: the column 'budget' of train_dataset gives every prompt a limit; drop one of the two"
-            )
-        for what, data in (
-            ("train_dataset", self.train_dataset),
-            ("eval_dataset", self.eval_dataset),
-        ):
-            for column in {"budget", *(f"budget_{name}" for name in self.constraints)} & set(
-                data.column_names if data is not None else ()
-            ):
-                try:
-                    row_budget(self.budget, {column: data[column]}, column=column)
-                except ValueError as e:
-                    raise ValueError(f"{what}: {e}") from e
-        if not self.reward_funcs:
-            raise ValueError(
-                "reward_funcs is empty; give at least one function f(prompts, completions, **columns) -> list of numbers"
-            )
-        if bad := [f for f in self.reward_funcs if not callable(f)]:
-            raise ValueError(f"reward_funcs must be functions, got {bad[0]!r}")
-        rows = self.train_dataset[:2]
-        ids = max(tokenizer.get_vocab().values()) + 1  # both models have at least these
-        probe = generate(
-            student,
-            tokenizer,
-            rows.pop("prompt"),
-            rows,
-            max_completion_length=min(8, args.max_completion_length),
-            generator=self._generator(1),
-            vocab_size=ids,
-        )
-        task_rewards(self.reward_funcs, probe, args.reward_weights)
-        for f, b in self.constraints.values():
-            b.spent(call_cost(f, probe), probe.completion_mask)
-        with torch.no_grad():
-            student_logits, teacher_logits = (
-                completion_logits(student, probe),
-                completion_logits(self.teacher, probe),
-            )
-        if teacher_logits.shape[:2] != student_logits.shape[:2]:
-            raise ValueError(
-                f"teacher must answer (B, L, V) for ids of shape (B, L), got {tuple(teacher_logits.shape)} where {tuple(student_logits.shape[:2])} completion positions were asked for"
-            )
-        token_divergence(
-            student_logits, teacher_logits, mask=probe.completion_mask
-        )  # warns if the vocabularies do not fit
-        self.vocab_size = min(student_logits.shape[-1], teacher_logits.shape[-1])
+# %% ../nbs/13_trainer.ipynb #step
+@patch
+def step(self: CMDPTrainer) -> dict[str, float]:
+    "One update. Returns its metrics and appends them to metrics.jsonl."
+    self.begin()
+    args, began = self.args, time.perf_counter()
+    if args.budget_quantile is not None and self.global_step == args.distill_steps:
+        self.choose_budget(self.suggest_budget(args.budget_quantile))
+    rollout = self.rollout = self.sample()
+    earned = self.reward(rollout)
+    parts = [select(rollout, part) for part in self._parts(rollout)]
+    with torch.set_grad_enabled(len(parts) == 1):
+        scores = [self.score(part) for part in parts]
+    batch = Batch.of(rollout, earned.modified, scores, earned.charged)
+    limit = self.limit(rollout)
+    signal = self.signal(batch, limit)
+    for iteration in range(args.num_iterations):
+        fresh = scores if iteration == 0 and len(parts) == 1 else None
+        loss, grad_norm = self.update(rollout, batch, signal, fresh)
+    self.scheduler.step()
+    self.global_step += 1
+    metrics = {"step": self.global_step, "loss": loss, "grad_norm": grad_norm}
+    metrics["learning_rate"] = self.scheduler.get_last_lr()[0]
+    kl = torch.cat([score.kl for score in scores])
+    task = replace(batch, rewards=earned.task)
+    metrics |= step_metrics(task, kl, signal, limit, rollout.terminated, args.correct_at)
+    metrics |= earned_metrics(earned, self.reward_funcs)
+    return self.finish_update(metrics | {"seconds": time.perf_counter() - began})
 
-    def _generator(self, *stream: int) -> torch.Generator:
-        "The random generator of one purpose, a function of seed, `stream` and process alone."
-        return torch.Generator(self.accelerator.device).manual_seed(
-            fold_seed(self.args.seed, self.accelerator.process_index, *stream)
-        )
+# %% ../nbs/13_trainer.ipynb #train
+@patch
+def train(self: CMDPTrainer, resume_from_checkpoint: str | None = None) -> dict[str, float]:
+    "Run until `max_steps` or `stop()`; returns the metrics of the last update."
+    self.begin(resume_from_checkpoint or self.args.resume_from_checkpoint)
+    args, metrics = self.args, {}
+    shown = ("reward", "satisfaction_rate", "kl_mean")
+    with progress(args.max_steps, self.global_step, args.method, args.disable_tqdm) as bar:
+        while self.global_step < args.max_steps and not self.should_stop:
+            metrics = self.step()
+            bar.update()
+            if self.global_step % args.logging_steps == 0:
+                bar.set_postfix({k: f"{metrics[k]:.2f}" for k in shown}, refresh=False)
+    self.should_stop = False
+    for tracker in self.accelerator.trackers:
+        tracker.finish()
+    return metrics
 
-    # ---- the loop ---------------------------------------------------------------------------------------------------
 
-    def step(self) -> dict[str, float]:
-        "One update: prompts -> rollout -> score -> reward -> signal -> loss -> step. Returns its metrics and appends them to metrics.jsonl."
-        self._start()
-        args, started = self.args, time.perf_counter()
-        if args.budget_quantile is not None and self.global_step == args.distill_steps:
-            self._choose_budget(self.suggest_budget(args.budget_quantile))
-            self._write_config()
-        rollout = self.rollout = self._sample()
-        rewards, each = task_rewards(
-            self.reward_funcs, rollout, args.reward_weights, args.truncated_reward
-        )
-        costs = {name: call_cost(f, rollout) for name, (f, _) in self.constraints.items()}
-        spent, limits = self._constraints(rollout, costs)
-        size = args.per_device_train_batch_size
-        parts = [slice(i, i + size) for i in range(0, len(rollout), size)]
-        with torch.set_grad_enabled(len(parts) == 1):
-            measured = [self._measure(select(rollout, p)) for p in parts]
-        batch, kl, terminated = self._global_batch(
-            rollout,
-            constrained_reward(rewards, spent, limits, args.constraint_penalty),
-            measured,
-            costs,
-        )
-        budget = self._budget(rollout)
-        method, kwargs = (
-            ("gkd", {})
-            if self.global_step < args.distill_steps
-            else (args.method, args.method_kwargs)
-        )
-        if args.scale_rewards and "scale_rewards" in method_settings(method):
-            kwargs = {"scale_rewards": args.scale_rewards, **kwargs}
-        signal = METHODS[method](batch, budget, self.method_state, **kwargs)
-        if other := set(signal.multipliers) - set(measured[0][2]):
-            raise ValueError(
-                f"method {method!r} returns a multiplier for {', '.join(sorted(other))}, but only {', '.join(measured[0][2])} have a gradient: name a divergence in register_method(costs=...), put anything else into the advantage"
-            )
-        mask = batch.mask * terminated[:, None] if args.mask_truncated_completions else batch.mask
-        for iteration in range(args.num_iterations):
-            loss, grad_norm = self._update(
-                rollout,
-                parts,
-                measured if iteration == 0 and len(parts) == 1 else None,
-                batch,
-                signal,
-                mask,
-            )
-        self.scheduler.step()
-        self.global_step += 1
-        metrics = {
-            "step": self.global_step,
-            "loss": loss,
-            "grad_norm": grad_norm,
-            "learning_rate": self.scheduler.get_last_lr()[0],
-            **step_metrics(
-                dataclasses.replace(batch, rewards=self.accelerator.gather(rewards)),
-                kl,
-                signal,
-                budget,
-                terminated,
-                args.correct_at,
-            ),
-        }
-        for name, s in spent.items():
-            metrics |= {
-                f"spent_mean_{name}": float(self.accelerator.gather(s).mean()),
-                f"satisfaction_rate_{name}": float(
-                    self.accelerator.gather(s <= limits[name]).float().mean()
-                ),
-            }
-        if len(self.reward_funcs) > 1:
-            each = self.accelerator.gather(each.contiguous())
-            metrics |= {
-                f"rewards/{getattr(f, '__name__', i)}": float(each[:, i].nanmean())
-                for i, f in enumerate(self.reward_funcs)
-            }
-        return self._finish(metrics | {"seconds": time.perf_counter() - started})
+@patch
+def stop(self: CMDPTrainer) -> None:
+    "Ask a running `train()` (in another thread, say) to return after the current update."
+    self.should_stop = True
 
-    def _sample(self) -> Rollout:
-        "Completions of this process's share of the next prompts: the student's own, or, for a share 1 - lmbda of the updates, given ones."
-        args, tokenizer, model = (
-            self.args,
-            self.processing_class,
-            self.accelerator.unwrap_model(self.model),
-        )
-        off = (
-            args.lmbda < 1
-            and np.random.default_rng([args.seed, self.global_step, 3]).random() >= args.lmbda
-        )
-        G = 1 if off else args.num_generations
-        n = args.per_device_train_batch_size * args.gradient_accumulation_steps // G
-        rows = prompt_order(
-            len(self.train_dataset), (self.global_step * self.world + self.rank) * n, n, args.seed
-        )
-        columns = self.train_dataset[rows]
-        prompts = columns.pop("prompt")
-        if off and not args.seq_kd:
-            return given_rollout(
-                tokenizer,
-                prompts,
-                columns["completion"],
-                columns,
-                args.max_completion_length,
-                self.accelerator.device,
-            )
-        if isinstance(model, BudgetAware):
-            model.tell(self.teacher, self.budget, self._anneal(), **args.cost_settings())
-        with self.accelerator.autocast():
-            return generate(
-                self.teacher if off else model,
-                tokenizer,
-                prompts,
-                columns,
-                G,
-                args.max_completion_length,
-                args.temperature,
-                args.top_p,
-                self._generator(0, self.global_step),
-                self.vocab_size,
-            )
-
-    def _anneal(self) -> float:
-        "What the limit is multiplied with at this update."
-        args = self.args
-        share = (
-            min(1.0, max(0, self.global_step - args.distill_steps) / args.budget_anneal_steps)
-            if args.budget_anneal_steps
-            else 1.0
-        )
-        return args.budget_start + share * (1 - args.budget_start)
-
-    def _budget(self, rollout: Rollout) -> Budget:
-        "The budget of the global batch at this update; one limit per row if the dataset has a column `budget`."
-        budget = row_budget(self.budget, rollout.columns, self.accelerator.device, self._anneal())
-        return (
-            dataclasses.replace(budget, limit=self.accelerator.gather(budget.limit))
-            if isinstance(budget.limit, Tensor)
-            else budget
-        )
-
-    def _constraints(self, rollout: Rollout, costs: dict[str, Tensor]) -> tuple[dict, dict]:
-        "Spent (B,) and limit of every further budget, this process's rows."
-        budgets = {
-            name: row_budget(b, rollout.columns, self.accelerator.device, column=f"budget_{name}")
-            for name, (_, b) in self.constraints.items()
-        }
-        return {n: b.spent(costs[n], rollout.completion_mask) for n, b in budgets.items()}, {
-            n: b.limit for n, b in budgets.items()
-        }
-
-    def _settings(self) -> dict:
-        "What a resumed run must share, as JSON gives it back: the config, and the further budgets without their cost functions."
-        return json.loads(
-            json.dumps(
-                {
-                    **dataclasses.asdict(self.args),
-                    "constraints": {
-                        name: dataclasses.asdict(b) for name, (_, b) in self.constraints.items()
-                    },
-                }
-            )
-        )
-
-    def suggest_budget(self, quantile: float = 0.8) -> float:
-        "Limit that this share of the student's completions of eval_dataset would keep (budget.suggest_budget); meant for a student that only imitates."
-        return suggest_budget([r["spent"] for r in self.evaluate(return_records=True)[1]], quantile)
-
-    def _measure(self, rollout: Rollout) -> tuple[Tensor, Tensor, dict[str, Tensor], Tensor]:
-        "Log-probabilities under student and teacher, the costs by name, and the reverse KL of every token, each (B, T)."
-        args, mask, ids = self.args, rollout.completion_mask, rollout.completion_ids
-        student = completion_logits(self.model, rollout)
-        with torch.no_grad(), self.accelerator.autocast():
-            teacher = completion_logits(self.teacher, rollout)
-        student, teacher, _ = align_vocab(student, teacher)
-
-        def of(kind):
-            return token_cost(
-                student,
-                teacher,
-                ids,
-                mask=mask,
-                chunk_size=args.kl_chunk_size,
-                **{**args.cost_settings(), "kind": kind},
-            )
-
-        costs = {
-            "divergence": of(args.divergence),
-            **{kind: of(kind) for kind in METHODS[args.method].costs},
-        }
-        with torch.no_grad():
-            exact = (
-                args.divergence,
-                args.floor,
-                args.student_temperature,
-                args.teacher_temperature,
-            ) == ("reverse_kl", 0.0, 1.0, 1.0)
-            kl = (
-                costs["divergence"].detach()
-                if exact
-                else token_divergence(student, teacher, mask=mask, chunk_size=args.kl_chunk_size)
-            )
-        return token_logps(student, ids, args.temperature), token_logps(teacher, ids), costs, kl
-
-    def _global_batch(
-        self, rollout: Rollout, rewards: Tensor, measured: list, costs: dict[str, Tensor]
-    ) -> tuple[Batch, Tensor, Tensor]:
-        "What the method sees: the measurements of all micro-batches and all processes, detached."
-
-        def gather(x):
-            if self.world == 1:
-                return x
-            return self.accelerator.gather(
-                self.accelerator.pad_across_processes(x.contiguous(), dim=1)
-                if x.dim() == 2
-                else x.contiguous()
-            )
-
-        logp, teacher_logp, kl = (
-            gather(torch.cat([m[i] for m in measured]).detach()) for i in (0, 1, 3)
-        )
-        costs |= {
-            name: torch.cat([m[2][name] for m in measured]).detach() for name in measured[0][2]
-        }
-        groups = rollout.group_ids + self.rank * len(rollout)
-        return (
-            Batch(
-                gather(rewards),
-                gather(groups),
-                gather(rollout.completion_mask),
-                logp,
-                teacher_logp,
-                {name: gather(c) for name, c in costs.items()},
-            ),
-            kl,
-            gather(rollout.terminated),
-        )
-
-    def _update(
-        self,
-        rollout: Rollout,
-        parts: list[slice],
-        measured: list | None,
-        batch: Batch,
-        signal: Signal,
-        mask: Tensor,
-    ) -> tuple[float, float]:
-        "One optimiser step on the whole rollout, micro-batch by micro-batch; returns the loss (of the global batch) and the gradient norm."
-        args, T, first, total = (
-            self.args,
-            rollout.completion_ids.shape[1],
-            self.rank * len(rollout),
-            0.0,
-        )
-        for k, part in enumerate(parts):
-            rows = slice(first + part.start, first + min(part.stop, len(rollout)))
-
-            def local(x):
-                return x[rows, :T] if x.dim() == 2 else x[rows]
-
-            with (
-                self.accelerator.no_sync(self.model)
-                if k + 1 < len(parts)
-                else contextlib.nullcontext()
-            ):
-                logp, _, costs, _ = (
-                    measured[k] if measured else self._measure(select(rollout, part))
-                )
-                mine = Signal(
-                    local(signal.advantage), {n: local(m) for n, m in signal.multipliers.items()}
-                )
-                loss = signal_loss(
-                    mine,
-                    logp,
-                    costs,
-                    local(mask),
-                    mask.sum().clamp(min=1),
-                    local(batch.logp) if args.num_iterations > 1 else None,
-                    args.epsilon,
-                    args.epsilon_high,
-                )
-                if not loss.isfinite():
-                    raise FloatingPointError(
-                        f"the loss is {loss.item()} at step {self.global_step + 1}; nothing was updated. If the cost is infinite the teacher gives some token probability 0: set floor (1e-6, say)"
-                    )
-                self.accelerator.backward(
-                    loss * self.world
-                )  # DistributedDataParallel averages over processes; ours is a sum
-            total += loss.detach()
-        norm = self.accelerator.clip_grad_norm_(self.model.parameters(), args.max_grad_norm)
-        self.optimizer.step()
-        self.optimizer.zero_grad()
-        return float(self.accelerator.reduce(total)), float(norm)
-
-    def train(self, resume_from_checkpoint: str | None = None) -> dict[str, float]:
-        "Run until `max_steps` or `stop()`; returns the metrics of the last update. May run in a thread."
-        self._start(resume_from_checkpoint or self.args.resume_from_checkpoint)
-        metrics = {}
-        with tqdm(
-            total=self.args.max_steps,
-            initial=self.global_step,
-            disable=self.args.disable_tqdm or self.rank > 0,
-            desc=self.args.method,
-        ) as bar:
-            while self.global_step < self.args.max_steps and not self.should_stop:
-                metrics = self.step()
-                bar.update()
-                if self.global_step % self.args.logging_steps == 0:
-                    bar.set_postfix(
-                        {k: f"{metrics[k]:.2f}" for k in ("reward", "satisfaction_rate", "kl_mean")}
-                    )
-        self.should_stop = False
-        for tracker in self.accelerator.trackers:
-            tracker.finish()  # end_training() would also end the process group, which evaluate() needs
-        return metrics
-
-    def stop(self) -> None:
-        "Ask a running `train()` (in another thread, say) to return after the current update."
-        self.should_stop = True
-
-    # ---- around the loop --------------------------------------------------------------------------------------------
-
-    def _start(self, resume_from_checkpoint: str | None = None) -> None:
-        "Once per run: claim the folder, load a checkpoint if asked for, write config.json, open trackers, evaluate if asked for."
-        if self.output_dir is not None:
-            return
-        args, main = self.args, self.accelerator.is_main_process
-        try:
-            shared = [
-                claim_output_dir(args.output_dir, args.method, bool(resume_from_checkpoint))
-                if main
-                else None
-            ]
-        except OSError as e:
-            shared = [e]  # every process stops, not the first one alone
-        folder = broadcast_object_list(shared)[0]
-        if isinstance(folder, OSError):
-            raise folder
-        checkpoint = (
-            newest_checkpoint(folder)
-            if resume_from_checkpoint == "auto"
-            else resume_from_checkpoint
-        )
-        if checkpoint:
-            self.load_checkpoint(checkpoint)
-        elif (folder / "metrics.jsonl").exists() and (
-            folder / "config.json"
-        ).exists():  # 'auto', and the run was killed before its first checkpoint
-            check_resumable(
-                json.loads((folder / "config.json").read_text()), self._settings(), folder
-            )
-        self.output_dir = folder  # only now: a refused start leaves nothing behind
-        self.accelerator.project_configuration.set_directories(str(folder))
-        if main:
-            self._keep_metrics(self.global_step)
-        self._write_config()
-        if args.report_to != "none":
-            self.accelerator.init_trackers(
-                "cmdp_nbdev",
-                {
-                    k: v if isinstance(v, (int, float, str, bool)) else str(v)
-                    for k, v in dataclasses.asdict(args).items()
-                },
-            )
-        if args.eval_on_start and self.global_step == 0:
-            self._log({"step": 0, **{f"eval_{k}": v for k, v in self.evaluate().items()}})
-
-    def _finish(self, metrics: dict) -> dict:
-        "After the update: evaluate and save where due, log, call back."
-
-        def due(every):
-            return every and self.global_step % every == 0
-
-        if due(self.args.eval_steps):
-            metrics |= {f"eval_{k}": v for k, v in self.evaluate().items()}
-        self._log(metrics)
-        if due(self.args.save_steps):
-            self.save_checkpoint()
-        for callback in self.callbacks:
-            callback(self, metrics)
-        return metrics
-
-    def _log(self, metrics: dict) -> None:
-        "Append to metrics.jsonl (main process) and report to the trackers."
-        if self.accelerator.is_main_process:
-            with open(self.output_dir / "metrics.jsonl", "a") as f:
-                f.write(json.dumps(metrics) + "\n")
-        if self.args.report_to != "none" and metrics["step"] % self.args.logging_steps == 0:
-            self.accelerator.log(
-                {k: v for k, v in metrics.items() if k != "step"}, step=metrics["step"]
-            )
-
-    def _choose_budget(self, limit: float) -> None:
-        "Replace the limit of `args` by one that was measured."
-        self.budget = dataclasses.replace(self.budget, limit=limit)
-        self.run_info["chosen_budget"] = limit
-
-    def _write_config(self) -> None:
-        "config.json (main process)."
-        if self.accelerator.is_main_process:
-            (self.output_dir / "config.json").write_text(
-                json.dumps(
-                    run_config(
-                        self.args, constraints=self._settings()["constraints"], **self.run_info
-                    ),
-                    indent=1,
-                )
-                + "\n"
-            )
-
-    def _keep_metrics(self, step: int) -> None:
-        "Cut metrics.jsonl back to what the loaded checkpoint had seen: lines of later updates will be written again."
-        path = self.output_dir / "metrics.jsonl"
-        if not path.exists():
-            return
-        lines = path.read_text().splitlines(keepends=True)
-        if lines and not lines[-1].endswith("\n"):
-            lines.pop()  # the process was killed while writing it
-        path.write_text("".join(line for line in lines if json.loads(line)["step"] <= step))
-
-    def evaluate(self, dataset: Dataset | None = None, return_records: bool = False):
-        "Metrics of the glossary on `dataset` (default: eval_dataset), the same completions for the same policy every time; the budget is d itself."
-        dataset, args = self.eval_dataset if dataset is None else dataset, self.args
-        if dataset is None:
-            raise ValueError("eval_dataset is missing: give one to the trainer or to evaluate()")
-        share, model = (
-            dataset.select(range(self.rank, len(dataset), self.world)),
-            self.accelerator.unwrap_model(self.model),
-        )
-        if isinstance(model, BudgetAware):
-            model.tell(self.teacher, self.budget, **args.cost_settings())
-        with self.accelerator.autocast():
-            records = evaluate_records(
-                model,
-                self.teacher,
-                share,
-                self.processing_class,
-                self.reward_funcs,
-                self.budget,
-                metrics=self.eval_metrics,
-                reward_weights=args.reward_weights,
-                correct_at=args.correct_at,
-                num_generations=args.eval_num_generations,
-                max_completion_length=args.max_completion_length,
-                temperature=args.eval_temperature,
-                divergence=args.divergence,
-                beta=args.beta,
-                floor=args.floor,
-                constraints=self.constraints,
-                student_temperature=args.student_temperature,
-                teacher_temperature=args.teacher_temperature,
-                batch_size=args.per_device_eval_batch_size,
-                chunk_size=args.kl_chunk_size,
-                vocab_size=self.vocab_size,
-                seed=fold_seed(args.seed, self.rank, 2),
-            )
-        records = gather_object(records) if self.world > 1 else records
-        result = summarize(records, metrics=self.eval_metrics, constraints=self.constraints)
-        if dataset is self.eval_dataset:
-            self.measured = self.global_step, result
-        return (result, records) if return_records else result
-
-    def save_model(self, path: str | os.PathLike) -> None:
-        "A plain Hugging Face folder: weights (of a peft model with its adapters merged), config, tokenizer and a model card with the last evaluation; loadable by `AutoModelForCausalLM` without this package."
-        model = self.accelerator.unwrap_model(self.model)
-        state = self.accelerator.get_state_dict(self.model)
-        if not self.accelerator.is_main_process:
-            return
-        save_plain(model, path, state)
-        self.processing_class.save_pretrained(path)
-        rewards = [getattr(f, "__name__", type(f).__name__) for f in self.reward_funcs]
-        limit = (
-            "of each prompt, its column `budget`"
-            if self.train_dataset is not None and "budget" in self.train_dataset.column_names
-            else f"{self.budget.limit:g} nats"
-        )
-        (Path(path) / "README.md").write_text(
-            model_card(
-                self.names,
-                self.args,
-                limit,
-                self.global_step,
-                len(self.train_dataset) if self.train_dataset is not None else 0,
-                rewards,
-                self.measured,
-                self.run_info.get("command"),
-            ),
-            encoding="utf-8",
-        )
-
-    def save_checkpoint(self) -> Path:
-        "Write `checkpoint-<step>`: weights, optimiser, scheduler, random states, the method's state. Complete or absent."
-        final, part = (
-            self.output_dir / f"checkpoint-{self.global_step}",
-            self.output_dir / f"checkpoint-{self.global_step}.part",
-        )
-        self.accelerator.save_state(str(part))
-        self.accelerator.wait_for_everyone()
-        if self.accelerator.is_main_process:
-            torch.save(self.method_state, part / "method_state.pt")
-            (part / "trainer_state.json").write_text(
-                json.dumps(
-                    {
-                        "global_step": self.global_step,
-                        "budget": self.budget.limit,
-                        "args": self._settings(),
-                    },
-                    indent=1,
-                )
-            )
-            shutil.rmtree(final, ignore_errors=True)
-            part.rename(final)
-            kept = sorted(
-                (p for p in self.output_dir.glob("checkpoint-*") if p.name[11:].isdigit()),
-                key=lambda p: int(p.name[11:]),
-            )
-            for old in kept[: -self.args.save_total_limit] if self.args.save_total_limit else []:
-                shutil.rmtree(old)
-        self.accelerator.wait_for_everyone()
-        return final
-
-    def load_checkpoint(self, checkpoint: str | os.PathLike) -> None:
-        "Continue from a `checkpoint-<step>` folder as if never stopped. Raises if it is none, or belongs to other settings."
-        checkpoint = Path(checkpoint)
-        if not (checkpoint / "trainer_state.json").is_file():
-            raise FileNotFoundError(
-                f"resume_from_checkpoint={str(checkpoint)!r} is no checkpoint folder (no trainer_state.json in it)"
-            )
-        saved, now = json.loads((checkpoint / "trainer_state.json").read_text()), self._settings()
-        check_resumable({**now, **saved["args"]}, now, checkpoint)
-        self.accelerator.load_state(str(checkpoint))
-        self.method_state, self.global_step = (
-            torch.load(checkpoint / "method_state.pt", weights_only=True),
-            saved["global_step"],
-        )
-        if self.args.budget_quantile is not None and self.global_step > self.args.distill_steps:
-            self._choose_budget(saved["budget"])
+# %% ../nbs/13_trainer.ipynb #moved
+__getattr__ = forwards("trainer", "run", "preflight", "evaluate", "config")

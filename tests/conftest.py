@@ -16,8 +16,8 @@ import torch
 from accelerate.state import AcceleratorState
 from hypothesis import settings
 
+from cmdp_nbdev.methods import METHODS
 from cmdp_nbdev.model import default_pair
-from cmdp_nbdev.objective import METHODS
 from cmdp_nbdev.task import chain_dataset, chain_reward
 from cmdp_nbdev.trainer import CMDPConfig, CMDPTrainer
 

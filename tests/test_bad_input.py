@@ -28,10 +28,10 @@ SETTINGS = {
         dict(num_generations=0),
         r"num_generations must be a whole number >= 1, got 0",
     ),
-    "unknown method": (dict(method="ppo"), r"method 'ppo'.*grpo.*cmdp-smooth"),
+    "unknown method": (dict(method="ppo"), r"method 'ppo'.*grpo.*cmdp-rate"),
     "unknown method setting": (
         dict(method_kwargs={"lamda": 1}),
-        r"cmdp-smooth.*no setting lamda; it has target",
+        r"cmdp-rate.*no setting lamda; it has target",
     ),
     "setting of another method": (
         dict(method="soft", method_kwargs="coef=1"),
@@ -41,8 +41,12 @@ SETTINGS = {
         dict(method_kwargs="coef"),
         r"method_kwargs='coef'.*key=value",
     ),
-    "method setting that is no number": (dict(method_kwargs={"coef": "big"}), r"coef.*big"),
-    "gate without width": (dict(method_kwargs={"width": 0}), r"width.*> 0.*0"),
+    "method setting that is no number": (dict(method_kwargs={"target": "big"}), r"target.*big"),
+    "gate of the default": (dict(method_kwargs={"width": 0}), r"has no setting width"),
+    "gate of negative width": (
+        dict(method="cmdp", method_kwargs={"width": -0.1}),
+        r"width must be >= 0.*-0.1",
+    ),
     "unknown divergence": (
         dict(divergence="kl"),
         r"divergence kind 'kl'.*reverse_kl, forward_kl, jsd",
@@ -85,7 +89,7 @@ SETTINGS = {
     "nan weight": (dict(reward_weights=[NAN]), r"reward_weights.*nan"),
     "surprisal through its gradient": (
         dict(divergence="surprisal"),
-        r"divergence='surprisal' has no gradient on average.*'cmdp-smooth'.*cmdp, hinge",
+        r"divergence='surprisal' has no gradient on average.*'cmdp-rate'.*cmdp, hinge",
     ),
     "surprisal alone": (
         dict(divergence="surprisal", method="gkd"),
@@ -632,7 +636,7 @@ def finished(make_trainer, tmp_path):
     [
         (dict(), "holds a run already; choose another folder or resume"),
         (dict(resume_from_checkpoint="auto", seed=1), "seed was 0, now 1"),
-        (dict(resume_from_checkpoint="auto", method="gkd"), "method was 'cmdp-smooth', now 'gkd'"),
+        (dict(resume_from_checkpoint="auto", method="gkd"), "method was 'cmdp-rate', now 'gkd'"),
         (
             dict(resume_from_checkpoint="auto", budget=0.5, learning_rate=1e-4),
             "budget was 0.8, now 0.5; learning_rate was 0.0015, now 0.0001",

@@ -12,8 +12,8 @@ from conftest import python, read_lines
 from datasets import Dataset
 
 from cmdp_nbdev.cli import RunArguments, build_parser, main, parse_args
+from cmdp_nbdev.methods import METHODS
 from cmdp_nbdev.model import char_tokenizer, tiny_model
-from cmdp_nbdev.objective import METHODS
 from cmdp_nbdev.trainer import CMDPConfig, CMDPTrainer
 
 CPU = "--device cpu --disable_tqdm".split()
@@ -75,7 +75,7 @@ def test_summary_of_a_run(finished):
     costs = "kl_mean kl_p95 length_mean n_eval budget method seed seconds"
     assert set(f"{rates} {interval} {costs}".split()) <= set(summary)
     run = tuple(summary[k] for k in ("method", "seed", "budget", "n_eval"))
-    assert run == ("cmdp-smooth", 3, 0.8, 48)
+    assert run == ("cmdp-rate", 3, 0.8, 48)
     updates = read_lines(finished / "metrics.jsonl")
     assert [m["step"] for m in updates] == [0, 1, 2, 3]  # 0: evaluated before the first update
     assert summary["start_accuracy"] == updates[0]["eval_accuracy"]

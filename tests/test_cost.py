@@ -5,9 +5,25 @@ import warnings
 
 import pytest
 import torch
-from cmdp_nbdev.cost import KINDS, align_vocab, sampled_divergence, token_divergence, token_logps
 from hypothesis import given
 from hypothesis import strategies as st
+
+from cmdp_nbdev.cost import (
+    COSTS,
+    KINDS,
+    Cost,
+    DenseRows,
+    align_vocab,
+    kl,
+    register_cost,
+    sampled_divergence,
+    score_tokens,
+    token_cost,
+    token_divergence,
+    token_logps,
+    with_floor,
+)
+from cmdp_nbdev.mdp import masked
 
 SETTINGS = [
     ("reverse_kl", 0.5),
@@ -217,3 +233,193 @@ def test_bad_settings(bad, match):
     "A typo must not silently select another cost."
     with pytest.raises(ValueError, match=match):
         token_divergence(logits(0, 1, 1, 3), logits(1, 1, 1, 3), **bad)
+
+
+# ---- rows, registry and the object -------------------------------------------------------------
+
+
+def test_cropping_loses_only_padding():
+    "Real padding rows carry next to no mass; ten uniform ids cropped to five lose half."
+    s, t = logits(0, 2, 3, 5), logits(1, 2, 3, 5)
+    padded = torch.cat([t, torch.full((2, 3, 2), -40.0, dtype=t.dtype)], -1)
+    _, cropped, lost = align_vocab(s, padded)
+    assert torch.equal(cropped, t) and lost < 1e-12
+    assert align_vocab(s, torch.zeros(2, 3, 10))[2].item() == pytest.approx(0.5)
+
+
+def test_kl_of_rows_by_hand():
+    "log 2 for half the support; infinite where the teacher forbids; bounded by a floor."
+    p, q = torch.tensor([0.5, 0.5, 0.0]), torch.tensor([0.25, 0.25, 0.5])
+    assert kl(p.log(), q.log()).item() == pytest.approx(math.log(2))
+    assert kl(q.log(), p.log()).item() == math.inf
+    floored = with_floor(p.log(), 0.3).exp()
+    torch.testing.assert_close(floored, torch.tensor([0.45, 0.45, 0.1]))
+    assert kl(q.log(), with_floor(p.log(), 1e-3)) <= math.log(3 / 1e-3)
+
+
+def test_divergences_against_torch_and_each_other():
+    "The mixture's ends are the two KLs; with equal weights it is symmetric and at most log 2."
+    x, y = logits(0, 4, 6, dtype=torch.float32), logits(1, 4, 6, dtype=torch.float32)
+    p, q = (torch.distributions.Categorical(logits=v) for v in (x, y))
+    want = torch.distributions.kl_divergence(p, q)
+    for cost, a, b in (
+        (Cost(), x, y),
+        (Cost("jsd", beta=1.0), x, y),
+        (Cost("forward_kl"), y, x),
+        (Cost("jsd", beta=0.0), y, x),
+    ):
+        torch.testing.assert_close(cost(a, DenseRows(b)), want)
+    there, back = Cost("jsd")(x, DenseRows(y)), Cost("jsd")(y, DenseRows(x))
+    torch.testing.assert_close(there, back)
+    assert there.max() <= math.log(2)
+
+
+def test_token_cost_is_token_divergence_with_a_cost_in_hand():
+    "Two ways to the same number; chunks, half precision and masks change nothing else."
+    s, t = logits(0, 2, 3, 7, dtype=torch.float32), logits(1, 2, 3, 7, dtype=torch.float32)
+    d, mask = token_divergence(s, t), torch.tensor([[1, 1, 0], [0, 1, 1]])
+    assert d.shape == (2, 3) and d.dtype == torch.float32 and (d >= 0).all()
+    torch.testing.assert_close(token_cost(s, t, None), d)
+    torch.testing.assert_close(token_cost(s, t, None, mask), masked(d, mask))
+    torch.testing.assert_close(token_divergence(s, t, chunk_size=4), d)
+    torch.testing.assert_close(token_divergence(t, t), torch.zeros(2, 3), rtol=0, atol=1e-6)
+    half = token_divergence(s.bfloat16(), t.bfloat16())
+    torch.testing.assert_close(half, d, rtol=0.1, atol=0.1)
+
+
+def test_masked_positions_may_hold_anything():
+    "Neither value nor gradient may come from outside the mask."
+    s, t = logits(0, 2, 3, 7, dtype=torch.float32), logits(1, 2, 3, 7, dtype=torch.float32)
+    mask, bad = torch.tensor([[1, 1, 0], [0, 1, 1]]), s.clone()
+    bad[0, 2], bad[1, 0] = float("nan"), float("inf")
+    bad.requires_grad_()
+    value = token_divergence(bad, t, mask=mask)
+    torch.testing.assert_close(value, masked(token_divergence(s, t), mask))
+    value.sum().backward()
+    assert bad.grad.isfinite().all() and bad.grad[0, 2].eq(0).all()
+
+
+def test_a_wrong_pair_warns_and_padding_does_not():
+    "The warning must mean something."
+    s, t = logits(0, 2, 3, 7, dtype=torch.float32), logits(1, 2, 3, 7, dtype=torch.float32)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        padded = torch.cat([t, torch.full((2, 3, 2), -40.0)], -1)
+        torch.testing.assert_close(token_divergence(s, padded), token_divergence(s, t))
+    with pytest.warns(UserWarning, match="are these two models a pair"):
+        token_divergence(s, torch.zeros(2, 3, 10))
+
+
+def test_sampled_estimators_have_the_right_mean():
+    "k1 and k3 are unbiased, k2 is not."
+    p, q = (logits(i, 1, 1, 4, scale=1.0) for i in (0, 1))
+    lp, lq = p.log_softmax(-1), q.log_softmax(-1)
+    exact = token_divergence(p, q)[0, 0].item()
+
+    def mean(kind):
+        return (lp.exp() * sampled_divergence(lp, lq, kind)).sum().item()
+
+    assert mean("k1") == pytest.approx(exact) and mean("k3") == pytest.approx(exact)
+    assert abs(mean("k2") - exact) > 1e-3
+    two = torch.tensor([[2]])
+    torch.testing.assert_close(token_logps(p, two), lp[..., 2])
+    torch.testing.assert_close(token_logps(p, two, 2.0), (p / 2).log_softmax(-1)[..., 2])
+
+
+def test_costs_of_the_sampled_token():
+    "Log-ratio and surprisal by hand; the mean log-ratio over all actions is the KL."
+    s, t = logits(0, 2, 3, 7), logits(1, 2, 3, 7)
+    ids, mask = torch.tensor([[0, 1, 2], [3, 4, 5]]), torch.tensor([[1, 1, 0], [0, 1, 1]])
+    ratio = token_logps(s, ids) - token_logps(t, ids)
+    torch.testing.assert_close(token_cost(s, t, ids, None, Cost("log_ratio")), ratio)
+    assert (ratio < 0).any()
+    surprise = token_cost(s, t, ids, mask, Cost("surprisal"))
+    torch.testing.assert_close(surprise, masked(-token_logps(t, ids), mask))
+    every = [torch.full_like(ids, a) for a in range(7)]
+    each = torch.stack([token_cost(s, t, a, None, Cost("log_ratio")) for a in every], -1)
+    torch.testing.assert_close((s.softmax(-1) * each).sum(-1), token_divergence(s, t))
+    floored = token_cost(s, t, ids, None, Cost("surprisal", floor=0.01))
+    assert floored.max() <= math.log(7 / 0.01)
+
+
+def test_the_square_law_of_the_temperature():
+    "At high temperatures the cost falls with the square of the temperature."
+    s, t = logits(0, 2, 3, 7, scale=1.0), logits(1, 2, 3, 7, scale=1.0)
+    hot, hotter = (
+        token_cost(s, t, None, None, Cost(student_temperature=tau, teacher_temperature=tau))
+        for tau in (10.0, 100.0)
+    )
+    torch.testing.assert_close(hot / hotter / 100, torch.ones_like(hot), rtol=0.2, atol=0)
+
+
+@pytest.mark.parametrize(
+    "settings,match",
+    [
+        (dict(kind="k3"), "divergence kind 'k3' is unknown; choose one of reverse_kl"),
+        (dict(beta=-0.1), r"beta must lie in \[0, 1\], got -0.1"),
+        (dict(floor=1.0), r"floor must lie in \[0, 1\), got 1.0"),
+        (dict(kind="jsd", floor=0.1), "floor=0.1 has no use with kind='jsd'"),
+        (dict(student_temperature=0.0), "student_temperature must be a finite number > 0"),
+        (dict(teacher_temperature=math.inf), "teacher_temperature must be a finite number > 0"),
+        (dict(chunk_size=0), "chunk_size must be >= 1"),
+    ],
+)
+def test_a_cost_refuses_nonsense(settings, match):
+    "A typo must not silently measure something else."
+    with pytest.raises(ValueError, match=match):
+        Cost(**settings)
+
+
+@pytest.fixture
+def own_costs():
+    "Undo what a test registers."
+    before = dict(COSTS)
+    yield COSTS
+    COSTS.clear()
+    COSTS.update(before)
+
+
+def test_a_cost_of_ones_own(own_costs):
+    "One function and one decorator; a name that is taken, or another gradient, is refused."
+
+    @register_cost("total_variation", bounded=True)
+    def total_variation(rows, cost):
+        return (rows.student.exp() - rows.teacher.exp()).abs().sum(-1) / 2
+
+    s, t = logits(0, 2, 3, 7), logits(1, 2, 3, 7)
+    value = token_cost(s, t, None, None, Cost("total_variation", chunk_size=2))
+    torch.testing.assert_close(value, (s.softmax(-1) - t.softmax(-1)).abs().sum(-1) / 2)
+    assert Cost("total_variation").gradient == "full"
+    with pytest.raises(ValueError, match="'total_variation' is registered already"):
+        register_cost("total_variation")(lambda rows, cost: rows.student[:, 0])
+    with pytest.raises(ValueError, match="gradient must be 'full', 'weighted' or 'none'"):
+        register_cost("other", gradient="some")
+
+
+def test_a_cost_of_ones_own_through_the_trainer(own_costs, make_trainer):
+    "Registered, it is a budget: trained on, recorded token by token, and beside the exact KL."
+
+    @register_cost("total_variation", bounded=True)
+    def total_variation(rows, cost):
+        return (rows.student.exp() - rows.teacher.exp()).abs().sum(-1) / 2
+
+    trainer = make_trainer(divergence="total_variation", budget=0.5)
+    metrics = trainer.step()
+    result, records = trainer.evaluate(return_records=True)
+    assert metrics["grad_norm"] > 0 and metrics["spent_mean"] != metrics["kl_mean"]
+    assert all(0 <= c <= 1 for r in records for c in r["cost_per_token"])
+    assert result["spent_mean"] != result["kl_mean"]
+
+
+def test_scores_are_measured_once():
+    "Log-probabilities at the sampling temperature, costs by name, and the exact KL beside them."
+    s, t = logits(0, 2, 3, 7), logits(1, 2, 3, 9)
+    ids, mask = torch.tensor([[0, 1, 2], [3, 4, 5]]), torch.ones(2, 3)
+    costs = {"divergence": Cost("log_ratio"), "forward_kl": Cost("forward_kl")}
+    score = score_tokens(s, t, ids, mask, costs, temperature=0.7)
+    shared = t[..., :7]
+    torch.testing.assert_close(score.logp, token_logps(s, ids, 0.7))
+    torch.testing.assert_close(score.teacher_logp, token_logps(shared, ids))
+    torch.testing.assert_close(score.kl, token_divergence(s, shared))
+    torch.testing.assert_close(score.costs["forward_kl"], token_divergence(s, shared, "forward_kl"))
+    assert set(score.costs) == set(costs)

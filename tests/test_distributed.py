@@ -175,7 +175,7 @@ def test_the_update_is_that_of_one_process_on_the_same_rollouts(ranks, make_trai
         return [float(sum(int(x) for x in c if x.isdigit())) for c in completions]
 
     trainer = make_trainer(per_device_train_batch_size=16, reward_funcs=[chain_reward, digits])
-    trainer._sample = lambda: both
+    trainer.sample = lambda: both
     metrics, grad = gradients_of_step(trainer)
     assert relative(a["grad"], grad) < 1e-4
     for k in (
@@ -250,7 +250,7 @@ def test_budgets_per_prompt_and_further_budgets_on_two_processes(ranks, make_tra
         budget_anneal_steps=4,
         constraints={"length": (length_cost, Budget(16)), "ones": (ones, Budget(1))},
     )
-    trainer._sample = lambda: both
+    trainer.sample = lambda: both
     metrics, grad = gradients_of_step(trainer)
     assert relative(a["grad"], grad) < 1e-4 and metrics["budget"] == pytest.approx(
         2 * sum(both.columns["budget"]) / 16

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy.stats import binomtest, ttest_1samp
+from scipy.stats import binomtest, multinomial, ttest_1samp
 from scipy.stats import t as student_t
 
 from cmdp_nbdev.budget import Budget, satisfaction_interval
@@ -41,17 +41,30 @@ def record(prompt, correct=True, spent=0.5, kl=0.5, reward=1.0, **more) -> dict:
     }
 
 
+def run_of(values, name="hit") -> list[dict]:
+    "A run from values (P,) or (P, G)."
+    cells = [(p, v) for p, cell in enumerate(values) for v in np.atleast_1d(cell)]
+    return [{"prompt": str(p), name: v if v is None else float(v)} for p, v in cells]
+
+
 def runs_of(table, name="hit") -> list[list[dict]]:
     "Runs from values (S, P) or (S, P, G)."
-    table = np.asarray(table)
-    return [
-        [
-            {"prompt": str(p), name: v if v is None else float(v)}
-            for p, cell in enumerate(run)
-            for v in np.atleast_1d(cell)
-        ]
-        for run in table
-    ]
+    return [run_of(values, name) for values in np.asarray(table)]
+
+
+def ends(result, name) -> tuple:
+    "The interval of a rate or mean."
+    return result[f"{name}_low"], result[f"{name}_high"]
+
+
+def width(result, name) -> float:
+    "The width of that interval."
+    return result[f"{name}_high"] - result[f"{name}_low"]
+
+
+def near(*numbers, **tolerance) -> tuple:
+    "Approximately these numbers."
+    return tuple(pytest.approx(x, **tolerance) for x in numbers)
 
 
 # --- summarize
@@ -68,23 +81,16 @@ def test_summary_by_hand():
     for r in rows:
         r.setdefault("valid", None)
     s = summarize(rows, metrics=["valid"])
-    assert (
-        s["accuracy"],
-        s["satisfaction_rate"],
-        s["accuracy_within_budget"],
-        s["reward_mean"],
-        s["valid"],
-        s["n_eval"],
-    ) == (0.75, 0.5, 0.5, pytest.approx(2 / 3), 1.0, 4)
-    assert (s["accuracy_low"], s["accuracy_high"]) == satisfaction_interval(3, 4) and (
-        s["valid_low"],
-        s["valid_high"],
-    ) == satisfaction_interval(1, 1)
+    rates = ("accuracy", "satisfaction_rate", "accuracy_within_budget")
+    assert [s[k] for k in rates] == [0.75, 0.5, 0.5]
+    assert s["reward_mean"] == pytest.approx(2 / 3)
+    assert s["valid"] == 1.0
+    assert s["n_eval"] == 4
+    assert ends(s, "accuracy") == satisfaction_interval(3, 4)
+    assert ends(s, "valid") == satisfaction_interval(1, 1)
     half = 1.959964 * np.std([0.2, 0.4, 0.6, 0.8]) / 2
-    assert (s["kl_mean_low"], s["kl_mean_high"]) == (
-        pytest.approx(0.5 - half),
-        pytest.approx(0.5 + half),
-    ) and s["kl_p95"] == pytest.approx(0.77)
+    assert ends(s, "kl_mean") == near(0.5 - half, 0.5 + half)
+    assert s["kl_p95"] == pytest.approx(0.77)
     means = [k for k in VALUES if not k.endswith("_p95")]
     for k in means:
         assert s[f"{k}_low"] <= s[k] <= s[f"{k}_high"]
@@ -94,34 +100,25 @@ def test_summary_by_hand():
 def test_summary_at_another_budget():
     "Methods that do not use d are trained once and judged at every budget."
     rows = [record(str(i), spent=0.1 * i) for i in range(10)]
-    assert (
-        summarize(rows, Budget(0.35))["satisfaction_rate"] == 0.4
-        and summarize(rows)["satisfaction_rate"] == 1.0
-    )
-    assert [r["within_budget"] for r in at_budget(rows, Budget(0.0))] == [True] + [
-        False
-    ] * 9 and rows[9]["within_budget"]
+    assert summarize(rows, Budget(0.35))["satisfaction_rate"] == 0.4
+    assert summarize(rows)["satisfaction_rate"] == 1.0
+    assert [r["within_budget"] for r in at_budget(rows, Budget(0.0))] == [True] + [False] * 9
+    assert rows[9]["within_budget"]
 
 
 def test_summary_of_several_budgets():
-    "Each further budget has its own rate, and 'all' means every one of them, the divergence included."
-    rows = [
-        record(
-            str(i), spent=2.0 * (i == 0), spent_length=float(i), within_budget_length=float(i < 3)
-        )
-        for i in range(4)
-    ]
+    "Each further budget has its own rate; 'all' means every one of them, and the divergence."
+    rows = []
+    for i in range(4):
+        length = {"spent_length": float(i), "within_budget_length": float(i < 3)}
+        rows.append(record(str(i), spent=2.0 * (i == 0), **length))
     s = summarize(rows, constraints=["length"])
-    assert (
-        s["satisfaction_rate"],
-        s["satisfaction_rate_length"],
-        s["spent_mean_length"],
-        s["satisfaction_rate_all"],
-    ) == (0.75, 0.75, 1.5, 0.5)
-    assert (
-        s["satisfaction_rate_all_low"],
-        s["satisfaction_rate_all_high"],
-    ) == satisfaction_interval(2, 4) and "satisfaction_rate_all" not in summarize(rows)
+    assert s["satisfaction_rate"] == 0.75
+    assert s["satisfaction_rate_length"] == 0.75
+    assert s["spent_mean_length"] == 1.5
+    assert s["satisfaction_rate_all"] == 0.5
+    assert ends(s, "satisfaction_rate_all") == satisfaction_interval(2, 4)
+    assert "satisfaction_rate_all" not in summarize(rows)
     assert compare(rows, rows, "within_budget_length")["method"] == "exact"
 
 
@@ -130,9 +127,9 @@ def test_summary_without_values():
     with pytest.raises(ValueError, match="no records to summarize"):
         summarize([])
     s = summarize([record("a", reward=None)])
-    assert (
-        math.isnan(s["reward_mean"]) and math.isnan(s["reward_mean_low"]) and s["accuracy"] == 1.0
-    )
+    assert math.isnan(s["reward_mean"])
+    assert math.isnan(s["reward_mean_low"])
+    assert s["accuracy"] == 1.0
     with pytest.raises(ValueError, match="metric 'bleu' is unknown; choose one of accuracy"):
         summarize([record("a")], metrics=["bleu"])
     assert metric_values([], "anything").shape == (0,)
@@ -141,43 +138,44 @@ def test_summary_without_values():
 # --- pairs
 
 
-@given(
-    st.integers(0, 40), st.integers(0, 40), st.integers(0, 40), st.sampled_from([0.8, 0.95, 0.99])
-)
+counts = st.integers(0, 40)
+
+
+@given(counts, counts, counts, st.sampled_from([0.8, 0.95, 0.99]))
 def test_difference_interval_is_antisymmetric_and_agrees_with_mcnemar(wins, losses, ties, level):
-    "Swapping the students must turn the interval round; and an interval beside 0 needs a significant test."
+    "Swapping the students turns the interval round; one beside 0 needs a significant test."
     n = wins + losses + ties
     if not n:
         return
     low, high = difference_interval(wins, losses, n, level)
     assert -1 <= low <= (wins - losses) / n <= high <= 1
-    assert difference_interval(losses, wins, n, level) == (
-        pytest.approx(-high),
-        pytest.approx(-low),
-    )
+    assert difference_interval(losses, wins, n, level) == near(-high, -low)
     inner = difference_interval(wins, losses, n, level - 0.1)
-    assert low <= inner[0] + 1e-12 and inner[1] <= high + 1e-12
+    assert low <= inner[0] + 1e-12
+    assert inner[1] <= high + 1e-12
     if low > 0 or high < 0:
         assert mcnemar(wins, losses) < 1 - level
-    assert mcnemar(wins, losses) == pytest.approx(
-        binomtest(wins, wins + losses).pvalue if wins + losses else 1.0
-    )
+    decided = wins + losses
+    p_value = binomtest(wins, decided).pvalue if decided else 1.0
+    assert mcnemar(wins, losses) == pytest.approx(p_value)
 
 
 @pytest.mark.parametrize(
     "p,q,n", [(0.02, 0.0, 30), (0.3, 0.1, 15), (0.05, 0.05, 40), (0.9, 0.05, 12), (0.0, 0.0, 5)]
 )
 def test_difference_interval_covers(p, q, n):
-    "Exact means: for the true probabilities the interval holds the truth with at least its level, also for small n."
-    from scipy.stats import multinomial
-
-    cover = sum(
-        multinomial.pmf([w, l, n - w - l], n, [p, q, 1 - p - q])
-        for w in range(n + 1)
-        for l in range(n + 1 - w)
-        if (e := difference_interval(w, l, n))[0] <= p - q + 1e-12 and p - q <= e[1] + 1e-12
-    )
+    "Exact means: it holds the truth with at least its level, also for small n."
+    cover = 0.0
+    for wins in range(n + 1):
+        for losses in range(n + 1 - wins):
+            low, high = difference_interval(wins, losses, n)
+            if low <= p - q + 1e-12 and p - q <= high + 1e-12:
+                cover += multinomial.pmf([wins, losses, n - wins - losses], n, [p, q, 1 - p - q])
     assert cover >= 0.95
+
+
+A, B = record("a"), record("b")
+NO_REWARD = record("a", reward=None)
 
 
 @pytest.mark.parametrize(
@@ -187,19 +185,16 @@ def test_difference_interval_covers(p, q, n):
         (lambda: difference_interval(3, 3, 5), "satisfied=6, n=5"),
         (lambda: difference_interval(0, 0, 0), "n=0"),
         (lambda: compare([], []), "a run is empty"),
-        (lambda: compare([[record("a")], []], [[record("a")]] * 2), "a run is empty"),
-        (lambda: compare([record("a")], [record("a"), record("b")]), "only one of them has 'b'"),
+        (lambda: compare([[A], []], [[A]] * 2), "a run is empty"),
+        (lambda: compare([A], [A, B]), "only one of them has 'b'"),
+        (lambda: compare([A, B], [A]), "1 of 2 have no answer in one of them, 'b'"),
+        (lambda: compare([[A]] * 2, [[A]] * 3), "a has 2 runs and b has 3"),
         (
-            lambda: compare([record("a"), record("b")], [record("a")]),
-            "1 of 2 have no answer in one of them, 'b'",
-        ),
-        (lambda: compare([[record("a")]] * 2, [[record("a")]] * 3), "a has 2 runs and b has 3"),
-        (
-            lambda: compare([record("a", reward=None)], [record("a")], "reward_mean"),
+            lambda: compare([NO_REWARD], [A], "reward_mean"),
             "no prompt has a value of 'reward_mean'",
         ),
         (lambda: summarize_seeds([]), "a run is empty"),
-        (lambda: summarize_seeds([[record("a")], [record("b")]]), "same prompts"),
+        (lambda: summarize_seeds([[A], [B]]), "same prompts"),
     ],
 )
 def test_what_cannot_be_compared(call, match):
@@ -213,49 +208,38 @@ def test_exact_comparison_by_hand():
     a = [record(str(i), correct=i < 8) for i in range(10)]
     b = [record(str(i), correct=i < 5 or i == 9) for i in range(10)][::-1]
     c = compare(a, b)
-    assert (c["a"], c["b"], c["difference"], c["method"], c["n_prompts"]) == (
-        0.8,
-        0.6,
-        pytest.approx(0.2),
-        "exact",
-        10,
-    )
-    assert (c["low"], c["high"]) == difference_interval(3, 1, 10) and c["p_value"] == mcnemar(3, 1)
+    assert (c["a"], c["b"], c["method"], c["n_prompts"]) == (0.8, 0.6, "exact", 10)
+    assert c["difference"] == pytest.approx(0.2)
+    assert (c["low"], c["high"]) == difference_interval(3, 1, 10)
+    assert c["p_value"] == mcnemar(3, 1)
     same = compare(a, a)
-    assert (
-        same["difference"] == 0
-        and same["p_value"] == 1
-        and same["low"] < -0.2
-        and same["high"] > 0.2
-    )  # ten equal pairs prove little
+    assert same["difference"] == 0
+    assert same["p_value"] == 1
+    assert same["low"] < -0.2
+    assert same["high"] > 0.2  # ten equal pairs prove little
 
 
 def test_paired_bootstrap_is_reproducible_and_paired():
     "The seed fixes it; what both students share cancels."
     rng = np.random.default_rng(0)
     hard = rng.normal(0, 10, 300)
-    a, b = (
-        [
-            record(str(i), kl=float(hard[i] + shift + e))
-            for i, e in enumerate(rng.normal(0, 0.1, 300))
-        ]
-        for shift in (1.0, 0.0)
-    )
+
+    def run(shift):
+        kl = hard + shift + rng.normal(0, 0.1, 300)
+        return [record(str(i), kl=float(x)) for i, x in enumerate(kl)]
+
+    a, b = run(1.0), run(0.0)
     c = compare(a, b, "kl_mean")
-    assert (
-        c == {**compare(a, b, "kl_mean"), "p_value": c["p_value"]}
-        and math.isnan(c["p_value"])
-        and c["method"] == "bootstrap over prompts"
-    )
-    assert (
-        compare(a, b, "kl_mean", seed=1)["low"] != c["low"]
-        and 0.95 < c["low"] < c["difference"] < c["high"] < 1.05
-    )
+    assert c == {**compare(a, b, "kl_mean"), "p_value": c["p_value"]}
+    assert math.isnan(c["p_value"])
+    assert c["method"] == "bootstrap over prompts"
+    assert compare(a, b, "kl_mean", seed=1)["low"] != c["low"]
+    assert 0.95 < c["low"] < c["difference"] < c["high"] < 1.05
     assert (c["high"] - c["low"]) / 2 == pytest.approx(1.96 * 0.1 * 2**0.5 / 300**0.5, rel=0.15)
     p95 = compare(a, b, "kl_p95")
-    assert p95["low"] <= p95["difference"] <= p95["high"] and p95["difference"] == pytest.approx(
-        np.quantile([r["kl"] for r in a], 0.95) - np.quantile([r["kl"] for r in b], 0.95)
-    )
+    assert p95["low"] <= p95["difference"] <= p95["high"]
+    first, second = (np.quantile([r["kl"] for r in run], 0.95) for run in (a, b))
+    assert p95["difference"] == pytest.approx(first - second)
 
 
 def test_missing_values_leave_their_prompt_out():
@@ -265,24 +249,21 @@ def test_missing_values_leave_their_prompt_out():
     c = compare(a, b, "reward_mean")
     assert (c["a"], c["b"], c["n_prompts"], c["method"]) == (0.5, 0.0, 2, "exact")
     assert summarize_seeds([a, b], ["reward_mean"])["reward_mean"] == pytest.approx(0.25)
-    assert math.isnan(
-        summarize_seeds([[record("x", reward=None)], [record("x")]], ["reward_mean"])[
-            "reward_mean_low"
-        ]
-    )
+    none = summarize_seeds([[record("x", reward=None)], [record("x")]], ["reward_mean"])
+    assert math.isnan(none["reward_mean_low"])
 
 
 def test_completions_of_one_prompt_stay_together():
-    "Eight completions of a prompt are not eight prompts: the interval must not shrink by their number."
+    "Eight completions of a prompt are not eight prompts: the interval must not shrink by them."
     rng = np.random.default_rng(0)
     chance = (rng.random(100) < 0.5).astype(float)
-    once, often = runs_of([chance])[0], runs_of([np.repeat(chance[:, None], 8, 1)])[0]
+    once, often = run_of(chance), run_of(np.repeat(chance[:, None], 8, 1))
     one, eight = (summarize_seeds(r, ["hit"]) for r in (once, often))
-    assert one["hit"] == eight["hit"] and eight["hit_high"] - eight["hit_low"] == pytest.approx(
-        one["hit_high"] - one["hit_low"], rel=0.2
-    )
-    c = compare(often, runs_of([np.zeros((100, 8))])[0], "hit")
-    assert c["method"] == "bootstrap over prompts" and c["high"] - c["low"] > 0.15
+    assert one["hit"] == eight["hit"]
+    assert width(eight, "hit") == pytest.approx(width(one, "hit"), rel=0.2)
+    c = compare(often, run_of(np.zeros((100, 8))), "hit")
+    assert c["method"] == "bootstrap over prompts"
+    assert c["high"] - c["low"] > 0.15
     uneven = once + [{"prompt": "0", "hit": 1.0}]  # one prompt answered twice
     assert summarize_seeds(uneven, ["hit"])["hit"] == pytest.approx((chance.sum() + 1) / 101)
 
@@ -294,44 +275,34 @@ def test_one_run_is_exact_and_its_own_summary():
     "A single list of records must give what summarize gives for rates."
     rows = [record(str(i), correct=i % 3 > 0) for i in range(30)]
     one, s = summarize_seeds(rows, ["accuracy", "kl_mean"]), summarize(rows)
-    assert [one[k] for k in ("accuracy", "accuracy_low", "accuracy_high")] == [
-        s[k] for k in ("accuracy", "accuracy_low", "accuracy_high")
-    ]
-    assert summarize_seeds([rows]) == summarize_seeds(rows) and one["n_seeds"] == 1
+    for k in ("accuracy", "accuracy_low", "accuracy_high"):
+        assert one[k] == s[k]
+    assert summarize_seeds([rows]) == summarize_seeds(rows)
+    assert one["n_seeds"] == 1
 
 
 def test_seeds_that_differ_give_the_t_interval():
     "Without any spread between prompts the interval is Student's over seeds."
     each = np.array([0.1, 0.2, 0.25, 0.3, 0.15])
-    r = summarize_seeds(runs_of(np.repeat(each[:, None], 50, 1)), ["hit"])
+    runs = runs_of(np.repeat(each[:, None], 50, 1))
+    r = summarize_seeds(runs, ["hit"])
     half = student_t.ppf(0.975, 4) * each.std(ddof=1) / 5**0.5
-    assert (r["hit"], r["hit_low"], r["hit_high"]) == (
-        pytest.approx(0.2),
-        pytest.approx(0.2 - half),
-        pytest.approx(0.2 + half),
-    )
-    c = compare(runs_of(np.repeat(each[:, None], 50, 1)), runs_of(np.zeros((5, 50))), "hit")
-    assert (
-        c["method"] == "seeds and prompts"
-        and c["p_value"] == pytest.approx(ttest_1samp(each, 0).pvalue)
-        and c["low"] == pytest.approx(0.2 - half)
-    )
+    assert (r["hit"], *ends(r, "hit")) == near(0.2, 0.2 - half, 0.2 + half)
+    c = compare(runs, runs_of(np.zeros((5, 50))), "hit")
+    assert c["method"] == "seeds and prompts"
+    assert c["p_value"] == pytest.approx(ttest_1samp(each, 0).pvalue)
+    assert c["low"] == pytest.approx(0.2 - half)
 
 
 def test_seeds_that_agree_leave_the_prompts():
     "Five copies of one run know no more about prompts than one."
     hits = (np.random.default_rng(0).random(200) < 0.7).astype(float)
-    one, five = (
-        summarize_seeds(runs_of([hits]), ["hit"]),
-        summarize_seeds(runs_of([hits] * 5), ["hit"]),
-    )
-    assert five["hit_high"] - five["hit_low"] == pytest.approx(
-        one["hit_high"] - one["hit_low"], rel=0.1
-    )
+    one, five = (summarize_seeds(runs_of([hits] * n), ["hit"]) for n in (1, 5))
+    assert width(five, "hit") == pytest.approx(width(one, "hit"), rel=0.1)
     sure = summarize_seeds(runs_of(np.ones((5, 40))), ["hit"])
+    assert sure["hit"] == sure["hit_high"] == 1
     assert (
-        sure["hit"] == sure["hit_high"] == 1
-        and sure["hit_low"] == satisfaction_interval(200, 200)[0]
+        sure["hit_low"] == satisfaction_interval(200, 200)[0]
     )  # nothing varied: still not certain
     assert compare(runs_of([hits] * 5), runs_of([hits] * 5), "hit")["p_value"] == 1
 
@@ -339,38 +310,39 @@ def test_seeds_that_agree_leave_the_prompts():
 @settings(max_examples=15)
 @given(st.integers(1, 5), st.integers(1, 12), st.integers(1, 3), st.integers(0, 1000))
 def test_seeds_interval_holds_the_mean_and_stays_a_rate(S, P, G, seed):
-    "Whatever the outcomes, 0 <= low <= rate <= high <= 1, for one seed or several, one prompt or several."
+    "Whatever the outcomes, 0 <= low <= rate <= high <= 1, for any number of seeds and prompts."
     table = np.random.default_rng(seed).integers(0, 2, (S, P, G))
     r = summarize_seeds(runs_of(table), ["hit"], resamples=50)
-    assert (
-        0 <= r["hit_low"] <= r["hit"] + 1e-12
-        and r["hit"] <= r["hit_high"] + 1e-12
-        and r["hit_high"] <= 1
-        and r["hit"] == pytest.approx(table.mean())
-    )
+    assert 0 <= r["hit_low"] <= r["hit"] + 1e-12
+    assert r["hit"] <= r["hit_high"] + 1e-12
+    assert r["hit_high"] <= 1
+    assert r["hit"] == pytest.approx(table.mean())
 
 
 # --- frontier
 
-points = st.lists(st.tuples(st.integers(0, 20), st.integers(0, 20)), min_size=1, max_size=12).map(
-    lambda ps: [{"satisfaction_rate": x / 20, "accuracy": y / 20} for x, y in ps]
-)
+
+def rows_of(pairs) -> list[dict]:
+    "Results from pairs of twentieths."
+    return [{"satisfaction_rate": x / 20, "accuracy": y / 20} for x, y in pairs]
 
 
-@given(points, st.integers(0, 20))
+twentieths = st.integers(0, 20)
+points = st.lists(st.tuples(twentieths, twentieths), min_size=1, max_size=12).map(rows_of)
+
+
+@given(points, twentieths)
 def test_less_is_better_mirrors_more_is_better(rows, at):
     "The frontier against the KL is the frontier against minus the KL."
     mirrored = [{"kl_mean": -r["satisfaction_rate"], "accuracy": r["accuracy"]} for r in rows]
-    assert [
-        (-r["kl_mean"], r["accuracy"]) for r in frontier(mirrored, "kl_mean", minimize_x=True)
-    ] == [(r["satisfaction_rate"], r["accuracy"]) for r in frontier(rows)][::-1]
-    same = (
-        float(envelope(rows, at / 20)),
-        float(envelope(mirrored, -at / 20, "kl_mean", minimize_x=True)),
-    )
-    assert same[0] == pytest.approx(same[1], nan_ok=True) and math.isnan(same[0]) == (
-        at / 20 > max(r["satisfaction_rate"] for r in rows)
-    )
+    against_kl = {"x": "kl_mean", "minimize_x": True}
+    there = [(-r["kl_mean"], r["accuracy"]) for r in frontier(mirrored, **against_kl)]
+    here = [(r["satisfaction_rate"], r["accuracy"]) for r in frontier(rows)]
+    assert there == here[::-1]
+    best = float(envelope(rows, at / 20))
+    assert best == pytest.approx(float(envelope(mirrored, -at / 20, **against_kl)), nan_ok=True)
+    safest = max(r["satisfaction_rate"] for r in rows)
+    assert math.isnan(best) == (at / 20 > safest)
 
 
 @given(points)
@@ -385,14 +357,12 @@ def test_envelope_is_concave_and_above_every_run(rows):
 
 def study(center, S, spread, rng) -> list[dict]:
     "Rows of one setting."
-    return [
-        {"satisfaction_rate": center[0] + e[0], "accuracy": center[1] + e[1]}
-        for e in spread * rng.standard_normal((S, 2))
-    ]
+    runs = np.array(center) + spread * rng.standard_normal((S, 2))
+    return [{"satisfaction_rate": x, "accuracy": y} for x, y in runs]
 
 
 def test_band_is_students_interval_for_a_single_setting():
-    "With one setting the envelope is its mean accuracy, and its band that of the seeds (up to what five seeds can show)."
+    "With one setting the envelope is its mean accuracy, and its band that of the seeds."
     rng = np.random.default_rng(0)
     rows = study((0.9, 0.8), 8, 0.01, rng)
     for r in rows:
@@ -400,52 +370,41 @@ def test_band_is_students_interval_for_a_single_setting():
     middle, low, high = envelope_band([rows], [0.5, 0.95], resamples=4000)
     acc = np.array([r["accuracy"] for r in rows])
     half = student_t.ppf(0.975, 7) * acc.std(ddof=1) / 8**0.5
-    assert middle[0] == pytest.approx(acc.mean()) and high[0] - low[0] == pytest.approx(
-        2 * half, rel=0.1
-    )
+    assert middle[0] == pytest.approx(acc.mean())
+    assert high[0] - low[0] == pytest.approx(2 * half, rel=0.1)
     assert np.isnan([middle[1], low[1], high[1]]).all()  # nobody is that safe
 
 
 def test_gain_over_the_envelope():
-    "On the envelope there is no gain, above it there is; far out the envelope ends, and that is said."
+    "On the envelope there is no gain, above it there is; where the envelope ends, that is said."
     rng = np.random.default_rng(3)
     fixed = [study(c, 5, 0.003, rng) for c in ((0.8, 0.95), (0.9, 0.9), (0.97, 0.8))]
     on, above, beyond = (
         above_envelope(study(c, 5, 0.003, rng), fixed)
         for c in ((0.85, 0.925), (0.85, 0.955), (0.995, 0.8))
     )
-    assert (
-        on["low"] < 0 < on["high"]
-        and above["low"] > 0.01
-        and above["difference"] == pytest.approx(0.03, abs=0.01)
-        and above["unreached"] == 0
-    )
-    assert math.isnan(beyond["difference"]) and beyond["unreached"] > 0.9
-    kl = [
-        [{"kl_mean": 1 - r["satisfaction_rate"], "accuracy": r["accuracy"]} for r in g]
-        for g in fixed
-    ]
-    assert (
-        above_envelope([{"kl_mean": 0.15, "accuracy": 0.955}] * 2, kl, "kl_mean", minimize_x=True)[
-            "low"
-        ]
-        > 0
-    )
+    assert on["low"] < 0 < on["high"]
+    assert above["low"] > 0.01
+    assert above["difference"] == pytest.approx(0.03, abs=0.01)
+    assert above["unreached"] == 0
+    assert math.isnan(beyond["difference"])
+    assert beyond["unreached"] > 0.9
+
+    def against_kl(rows):
+        return [{"kl_mean": 1 - r["satisfaction_rate"], "accuracy": r["accuracy"]} for r in rows]
+
+    ours = [{"kl_mean": 0.15, "accuracy": 0.955}] * 2
+    gain = above_envelope(ours, [against_kl(rows) for rows in fixed], "kl_mean", minimize_x=True)
+    assert gain["low"] > 0
 
 
 def test_single_runs_need_their_own_intervals():
     "One seed has no spread of its own; its row must bring one."
     row = {"satisfaction_rate": 0.9, "accuracy": 0.8}
-    with pytest.raises(
-        ValueError,
-        match="satisfaction_rate_low, satisfaction_rate_high, accuracy_low, accuracy_high",
-    ):
+    missing = "satisfaction_rate_low, satisfaction_rate_high, accuracy_low, accuracy_high"
+    with pytest.raises(ValueError, match=missing):
         envelope_band([[row]], [0.5])
-    ends = {
-        "satisfaction_rate_low": 0.88,
-        "satisfaction_rate_high": 0.92,
-        "accuracy_low": 0.77,
-        "accuracy_high": 0.83,
-    }
-    _, low, high = envelope_band([[row | ends]], [0.5], resamples=4000)
-    assert (low[0], high[0]) == (pytest.approx(0.77, abs=0.004), pytest.approx(0.83, abs=0.004))
+    row |= {"satisfaction_rate_low": 0.88, "satisfaction_rate_high": 0.92}
+    row |= {"accuracy_low": 0.77, "accuracy_high": 0.83}
+    _, low, high = envelope_band([[row]], [0.5], resamples=4000)
+    assert (low[0], high[0]) == near(0.77, 0.83, abs=0.004)

@@ -11,7 +11,8 @@ import torch
 from cmdp_nbdev.budget import Budget
 from cmdp_nbdev.cost import token_divergence, token_logps
 from cmdp_nbdev.mdp import to_go
-from cmdp_nbdev.objective import METHODS, Batch, Signal, cmdp, gkd, grpo, saute, signal_loss, soft
+from cmdp_nbdev.methods import METHODS, cmdp, gkd, grpo, saute, soft
+from cmdp_nbdev.objective import Batch, Signal, signal_loss
 
 V = T = 3
 PATHS = torch.tensor(list(itertools.product(range(V), repeat=T)))  # all 27 sequences

@@ -36,7 +36,7 @@ def lab():
     "One JupyterLab for all of these tests, with the lessons and a small notebook of a live trainer."
     if lacks := labs.missing():
         pytest.skip(lacks)
-    with labs.Lab(files={"live.ipynb": LIVE}) as found:
+    with labs.Lab(files={"live.ipynb": LIVE, "wide.ipynb": WIDE}) as found:
         yield found
 
 
@@ -154,6 +154,25 @@ def test_the_slider_of_lesson_00_shows_the_trace_file(lab, capsys):
             f"\nlesson 00 in JupyterLab: {time.monotonic() - began:.0f} s, slider to redraw median {median:.1f} ms, p95 {p95:.1f} ms over 100 moves"
         )
     assert median <= 16
+
+
+# ---- code that fits -------------------------------------------------------------------------
+
+WIDE = [("fits", "x" * 88), ("too-wide", "x" * 120)]
+OVERFLOW = """() => [...document.querySelectorAll(".jp-CodeCell")].filter(cell => {
+    const box = cell.querySelector(".jp-InputArea-editor .cm-scroller");
+    return box.scrollWidth > box.clientWidth;
+}).map(cell => cell.dataset.cell)"""
+
+
+@pytest.mark.slow
+def test_lines_of_a_lesson_fit_beside_the_file_browser(lab):
+    "A line whose end is out of sight is not read; test_tutorials.py keeps lessons to 88."
+    page = lab.open("wide.ipynb").page
+    page.evaluate("() => jupyterapp.shell.expandLeft()")
+    page.wait_for_function(f"() => ({OVERFLOW})().length", timeout=10_000)
+    labs.settle(page)
+    assert page.evaluate(OVERFLOW) == ["too-wide"]
 
 
 # ---- the live trainer -----------------------------------------------------------------------------------------------------

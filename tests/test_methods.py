@@ -8,7 +8,6 @@ from collections import deque
 import numpy as np
 import pytest
 import torch
-from cmdp_nbdev.cost import token_cost, token_logps
 from conftest import flat, gradients_of_step, read_lines, relative
 from datasets import Dataset
 from hypothesis import given
@@ -17,23 +16,18 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from cmdp_nbdev.budget import Budget
 from cmdp_nbdev.cli import main, parse_args
+from cmdp_nbdev.cost import Cost, token_cost, token_logps
 from cmdp_nbdev.evaluate import evaluate
 from cmdp_nbdev.mdp import Rollout, masked
+from cmdp_nbdev.methods import METHODS, method_settings, register_method
 from cmdp_nbdev.model import char_tokenizer
-from cmdp_nbdev.objective import (
-    METHODS,
-    STD_OFFSET,
-    Batch,
-    Signal,
-    group_advantage,
-    method_settings,
-    register_method,
-    signal_loss,
-)
+from cmdp_nbdev.objective import STD_OFFSET, Batch, Signal, group_advantage, signal_loss
 from cmdp_nbdev.reward import call_cost, constrained_reward, length_cost
-from cmdp_nbdev.rollout import BudgetAware, budget_share, completion_logits, generate, given_rollout
+from cmdp_nbdev.rollout import completion_logits, generate, given_rollout
+from cmdp_nbdev.run import fold_seed
 from cmdp_nbdev.task import chain_dataset, chain_frontier, chain_reward, write_chain
-from cmdp_nbdev.trainer import CMDPConfig, fold_seed
+from cmdp_nbdev.theory.told import BudgetAware, budget_share
+from cmdp_nbdev.trainer import CMDPConfig
 
 NAN, INF = float("nan"), float("inf")
 
@@ -279,7 +273,7 @@ PROMPTS = ["3+8*7-2=", "1*2=", "9-9*9*9+1="]
 
 def aware(pair, budget, std=0.05, **cost):
     "A student with a layer that matters, in float64."
-    model = BudgetAware(pair[0].double(), pair[1].double(), budget, **cost)
+    model = BudgetAware(pair[0].double(), pair[1].double(), budget, cost=Cost(**cost))
     torch.nn.init.normal_(
         model.embedding.weight, std=std, generator=torch.Generator().manual_seed(0)
     )
@@ -341,9 +335,8 @@ def test_what_is_told_while_sampling_is_what_is_scored(pair, name):
         logits,
         completion_logits(pair[1], r),
         r.completion_ids,
-        cost.get("kind", "reverse_kl"),
         r.completion_mask,
-        **{k: v for k, v in cost.items() if k != "kind"},
+        Cost(**cost),
     )
     torch.testing.assert_close(
         masked(r.remaining.double(), r.completion_mask),
@@ -380,15 +373,16 @@ def test_the_trainer_tells_the_budget_it_judges_by(make_trainer, prompts, column
     )
     torch.nn.init.normal_(trainer.model.embedding.weight, std=0.02)
     for _ in range(2):
-        r = trainer._sample()
-        logp, _, spent, _ = trainer._measure(r)
+        r = trainer.sample()
+        score = trainer.score(r)
+        logp, spent = score.logp, score.costs
         torch.testing.assert_close(
             masked(logp, r.completion_mask), r.sampled_logps, rtol=0, atol=1e-4
         )
         torch.testing.assert_close(
             masked(r.remaining, r.completion_mask),
             masked(
-                budget_share(trainer._budget(r), spent["divergence"], r.completion_mask)[:, :-1],
+                budget_share(trainer.limit(r), spent["divergence"], r.completion_mask)[:, :-1],
                 r.completion_mask,
             ),
             rtol=0,
@@ -698,7 +692,7 @@ def test_a_budget_per_trajectory_is_that_many_budgets(seed, kind):
 
 
 @pytest.mark.parametrize(
-    "method", ["cmdp-smooth", "cmdp", "hinge", "dual", "chance-dual", "saute-augmented"]
+    "method", ["cmdp-rate", "cmdp", "hinge", "dual", "chance-dual", "saute-augmented"]
 )
 def test_equal_budgets_per_prompt_are_the_one_budget(make_trainer, prompts, tmp_path, method):
     "Writing the same number into every row must not change the run."
@@ -856,11 +850,11 @@ def test_several_budgets_at_once(make_trainer):
         ),
         [],
     )
-    measure = trainer._global_batch
-    trainer._global_batch = lambda *args: seen.append(measure(*args)) or seen[-1]
+    answer = trainer.signal
+    trainer.signal = lambda batch, limit: seen.append(batch) or answer(batch, limit)
     m, r = trainer.step(), trainer.rollout
     b, spent = (
-        seen[0][0],
+        seen[0],
         {
             "length": r.lengths.float(),
             "stars": torch.tensor([float(c.count("*")) for c in r.completions]),
@@ -1093,14 +1087,14 @@ def test_off_policy_gkd_against_a_loop(make_trainer, pair, worked, divergence, l
 def test_sequence_level_distillation_samples_from_the_teacher(make_trainer):
     "seq_kd: the texts are the teacher's own, one per prompt, at the training temperature."
     trainer = make_trainer(method="gkd", lmbda=0.0, seq_kd=True, temperature=0.7)
-    r = trainer._sample()
+    r = trainer.sample()
     again = generate(
         trainer.teacher,
         trainer.processing_class,
         r.prompts,
         max_completion_length=20,
         temperature=0.7,
-        generator=trainer._generator(0, 0),
+        generator=trainer.generator(0, 0),
     )
     assert len(set(r.prompts)) == 16 and r.completions == again.completions
     with torch.no_grad():
@@ -1131,7 +1125,7 @@ def test_the_share_of_off_policy_updates(make_trainer, worked):
             [],
         )
         for trainer.global_step in range(40):
-            found.append(len(set(trainer._sample().prompts)) == 4)
+            found.append(len(set(trainer.sample().prompts)) == 4)
         return found
 
     assert (
@@ -1237,11 +1231,11 @@ COSTS = {
     [
         ("log_ratio", "cmdp", {}),
         ("log_ratio", "soft", dict(complete=True)),
-        ("log_ratio", "cmdp-smooth", dict(target=0.0, coef=3.0)),
+        ("log_ratio", "cmdp", dict(width=0.15)),
         ("surprisal", "hinge", {}),
         ("surprisal", "dual", {}),
         ("surprisal", "weakest-link", {}),
-        ("temperatures", "cmdp-smooth", {}),
+        ("temperatures", "cmdp-rate", {}),
         ("temperatures", "gkd", {}),
     ],
     ids=lambda x: x if isinstance(x, str) else "",
@@ -1254,7 +1248,7 @@ def test_costs_through_the_trainer(make_trainer, cost, method, kwargs):
         else dict(divergence=cost)
     )
     trainer = make_trainer(method=method, method_kwargs=kwargs, budget=2.0, **settings)
-    r = trainer._sample()
+    r = trainer.sample()
     triples = list(recomputed(trainer, r))
     spent = [float(COSTS[cost](*x).sum()) for x in triples]
     kl = [
@@ -1322,9 +1316,9 @@ def test_costs_outside_the_mask(kind):
         torch.tensor([[0, 1, 2], [3, 4, 0]]),
     )
     mask = torch.tensor([[1, 1, 0], [1, 0, 0]])
-    whole = token_cost(s, t, ids, kind)
+    whole = token_cost(s, t, ids, None, Cost(kind))
     bad = s.masked_fill(mask[..., None] == 0, NAN).requires_grad_()
-    cost = token_cost(bad, t.masked_fill(mask[..., None] == 0, INF), ids, kind, mask)
+    cost = token_cost(bad, t.masked_fill(mask[..., None] == 0, INF), ids, mask, Cost(kind))
     torch.testing.assert_close(cost, masked(whole, mask))
     if kind != "surprisal":
         cost.sum().backward()

@@ -8,15 +8,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cmdp_nbdev.budget import Budget
+from cmdp_nbdev.methods import METHODS, method_settings, register_method
 from cmdp_nbdev.objective import (
-    METHODS,
     Batch,
     Signal,
     group_advantage,
     group_scale,
     group_stats,
-    method_settings,
-    register_method,
     signal_loss,
 )
 from cmdp_nbdev.task import chain_reward
@@ -126,42 +124,24 @@ def test_step_gated_methods_are_grpo_under_a_budget_nobody_exceeds(method, limit
 
 
 @pytest.mark.parametrize("limit", [1e6, math.inf])
-def test_smooth_gate_is_soft_with_the_floor_under_a_huge_budget(limit):
-    "The gate's width is a share of the budget, so it never closes quite; what is left is sigma(-margin/width) and must be no NaN."
-    b, floor = batch(), 0.3
-    advantage, multiplier = answer(
-        "cmdp-smooth",
-        b,
-        Budget(limit),
-        target=0.0,
-        floor=floor,
-        coef=5.0,
-        width=0.01,
-        margin=0.9,
-        scale_rewards="none",
-    )
-    soft_advantage, soft_multiplier = answer("soft", b, lam=floor, scale_rewards="none")
-    torch.testing.assert_close(advantage, soft_advantage)
-    torch.testing.assert_close(multiplier, soft_multiplier)
+def test_smooth_gate_is_grpo_under_a_huge_budget(limit):
+    "The gate's width is a share of the budget: what is left of it is sigma(-1/width), and no NaN."
+    b = batch()
+    smooth = dict(coef=5.0, width=0.01, scale_rewards="none")
+    advantage, multiplier = answer("cmdp", b, Budget(limit), **smooth)
+    free_advantage, free_multiplier = answer("grpo", b, scale_rewards="none")
+    torch.testing.assert_close(advantage, free_advantage)
+    torch.testing.assert_close(multiplier, free_multiplier)
 
 
 def test_smooth_gate_becomes_the_step_gate():
-    "Ours with a narrow gate and no floor is the step-gated reward with the step multiplier: nothing else is hidden in it."
+    "With a narrow gate it is the step-gated reward with the step multiplier, nothing else."
     b, budget = batch(1), Budget(0.9)
     spent = budget.spent(b.cost, b.mask)
     assert 0 < (spent > 0.9).sum() < len(spent) and ((spent - 0.9).abs() > 1e-3).all()
-    advantage, multiplier = answer(
-        "cmdp-smooth",
-        b,
-        budget,
-        target=0.0,
-        floor=0.0,
-        coef=4.0,
-        width=1e-6,
-        margin=1.0,
-        scale_rewards="none",
-    )
-    gated = b.rewards * (spent <= 0.9)
+    narrow = dict(penalty=2.0, coef=4.0, width=1e-6, scale_rewards="none")
+    advantage, multiplier = answer("cmdp", b, budget, **narrow)
+    gated = torch.where(spent <= 0.9, b.rewards, -(2.0 + 4.0 * spent))
     torch.testing.assert_close(
         advantage,
         torch.where(b.mask.bool(), group_advantage(gated, b.group_ids, "none")[:, None], 0.0),
@@ -327,7 +307,7 @@ def test_splitting_the_batch_adds_up(size):
     "Gradient accumulation must give the loss of the whole batch, for a (B, T) advantage as well."
     b = batch(3)
     logp, cost = b.logp.nan_to_num(), b.cost.nan_to_num()
-    signal = METHODS["cmdp-smooth"](b, Budget(0.9), {})
+    signal = METHODS["cmdp-rate"](b, Budget(0.9), {})
     signal = Signal(signal.advantage[:, None] * torch.linspace(0, 1, 5), signal.multiplier)
     whole = signal_loss(signal, logp, {"divergence": cost}, b.mask)
     parts = [
@@ -385,12 +365,12 @@ def test_redefining_the_same_method_is_allowed(own_methods):
         return again
 
     define()
-    assert define() is own_methods["again"]
+    assert define() is own_methods["again"].function
 
 
 def test_unknown_method_lists_the_known_ones():
     "A typo in a method's name must end with the list to choose from."
-    with pytest.raises(ValueError, match="'grpoo' is unknown; choose one of .*grpo.*cmdp-smooth"):
+    with pytest.raises(ValueError, match="'grpoo' is unknown; choose one of .*grpo.*cmdp-rate"):
         method_settings("grpoo")
 
 
@@ -420,9 +400,8 @@ def test_a_users_method_trains(own_methods, make_trainer):
 def test_smooth_gate_without_room(limit):
     "A budget of 0, or none at all, leaves no width for a sigmoid: the gate is the step, and nothing becomes NaN."
     b = batch()
-    signal = METHODS["cmdp-smooth"](
-        b, Budget(limit), {}, target=0.0, coef=2.0, floor=0.5, scale_rewards="none"
-    )
-    want = 2.5 if limit == 0 else 0.5
+    smooth = dict(coef=2.0, width=0.15, scale_rewards="none")
+    signal = METHODS["cmdp"](b, Budget(limit), {}, **smooth)
+    want = 2.0 if limit == 0 else 0.0
     assert torch.allclose(signal.multiplier[b.mask.bool()], torch.tensor(want, dtype=torch.float64))
     assert signal.advantage.isfinite().all()

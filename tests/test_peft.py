@@ -9,8 +9,7 @@ from conftest import flat, gradients_of_step, python, relative
 
 peft = pytest.importorskip("peft")
 
-from cmdp_nbdev.budget import Budget  # noqa: E402
-from cmdp_nbdev.rollout import completion_logits, generate  # noqa: E402
+from cmdp_nbdev.rollout import completion_logits, generate
 
 
 def wrapped(model, seed=0, started=True, **settings):

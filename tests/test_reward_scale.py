@@ -29,7 +29,7 @@ def first_gradient(tmp_path, method: str, scale: float, **settings):
 
 
 @pytest.mark.parametrize("scale", [0.1, 10.0])
-@pytest.mark.parametrize("method, settings", [("cmdp-smooth", {}), ("soft", {"lam": 1.2})])
+@pytest.mark.parametrize("method, settings", [("cmdp-rate", {}), ("soft", {"lam": 1.2})])
 def test_the_first_direction_does_not_depend_on_it(tmp_path, method, settings, scale):
     "Else a user's multiplier would depend on whether right answers count 1 or 10."
     one = first_gradient(tmp_path, method, 1.0, **settings)

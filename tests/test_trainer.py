@@ -79,7 +79,7 @@ def test_callbacks_and_stop_from_another_thread(make_trainer):
 def test_distill_steps_are_gkd(make_trainer, tmp_path):
     "The first phase must be distillation alone, and must end when it is said to."
     phase, plain = (
-        make_trainer(method="cmdp-smooth", distill_steps=1),
+        make_trainer(method="cmdp-rate", distill_steps=1),
         make_trainer(method="gkd", output_dir=str(tmp_path / "gkd")),
     )
     (a, ga), (b, gb) = gradients_of_step(phase), gradients_of_step(plain)
@@ -368,7 +368,7 @@ def test_evaluation_every_n_updates(make_trainer):
 
 def test_evaluation_uses_the_budget_itself(make_trainer):
     "A training margin must not flatter the reported satisfaction."
-    trainer = make_trainer(method_kwargs={"margin": 0.1})
+    trainer = make_trainer(budget_start=0.1, budget_anneal_steps=2)
     result, records = trainer.evaluate(return_records=True)
     assert result["satisfaction_rate"] == sum(
         sum(r["cost_per_token"]) <= 0.8 for r in records

@@ -85,6 +85,22 @@ def test_balance(path):
     assert path.stat().st_size < 200_000
 
 
+MODULES = sorted(p for p in TUTORIALS.rglob("*.py") if ".ipynb_checkpoints" not in p.parts)
+
+
+@pytest.mark.parametrize(
+    "path", LESSONS + MODULES, ids=lambda p: p.relative_to(TUTORIALS).as_posix()
+)
+def test_lines_fit(path):
+    "88 characters are what JupyterLab shows beside its file browser (test_lab.py measures it)."
+    if path.suffix == ".ipynb":
+        code = [text for kind, _, text in cells(path) if kind == "code"]
+    else:
+        code = [path.read_text(encoding="utf-8")]
+    long = [line for text in code for line in text.splitlines() if len(line) > 88]
+    assert not long
+
+
 # ---- exercises ----------------------------------------------------------------------------
 
 

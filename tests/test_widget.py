@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM
 
 from cmdp_nbdev.budget import Budget
 from cmdp_nbdev.evaluate import evaluate_records, summarize
-from cmdp_nbdev.objective import METHODS
+from cmdp_nbdev.methods import METHODS
 from cmdp_nbdev.task import chain_dataset, chain_reward
 
 pytest.importorskip("cmdp_nbdev.widgets.view", reason="the extra 'notebook' is not installed")
@@ -260,7 +260,7 @@ def test_live_changes_take_effect_at_the_next_update(live):
     live.start(1)
     live.wait(30)
     assert [(m["method"], m["budget"]) for m in live.history] == [
-        ("cmdp-smooth", 0.8),
+        ("cmdp-rate", 0.8),
         ("hinge", 0.25),
         ("soft", 0.25),
     ]

@@ -1,4 +1,4 @@
-"""Drive a real JupyterLab in a headless Chromium: open a notebook, run it, move the controls of a widget, read what is drawn.
+"""Drive a real JupyterLab in a headless Chromium: run a notebook, move a widget's controls, look.
 
     with Lab(theme="dark") as lab:
         notebook = lab.open("00_start_here.ipynb")
@@ -8,8 +8,9 @@
         print(panel.numbers(), panel.blocks()[2]["marks"])
         panel.shot("panel.png")
 
-Needs playwright (its Python package only), JupyterLab and a Chromium on PATH; `missing()` says what is not there. Nothing of the user's own Jupyter
-settings is read or written, the notebooks are a copy, and the server listens on a free port of this machine, behind a random password.
+Needs playwright (its Python package only), JupyterLab and a Chromium on PATH; `missing()` says what
+is not there. Nothing of the user's own Jupyter settings is read or written, the notebooks are a
+copy, and the server listens on a free port of this machine, behind a random password.
 """
 
 from __future__ import annotations
@@ -31,38 +32,86 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 THEMES = {"light": "JupyterLab Light", "dark": "JupyterLab Dark"}
-SETTINGS = {  # of JupyterLab: no pop-up about news, and every cell in the page, also those far below
+SETTINGS = {  # of JupyterLab: no pop-up about news, every cell in the page, also those far below
     "apputils-extension/notification": {"fetchNews": "false", "checkForUpdates": False},
     "notebook-extension/tracker": {"windowingMode": "none", "scrollPastEnd": False},
 }
 
 
+PLACES = {  # of Jupyter's own files
+    "JUPYTER_CONFIG_DIR": "config",
+    "JUPYTER_DATA_DIR": "data",
+    "JUPYTER_RUNTIME_DIR": "runtime",
+    "JUPYTERLAB_SETTINGS_DIR": "settings",
+    "JUPYTERLAB_WORKSPACES_DIR": "workspaces",
+    "IPYTHONDIR": "ipython",
+}
+
+# ---- what is said to the page -------------------------------------------------------------
+
+READY = """() => {
+    const shown = window.jupyterapp?.shell.currentWidget;
+    return shown?.context?.isReady && shown.sessionContext.session?.kernel;
+}"""
+ARRANGE = """async () => {
+    await jupyterapp.restored;
+    jupyterapp.shell.collapseLeft();
+    for (const cell of jupyterapp.shell.currentWidget.content.widgets)
+        cell.node.dataset.cell = cell.model.id;
+}"""
+COMMAND_AT = """async ([id, command]) => {
+    const content = jupyterapp.shell.currentWidget.content;
+    const ids = content.widgets.map(cell => cell.model.id), i = ids.indexOf(id);
+    if (i < 0) return ids.join(", ");
+    content.deselectAll();
+    content.activeCellIndex = i;
+    await jupyterapp.commands.execute(command);
+    return null;
+}"""
+OUTPUTS = """id => jupyterapp.shell.currentWidget.content.widgets
+    .map(cell => cell.model)
+    .filter(model => model.type === "code" && (!id || model.id === id))
+    .flatMap(model => model.outputs.toJSON())"""
+TIMES = """(widget, [name, values]) => {
+    const input = widget.querySelector(`.head [data-name="${name}"]`);
+    widget.cmdpTimes = [];
+    for (const value of values) {
+        input.value = value;
+        input.dispatchEvent(new Event("input", {bubbles: true}));
+    }
+    return widget.cmdpTimes;
+}"""
+PAINTED = """() => new Promise(
+    done => requestAnimationFrame(() => requestAnimationFrame(done))
+)"""
+
+# ---- what it needs ------------------------------------------------------------------------
+
+
 def chromium() -> str | None:
     "Path of a Chromium or Chrome, None where there is none."
-    return next(
-        (
-            shutil.which(n)
-            for n in ("chromium", "chromium-browser", "google-chrome", "chrome")
-            if shutil.which(n)
-        ),
-        None,
-    )
+    names = ("chromium", "chromium-browser", "google-chrome", "chrome")
+    return next(filter(None, map(shutil.which, names)), None)
 
 
 def missing() -> str:
     "What is not installed of what Lab needs, as a sentence; empty if nothing is missing."
-    lacks = [
-        n for n in ("playwright", "jupyterlab", "anywidget") if importlib.util.find_spec(n) is None
-    ] + ["a Chromium on PATH (Debian: apt-get install chromium fonts-dejavu)"] * (
-        chromium() is None
-    )
+    packages = ("playwright", "jupyterlab", "anywidget")
+    lacks = [name for name in packages if importlib.util.find_spec(name) is None]
+    if chromium() is None:
+        lacks.append("a Chromium on PATH (Debian: apt-get install chromium fonts-dejavu)")
     return f"not installed: {', '.join(lacks)}" if lacks else ""
 
 
-class Lab(contextlib.ExitStack):
-    """A JupyterLab with a copy of `folder`, and a browser window `width` pixels wide; both end with the `with` block.
+# ---- server and browser -------------------------------------------------------------------
 
-    theme: "light" or "dark". files: further notebooks, name -> list of (id, source) code cells. Raises RuntimeError if something is missing or does not start.
+
+class Lab(contextlib.ExitStack):
+    """A JupyterLab with a copy of `folder`, and a browser; both end with the `with` block.
+
+    width, height: of the window, in pixels. theme: "light" or "dark". files: further notebooks,
+    name -> list of (id, source) code cells. Raises RuntimeError if something is missing or does not
+    start.
     """
 
     def __init__(
@@ -74,13 +123,8 @@ class Lab(contextlib.ExitStack):
         files: dict | None = None,
     ):
         super().__init__()
-        self.folder, self.width, self.height, self.theme, self.files = (
-            Path(folder),
-            width,
-            height,
-            theme,
-            files or {},
-        )
+        self.folder, self.files, self.theme = Path(folder), files or {}, theme
+        self.width, self.height = width, height
 
     def __enter__(self) -> Lab:
         super().__enter__()
@@ -94,57 +138,30 @@ class Lab(contextlib.ExitStack):
     def _start(self) -> None:
         if lacks := missing():
             raise RuntimeError(lacks)
-        from playwright.sync_api import sync_playwright
-
-        self.work = Path(
-            self.enter_context(tempfile.TemporaryDirectory(ignore_cleanup_errors=True))
-        )
+        temporary = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
+        self.work = Path(self.enter_context(temporary))
         self.root = self.work / "tutorials"
-        shutil.copytree(
-            self.folder,
-            self.root,
-            ignore=shutil.ignore_patterns("__pycache__", ".ipynb_checkpoints", "images"),
-        )
+        self.url, self.token = f"http://127.0.0.1:{free_port()}", secrets.token_hex(16)
+        self._write_files()
+        self._wait_for(self._server())
+        self._browser()
+
+    def _write_files(self) -> None:
+        "The notebooks, and the settings of JupyterLab."
+        unwanted = shutil.ignore_patterns("__pycache__", ".ipynb_checkpoints", "images")
+        shutil.copytree(self.folder, self.root, ignore=unwanted)
         for name, cells in self.files.items():
             (self.root / name).write_text(json.dumps(notebook(cells)), encoding="utf-8")
-        for name, settings in {
-            **SETTINGS,
-            "apputils-extension/themes": {"theme": THEMES[self.theme]},
-        }.items():
+        theme = {"apputils-extension/themes": {"theme": THEMES[self.theme]}}
+        for name, settings in {**SETTINGS, **theme}.items():
             path = self.work / "settings" / "@jupyterlab" / f"{name}.jupyterlab-settings"
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(json.dumps(settings), encoding="utf-8")
-        self.url, self.token = f"http://127.0.0.1:{free_port()}", secrets.token_hex(16)
-        self._server()
-        browser = self.enter_context(sync_playwright()).chromium.launch(
-            executable_path=chromium(),
-            args=["--no-sandbox"] if hasattr(os, "geteuid") and os.geteuid() == 0 else [],
-        )
-        self.callback(browser.close)
-        self.context = browser.new_context(
-            viewport={"width": self.width, "height": self.height},
-            color_scheme=self.theme,
-            extra_http_headers={"Authorization": f"token {self.token}"},
-        )
-        self.context.set_default_timeout(60_000)
 
-    def _server(self) -> None:
-        "Start JupyterLab and wait until it answers."
-        places = {
-            "JUPYTER_CONFIG_DIR": "config",
-            "JUPYTER_DATA_DIR": "data",
-            "JUPYTER_RUNTIME_DIR": "runtime",
-            "JUPYTERLAB_SETTINGS_DIR": "settings",
-            "JUPYTERLAB_WORKSPACES_DIR": "workspaces",
-            "IPYTHONDIR": "ipython",
-        }
-        env = {
-            **os.environ,
-            **{k: str(self.work / v) for k, v in places.items()},
-            "OMP_NUM_THREADS": "1",
-            "HF_HUB_OFFLINE": "1",
-            "TQDM_DISABLE": "1",
-        }
+    def _server(self) -> subprocess.Popen:
+        "Start JupyterLab."
+        places = {name: str(self.work / place) for name, place in PLACES.items()}
+        quiet = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TQDM_DISABLE": "1"}
         log = self.enter_context(open(self.work / "server.log", "wb"))
         command = [
             sys.executable,
@@ -160,26 +177,46 @@ class Lab(contextlib.ExitStack):
             "--allow-root",
         ]
         server = subprocess.Popen(
-            command, env=env, cwd=self.root, stdout=log, stderr=log, start_new_session=True
+            command,
+            env={**os.environ, **places, **quiet},
+            cwd=self.root,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
         )
         self.callback(stop, server)
+        return server
+
+    def _wait_for(self, server: subprocess.Popen) -> None:
+        "Until the server answers."
+        password = {"Authorization": f"token {self.token}"}
+        question = urllib.request.Request(f"{self.url}/api/status", headers=password)
         end = time.monotonic() + 60
         while True:
             try:
-                urllib.request.urlopen(
-                    urllib.request.Request(
-                        f"{self.url}/api/status", headers={"Authorization": f"token {self.token}"}
-                    ),
-                    timeout=5,
-                ).close()
+                urllib.request.urlopen(question, timeout=5).close()
                 return
             except OSError:
                 if server.poll() is not None or time.monotonic() > end:
-                    raise RuntimeError(
-                        "JupyterLab did not start: "
-                        + (self.work / "server.log").read_text(errors="replace")[-2000:]
-                    )
+                    said = (self.work / "server.log").read_text(errors="replace")[-2000:]
+                    raise RuntimeError("JupyterLab did not start: " + said)
                 time.sleep(0.1)
+
+    def _browser(self) -> None:
+        "Start Chromium."
+        from playwright.sync_api import sync_playwright
+
+        root = hasattr(os, "geteuid") and os.geteuid() == 0
+        browser = self.enter_context(sync_playwright()).chromium.launch(
+            executable_path=chromium(), args=["--no-sandbox"] if root else []
+        )
+        self.callback(browser.close)
+        self.context = browser.new_context(
+            viewport={"width": self.width, "height": self.height},
+            color_scheme=self.theme,
+            extra_http_headers={"Authorization": f"token {self.token}"},
+        )
+        self.context.set_default_timeout(60_000)
 
     def page(self, path: str):
         "A tab at `path` of the server, `/voila/render/panel.ipynb` say."
@@ -190,13 +227,12 @@ class Lab(contextlib.ExitStack):
     def open(self, name: str) -> Notebook:
         "A tab with this notebook and a kernel of its own, the file browser folded away."
         page = self.page(f"/lab/workspaces/{secrets.token_hex(4)}/tree/{name}")
-        page.wait_for_function(
-            "() => window.jupyterapp?.shell.currentWidget?.context?.isReady && window.jupyterapp.shell.currentWidget.sessionContext.session?.kernel"
-        )
-        page.evaluate(
-            """async () => { await jupyterapp.restored; jupyterapp.shell.collapseLeft(); jupyterapp.shell.currentWidget.content.widgets.forEach(c => { c.node.dataset.cell = c.model.id; }); }"""
-        )
+        page.wait_for_function(READY)
+        page.evaluate(ARRANGE)
         return Notebook(page)
+
+
+# ---- a notebook and its widgets -----------------------------------------------------------
 
 
 class Notebook:
@@ -206,7 +242,10 @@ class Notebook:
         self.page = page
 
     def run(self, upto: str | None = None) -> None:
-        "Run every cell, or those down to the one with this id, and wait. Raises RuntimeError with what a cell said if it failed."
+        """Run every cell, or those down to the one with this id, and wait.
+
+        Raises RuntimeError with what a cell said if it failed.
+        """
         if upto is None:
             self.page.evaluate("() => jupyterapp.commands.execute('notebook:run-all-cells')")
         else:
@@ -221,38 +260,23 @@ class Notebook:
 
     def _at(self, cell: str, command: str) -> None:
         "A command of JupyterLab with this cell as the active one."
-        found = self.page.evaluate(
-            """async ([cell, command]) => {
-            const content = jupyterapp.shell.currentWidget.content, i = content.widgets.findIndex(c => c.model.id === cell);
-            if (i < 0) return content.widgets.map(c => c.model.id).join(", ");
-            content.deselectAll(); content.activeCellIndex = i;
-            await jupyterapp.commands.execute(command);
-            return null; }""",
-            [cell, command],
-        )
+        found = self.page.evaluate(COMMAND_AT, [cell, command])
         if found is not None:
             raise RuntimeError(f"the notebook has no cell {cell!r}; it has {found}")
 
     def outputs(self, cell: str | None = None) -> list[dict]:
         "Outputs of a cell (of all cells), as they stand in the file."
-        return self.page.evaluate(
-            "cell => jupyterapp.shell.currentWidget.content.widgets.filter(c => c.model.type === 'code' && (!cell || c.model.id === cell)).flatMap(c => c.model.outputs.toJSON())",
-            cell,
-        )
+        return self.page.evaluate(OUTPUTS, cell)
 
     def text(self, cell: str) -> str:
         "What a cell printed."
-        return "".join(
-            x if isinstance(x, str) else "".join(x)
-            for o in self.outputs(cell)
-            if o.get("name") == "stdout"
-            for x in [o["text"]]
-        )
+        printed = [out["text"] for out in self.outputs(cell) if out.get("name") == "stdout"]
+        return "".join("".join(text) for text in printed)
 
     def _check(self) -> None:
-        for o in self.outputs():
-            if o["output_type"] == "error":
-                raise RuntimeError(f"a cell failed with {o['ename']}: {o['evalue']}")
+        for out in self.outputs():
+            if out["output_type"] == "error":
+                raise RuntimeError(f"a cell failed with {out['ename']}: {out['evalue']}")
 
     def output(self, cell: str):
         "Locator of what a cell shows."
@@ -265,12 +289,10 @@ class Notebook:
     def theme(self, theme: str) -> None:
         "Change to the light or the dark theme."
         self.page.emulate_media(color_scheme=theme)
-        self.page.evaluate(
-            "theme => jupyterapp.commands.execute('apputils:change-theme', {theme})", THEMES[theme]
-        )
-        self.page.wait_for_function(
-            "dark => document.body.dataset.jpThemeLight === String(!dark)", arg=theme == "dark"
-        )
+        change = "theme => jupyterapp.commands.execute('apputils:change-theme', {theme})"
+        self.page.evaluate(change, THEMES[theme])
+        changed = "dark => document.body.dataset.jpThemeLight === String(!dark)"
+        self.page.wait_for_function(changed, arg=theme == "dark")
 
     def width(self, width: int) -> None:
         "Make the window this many pixels wide."
@@ -295,26 +317,29 @@ class Widget:
         return self.at.locator(f'.head [data-name="{name}"]')
 
     def set(self, **values) -> None:
-        "Move controls by name: sliders, menus and boxes as a reader's hand would, with the events of the browser. Raises RuntimeError if one does not take the value."
+        """Move controls by name, with the events of the browser, as a reader's hand would.
+
+        Sliders, menus and boxes. Raises RuntimeError if one does not take the value.
+        """
         for name, value in values.items():
-            control = self.control(name)
-            kind = control.first.evaluate("e => e.tagName === 'SELECT' ? 'select' : e.type")
-            if kind == "range":
-                control.fill(str(value))
-            elif kind == "select":
-                control.select_option(
-                    value=json.dumps(
-                        int(value) if isinstance(value, float) and value.is_integer() else value,
-                        ensure_ascii=False,
-                    )
-                )  # as JavaScript writes it
-            elif isinstance(value, bool):
-                control.set_checked(value)
-            else:
-                for box in control.all():
-                    box.set_checked(json.loads(box.get_attribute("value")) in value)
+            self._set(self.control(name), value)
             if self.values()[name] != value:
                 raise RuntimeError(f"{name} was set to {value!r} and is {self.values()[name]!r}")
+
+    def _set(self, control, value) -> None:
+        "Move one control."
+        kind = control.first.evaluate("e => e.tagName === 'SELECT' ? 'select' : e.type")
+        if kind == "range":
+            control.fill(str(value))
+        elif kind == "select":  # its options are what JavaScript writes: 1, not 1.0
+            whole = isinstance(value, float) and value.is_integer()
+            text = json.dumps(int(value) if whole else value, ensure_ascii=False)
+            control.select_option(value=text)
+        elif isinstance(value, bool):
+            control.set_checked(value)
+        else:
+            for box in control.all():
+                box.set_checked(json.loads(box.get_attribute("value")) in value)
 
     def press(self, label: str) -> None:
         "Click a button by its text."
@@ -330,22 +355,15 @@ class Widget:
 
     def numbers(self) -> dict[str, str]:
         "The numbers as text in the page, by their labels."
-        return dict(
-            zip(
-                self.at.locator(".numbers span").all_text_contents(),
-                self.at.locator(".numbers b").all_text_contents(),
-            )
-        )
+        labels = self.at.locator(".numbers span").all_text_contents()
+        return dict(zip(labels, self.at.locator(".numbers b").all_text_contents()))
 
     def times(self, name: str, values: list[float]) -> list[float]:
-        "Milliseconds from the event of a slider until the page is laid out anew, for each of `values`. Only where the browser computes (BudgetPanel)."
-        return self.at.evaluate(
-            """(e, [name, values]) => {
-            const input = e.querySelector(`.head [data-name="${name}"]`); e.cmdpTimes = [];
-            for (const v of values) { input.value = v; input.dispatchEvent(new Event("input", {bubbles: true})); }
-            return e.cmdpTimes; }""",
-            [name, values],
-        )
+        """Milliseconds from the event of a slider until the page is laid out anew, per value.
+
+        Only where the browser computes (BudgetPanel).
+        """
+        return self.at.evaluate(TIMES, [name, values])
 
     def shot(self, path) -> None:
         "Picture of the widget."
@@ -355,30 +373,21 @@ class Widget:
 
 def settle(page) -> None:
     "Until two frames have been painted."
-    page.evaluate(
-        "() => new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))"
-    )
+    page.evaluate(PAINTED)
+
+
+# ---- small things -------------------------------------------------------------------------
 
 
 def notebook(cells: list[tuple[str, str]]) -> dict:
     "A notebook of code cells, given as (id, source)."
+    empty = {"cell_type": "code", "metadata": {}, "execution_count": None, "outputs": []}
+    kernel = {"name": "python3", "display_name": "python3", "language": "python"}
     return {
         "nbformat": 4,
         "nbformat_minor": 5,
-        "metadata": {
-            "kernelspec": {"name": "python3", "display_name": "python3", "language": "python"}
-        },
-        "cells": [
-            {
-                "cell_type": "code",
-                "id": name,
-                "metadata": {},
-                "execution_count": None,
-                "outputs": [],
-                "source": source,
-            }
-            for name, source in cells
-        ],
+        "metadata": {"kernelspec": kernel},
+        "cells": [{**empty, "id": name, "source": source} for name, source in cells],
     }
 
 

@@ -1,4 +1,6 @@
-"""Pictures of the lessons for tutorials/README.md: the main widget of each, before and after its control is moved, in a real JupyterLab.
+"""Pictures of the lessons for tutorials/README.md, taken in a real JupyterLab.
+
+The main widget of each, before and after its control is moved:
 
     python tools/lesson_images.py           all lessons
     python tools/lesson_images.py 03 05     these
@@ -16,12 +18,13 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 from lab import Lab, Notebook, Widget
-from lessons import TUTORIALS, small_png
+from outputs import TUTORIALS, small_png
 
 IMAGES = TUTORIALS / "images"
 MAX_BYTES = 60_000
 
-# lesson -> cell of its main widget, what the text asks to move, and for a live trainer the update at which each picture is taken
+# lesson -> cell of its main widget, what the text asks to move, and for a live trainer the updates
+# at which the pictures are taken
 MAIN = {
     "00_start_here": ("panel", {"d": 0.4}),
     "01_generation_is_an_mdp": ("micro", {"follow": True}),

@@ -2,8 +2,8 @@
 
     python tools/measure.py --max-seconds 180 --max-mb 2000 -- cmdp-distill
 
-The exit status is the command's, or 1 if a limit was exceeded. Peak memory is the largest resident set of any one
-process that the command started (getrusage), not their sum. POSIX only.
+The exit status is the command's, or 1 if a limit was exceeded. Peak memory is the largest resident
+set of any one process that the command started (getrusage), not their sum. POSIX only.
 """
 
 from __future__ import annotations
@@ -25,27 +25,35 @@ def measure(command: list[str]) -> tuple[int, float, float]:
     return status, seconds, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * unit / 1e6
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+def parse() -> argparse.Namespace:
+    "Limits, name and command; exits with a message if there is no command."
+    form = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=form)
     parser.add_argument("--max-seconds", type=float, default=math.inf)
     parser.add_argument("--max-mb", type=float, default=math.inf, help="1 MB = 10^6 bytes")
     parser.add_argument("--name", default="measure", help="what to call the command in the message")
     parser.add_argument("command", nargs=argparse.REMAINDER)
     args = parser.parse_args()
-    command = args.command[1:] if args.command[:1] == ["--"] else args.command
-    if not command:
+    if args.command[:1] == ["--"]:
+        args.command.pop(0)
+    if not args.command:
         parser.error("no command given")
-    status, seconds, mb = measure(command)
-    print(
-        f"{args.name}: {seconds:.1f} s, peak memory {mb:.0f} MB, exit status {status}", flush=True
-    )
+    return args
+
+
+def main() -> int:
+    "Measure; the command's exit status, or whether a limit was exceeded."
+    args = parse()
+    status, seconds, mb = measure(args.command)
+    used = f"{seconds:.1f} s, peak memory {mb:.0f} MB"
+    print(f"{args.name}: {used}, exit status {status}", flush=True)
     if status:
-        return status if status > 0 else 128 - status
-    over = [f"{seconds:.1f} s > {args.max_seconds:g} s"] * (seconds > args.max_seconds) + [
-        f"{mb:.0f} MB > {args.max_mb:g} MB"
-    ] * (mb > args.max_mb)
+        return status if status > 0 else 128 - status  # killed by a signal: as a shell says it
+    over = []
+    if seconds > args.max_seconds:
+        over.append(f"{seconds:.1f} s > {args.max_seconds:g} s")
+    if mb > args.max_mb:
+        over.append(f"{mb:.0f} MB > {args.max_mb:g} MB")
     if over:
         print(f"{args.name}: over the limit: {', '.join(over)}", file=sys.stderr)
     return int(bool(over))

@@ -20,11 +20,10 @@ from fastcore.basics import patch
 
 from ..budget import Budget
 from ..mdp import select
+from ..methods import METHODS, method_settings
 from ..model import default_pair
-from ..objective import METHODS, method_settings
 from ..plot import BLUE, GREEN, ORANGE, multiplier_curve, running_mean
 from ..reward import task_rewards
-from ..rollout import BudgetAware
 from ..task import chain_dataset, chain_reward
 from ..trainer import CMDPConfig, CMDPTrainer
 from cmdp_nbdev.widgets.chart import (
@@ -45,7 +44,7 @@ __all__ = ['SMOOTH', 'live_setup', 'switchable', 'series', 'shares_chart', 'spen
 
 # %% ../../nbs/widgets/07_live.ipynb #live-setup
 def live_setup(
-    folder: str | os.PathLike, method: str = "cmdp-smooth", budget: float = 0.8, seed: int = 0
+    folder: str | os.PathLike, method: str = "cmdp-rate", budget: float = 0.8, seed: int = 0
 ) -> CMDPTrainer:
     "A trainer of the embedded pair for watching: 32 completions per update, no end."
     student, teacher, tokenizer = default_pair()
@@ -71,14 +70,14 @@ def live_setup(
 def switchable(trainer: CMDPTrainer) -> list[str]:
     """The methods that this trainer can change to while it runs: those its configuration accepts
     and its student can follow."""
-    told = isinstance(trainer.accelerator.unwrap_model(trainer.model), BudgetAware)
+    told = hasattr(trainer.student, "tell")
 
     def fits(name):
         try:
             dataclasses.replace(trainer.args, method=name, method_kwargs={})
         except ValueError:
             return False  # the configuration says that they do not go together
-        return METHODS[name].augmented == told
+        return (METHODS[name].student is not None) == told
 
     return [name for name in METHODS if fits(name)]
 
@@ -169,7 +168,7 @@ class LiveTrainer(View):
 @patch(as_prop=True)
 def student(self: LiveTrainer):
     "The student as it stands, in evaluation mode; use it once the training is paused or stopped."
-    return self.trainer.accelerator.unwrap_model(self.trainer.model).eval()
+    return self.trainer.student.eval()
 
 # %% ../../nbs/widgets/07_live.ipynb #controls
 @patch
@@ -397,7 +396,7 @@ def _look(self: LiveTrainer) -> None:
     if t.rollout is None:
         return
     rows = select(t.rollout, slice(0, min(24, len(t.rollout))))
-    spent = t.budget.spent(t._measure(rows)[2]["divergence"], rows.completion_mask)
+    spent = t.budget.spent(t.score(rows).costs["divergence"], rows.completion_mask)
     rule = t.reward_funcs, rows, t.args.reward_weights, t.args.truncated_reward
     reward = task_rewards(*rule)[0]
     texts = ([_text(x) for x in column] for column in (rows.prompts, rows.completions))

@@ -15,7 +15,7 @@ from torch import Tensor
 from ..mdp import Rollout, completion_mask
 from ..plot import BLUE, GREEN, ORANGE, OVER, SAFE
 from ..reward import task_rewards
-from ..rollout import eos_token_ids, sample
+from ..rollout import Reader, Sampling, eos_token_ids, sample
 from ..task import chain_reward
 from .chart import Chart, axis, numbers, prose, round_up
 from cmdp_nbdev.widgets.records import (
@@ -82,8 +82,13 @@ def continued(
     ids = torch.cat([row.prompt_ids, prefix], 1)
     mask = torch.cat([row.prompt_mask, torch.ones_like(prefix)], 1)
     eos, pad = eos_token_ids(teacher, tokenizer), tokenizer.pad_token_id
-    more, dice = max(1, length - t), torch.Generator(device).manual_seed(seed)
-    new, _, done, _ = sample(teacher, ids, mask, eos, pad, more, samples, generator=dice)
+    dice, sampling = (
+        torch.Generator(device).manual_seed(seed),
+        Sampling(samples, max(1, length - t)),
+    )
+    with torch.no_grad():
+        reader = Reader(teacher, ids, mask, samples)
+    new, _, done = sample(reader, eos, pad, sampling, dice)
     full = torch.cat([prefix.expand(samples, -1), new], 1)
     written = completion_mask(full, eos)
     texts = tokenizer.batch_decode(full.masked_fill(written == 0, pad), skip_special_tokens=True)

@@ -17,8 +17,9 @@ from torch.nn.utils.rnn import pad_sequence
 
 from ..budget import Budget
 from ..cost import token_logps
-from ..objective import METHODS, SCALES, Batch, Signal, method_settings
-from ..plot import BLUE, HELD, ORANGE, method_look, multiplier_curve
+from ..methods import METHODS, method_settings
+from ..objective import SCALES, Batch, Signal
+from ..plot import BLUE, ORANGE, method_look, multiplier_curve
 from .chart import Chart, axis, numbers, round_up
 from .records import distributions, records_and_models, token_texts
 from .view import View, choice, slider, tick
@@ -201,11 +202,11 @@ class MultiplierView(View):
 @patch
 def _controls(self: MultiplierView, v: dict) -> list[dict]:
     step = 0.05 if self.top < 10 else self.top / 100
-    method = v["method"] if v.get("method") in METHODS else "cmdp-smooth"
+    method = v["method"] if v.get("method") in METHODS else "cmdp-rate"
     settings = [c for c in setting_controls(method) if c["name"] not in OVER_TIME]
     return [
         slider("d", "budget d", 0.05, self.top, step, min(0.8, self.top), "nats"),
-        choice("method", "method", list(METHODS), "cmdp-smooth"),
+        choice("method", "method", list(METHODS), "cmdp-rate"),
         *settings,
         self._trajectories(v.get("trajectory")),
     ]
@@ -232,7 +233,7 @@ def _trajectories(self: MultiplierView, asked: int | None) -> dict:
 def _blocks(self: MultiplierView, v: dict) -> list[dict]:
     name, i, known = v["method"], v["trajectory"], method_settings(v["method"])
     settings, budget = {k: v[k] for k in known if k in v}, Budget(v["d"], self.aggregate)
-    held = {k: x for k, x in HELD.items() if k in known}
+    held = METHODS[name].held
     signal = METHODS[name](self.batch, budget, {}, **settings, **held)
     advantage, multiplier, pull, push = forces(signal, i, self.looked[i])
     row = numbers(

@@ -232,14 +232,14 @@ PRESETS = {
     "reward only": "grpo",
     "fixed price λ": "soft",
     "the paper's": "cmdp",
-    "the default": "cmdp-smooth",
+    "the default": "cmdp-rate",
 }
 
 
 @patch
 def _controls(self: BudgetPanel, v: dict) -> list[dict]:
     labels, seeds, budgets = (self._all(k) for k in ("label", "seed", "budget"))
-    first = "cmdp-smooth" if "cmdp-smooth" in labels else labels[0]
+    first = "cmdp-rate" if "cmdp-rate" in labels else labels[0]
     step = 10.0 ** math.floor(math.log10(self.frame.top / 100))
     found = [slider("d", "budget d", 0, self.frame.top, step, self.limit, self.frame.unit)]
     found += [choice("method", "method" if seeds else "run", labels, first)]

@@ -16,7 +16,7 @@ from ..evaluate import evaluate_records
 from ..mdp import Rollout
 from ..model import default_pair
 from ..plot import read_jsonl
-from ..rollout import BudgetAware, completion_logits, encode_prompts
+from ..rollout import completion_logits, encode_prompts
 from ..task import chain_dataset, chain_reward
 
 # %% auto #0
@@ -62,7 +62,7 @@ def record_rollout(record: dict, tokenizer, device="cpu") -> Rollout:
 def distributions(record: dict, student, teacher, tokenizer) -> tuple[Tensor, Tensor]:
     """Next-token log-probabilities of student and teacher before every token of a record, both
     (T, V) float32 on the CPU. Raises ValueError for a student that is told its budget."""
-    if isinstance(student, BudgetAware):
+    if hasattr(student, "replay"):
         what = "a student that is told its budget cannot be read without it"
         raise ValueError(f"{what}; give its base model")
     rollout = record_rollout(record, tokenizer, next(student.parameters()).device)

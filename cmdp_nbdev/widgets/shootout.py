@@ -193,7 +193,7 @@ def _refuse_other_rows(rows: list[dict]) -> None:
             raise ValueError(f"rows[{missing[0]}] has no {k!r}; {need}")
 
 # %% ../../nbs/widgets/08_shootout.ipynb #controls
-FIRST = ("grpo", "gkd", "soft", "cmdp", "cmdp-smooth")
+FIRST = ("grpo", "gkd", "soft", "cmdp", "cmdp-rate")
 
 
 @patch

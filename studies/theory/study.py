@@ -23,12 +23,12 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import torch
-from cmdp_nbdev.methods import METHODS as REGISTERED
-from cmdp_nbdev.methods import method_settings, rate_controller
 from torch import Tensor
 
 from cmdp_nbdev.budget import Budget, spend_weights
 from cmdp_nbdev.cost import token_divergence, token_logps
+from cmdp_nbdev.methods import METHODS as REGISTERED
+from cmdp_nbdev.methods import method_settings, rate_controller
 from cmdp_nbdev.objective import Batch, Signal, group_advantage, signal_loss
 from cmdp_nbdev.reward import smooth_gate
 from cmdp_nbdev.theory.tabular import hard_optimum, law, random_tree

@@ -18,8 +18,9 @@ import torch
 import transformers
 
 from cmdp_nbdev import __version__
+from cmdp_nbdev.run import run_config
 from cmdp_nbdev.task import chain_frontier, chain_prompts
-from cmdp_nbdev.trainer import CMDPConfig, run_config
+from cmdp_nbdev.trainer import CMDPConfig
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "studies" / "methods"))

@@ -1,6 +1,7 @@
-"""What the exercises answer: one module for each lesson, one function for each exercise. Solutions are in ../solutions.
+"""What the exercises answer: a module for each lesson, a function for each exercise.
 
-A check says one of three things and never stops the notebook: not tried yet (with the hint), wrong (with the reason), right.
+A check says one of three things and never stops the notebook: not tried yet (with the
+hint), wrong (with the reason), right. Solutions are in ../solutions.
 """
 
 from __future__ import annotations
@@ -20,50 +21,42 @@ def need(condition, why: str) -> None:
 
 
 class Verdict:
-    "status: 'untried', 'wrong' or 'right'; text: what it means; hint: what opens below it (not when right)."
+    """What a check says.
+
+    status: 'untried', 'wrong' or 'right'; text: what it means; hint: what opens below,
+    unless it is right.
+    """
 
     SIGNS = {
         "untried": "○ Not tried yet.",
         "wrong": "✗ Not right.",
         "right": "✓ Right.",
     }
+    COLOURS = {"untried": "#7F7F7F", "wrong": "#D55E00", "right": "#009E73"}
 
     def __init__(self, status: str, text: str = "", hint: str = ""):
-        self.status, self.text, self.hint = (
-            status,
-            text,
-            "" if status == "right" else hint,
-        )
+        self.status = status
+        self.text = text
+        self.hint = "" if status == "right" else hint
 
     def __repr__(self):
-        return " ".join(
-            filter(
-                None,
-                [
-                    self.SIGNS[self.status],
-                    self.text,
-                    self.hint and f"Hint: {self.hint}",
-                ],
-            )
-        )
+        hint = f"Hint: {self.hint}" if self.hint else ""
+        return " ".join(filter(None, [self.SIGNS[self.status], self.text, hint]))
 
     def _repr_html_(self):
-        colour = {"untried": "#7F7F7F", "wrong": "#D55E00", "right": "#009E73"}[
-            self.status
-        ]
-        hint = (
-            f"<details><summary>Hint</summary>{escape(self.hint)}</details>"
-            if self.hint
-            else ""
-        )
-        return f'<div style="border-left:4px solid {colour};padding:2px 10px"><b>{self.SIGNS[self.status]}</b> {escape(self.text)}{hint}</div>'
+        style = f"border-left:4px solid {self.COLOURS[self.status]};padding:2px 10px"
+        said = f"<b>{self.SIGNS[self.status]}</b> {escape(self.text)}"
+        hint = f"<summary>Hint</summary>{escape(self.hint)}" if self.hint else ""
+        more = f"<details>{hint}</details>" if hint else ""
+        return f'<div style="{style}">{said}{more}</div>'
 
 
 def exercise(hint: str):
     """Turn `check(answer) -> text` into a function that returns a Verdict.
 
-    The check calls `need` for each classic mistake and returns what to say when all is well. An answer that is None, or code that raises
-    NotImplementedError, is untried; any other exception of the learner's code is a wrong answer that says what was raised.
+    The check calls `need` for each classic mistake and returns what to say when all is
+    well. An answer that is None, or code that raises NotImplementedError, is untried;
+    any other exception of the learner's code is a wrong answer that says what it was.
     """
 
     def wrap(check):

@@ -4,8 +4,10 @@ from dataclasses import replace
 
 import numpy as np
 import torch
+
 from cmdp_nbdev.budget import Budget
-from cmdp_nbdev.objective import METHODS, Batch
+from cmdp_nbdev.methods import METHODS
+from cmdp_nbdev.objective import Batch
 from cmdp_nbdev.theory.tabular import one_state, soft_optimum, three_answers
 
 from . import exercise, need
@@ -34,7 +36,10 @@ STUDENTS = (
 
 
 @exercise(
-    hint="What is an answer worth at a price? Write it down for a and for g. At the price where the best answer changes, the two are worth the same."
+    hint=(
+        "What is an answer worth at a price? Write it down for a and for g. At the"
+        " price where the best answer changes, the two are worth the same."
+    )
 )
 def switch(answer) -> str:
     need(isinstance(answer, (int, float)), f"the answer is a number, got {answer!r}")
@@ -48,32 +53,45 @@ def switch(answer) -> str:
     need(
         abs(answer - (rb - ra) / (b - a)) > 0.01
         and abs(answer - (rg - rb) / (g - b)) > 0.01,
-        "this is the slope to or from b, and b is not best at any price; compare a and g directly",
+        "this is the slope to or from b, and b is not best at any price; compare a and"
+        " g directly",
     )
     need(
         abs(answer - right) < 0.006,
-        f"at the price {answer:.3f}, a is worth {ra - answer * a:.3f} and g {rg - answer * g:.3f}: they do not tie",
+        f"at the price {answer:.3f}, a is worth {ra - answer * a:.3f} and g"
+        f" {rg - answer * g:.3f}: they do not tie",
     )
-    return "This is the slope of the chord from a to g, the dashed line of the tree explorer. In the explorer, move `budget d` along it: the mixture changes, the price stays the same."
+    return (
+        "This is the slope of the chord from a to g, the dashed line of the tree"
+        " explorer. In the explorer, move `budget d` along it: the mixture changes, the"
+        " price stays the same."
+    )
 
 
 @exercise(
-    hint="What changes in the difference between a right and a wrong answer? Does it matter where zero is?"
+    hint=(
+        "What changes in the difference between a right and a wrong answer? Does it"
+        " matter where zero is?"
+    )
 )
 def scale(answer) -> str:
     need(isinstance(answer, (int, float)), f"the answer is a number, got {answer!r}")
     need(answer > 0, "a price is positive: divergence costs something")
     need(
         abs(answer - 3.5) > 1e-6 and abs(answer - 2.0) > 1e-6,
-        "the right answer's reward alone does not decide. A number added to all rewards changes nothing once advantages are centred; what counts is the difference, 7 - (-3)",
+        "the right answer's reward alone does not decide. A number added to all rewards"
+        " changes nothing once advantages are centred; what counts is the difference, 7"
+        " - (-3)",
     )
     need(
         abs(answer - 0.5) > 1e-6,
-        "centring removes what was added to all rewards, but not the factor: the difference between right and wrong is ten times what it was",
+        "centring removes what was added to all rewards, but not the factor: the"
+        " difference between right and wrong is ten times what it was",
     )
     need(
         abs(answer - 0.05) > 1e-6,
-        "wrong direction: rewards have grown, so at an old price divergence is too cheap already",
+        "wrong direction: rewards have grown, so at an old price divergence is too"
+        " cheap already",
     )
     for q in (0.2, 0.6):
         before = soft_optimum(one_state(q), 0.5).logits
@@ -86,20 +104,27 @@ def scale(answer) -> str:
         gap = float((before.exp() - after.exp())[0, 1])
         need(
             abs(gap) < 0.01,
-            f"with a teacher that is right with probability {q}, the student was right with {float(before.exp()[0, 1]):.3f} and is now right with {float(after.exp()[0, 1]):.3f}",
+            f"with a teacher that is right with probability {q}, the student was right"
+            f" with {float(before.exp()[0, 1]):.3f} and is now right with"
+            f" {float(after.exp()[0, 1]):.3f}",
         )
-    return "The price follows the factor and ignores what was added. A limit in nats would not have to be touched."
+    return (
+        "The price follows the factor and ignores what was added. A limit in nats would"
+        " not have to be touched."
+    )
 
 
 @exercise(
-    hint="The amount by which the mean is over the limit is mean - limit; it is negative if there is room. In which direction does the price move then, and what stops it?"
+    hint=(
+        "The amount by which the mean is over the limit is mean - limit; it is negative"
+        " if there is room. In which direction does the price move then, and what"
+        " stops it?"
+    )
 )
 def step(function) -> str:
-    got, right, wrong = (
-        [],
-        [],
-        {k: [] for k in ("sign", "free", "hinge", "rate", "median", "total")},
-    )
+    got = []
+    right = []
+    wrong = {k: [] for k in ("sign", "free", "hinge", "rate", "median", "total")}
     for lam, spent, limit, lr in STEPS:
         got.append(function(lam, list(spent), limit, lr))
         need(
@@ -137,36 +162,54 @@ def step(function) -> str:
     def same(y):
         return all(abs(float(a) - b) < 1e-9 for a, b in zip(got, y))
 
-    example = f"for price {STEPS[0][0]}, spent {STEPS[0][1]}, limit {STEPS[0][2]} and lr {STEPS[0][3]} it returns {float(got[0]):.3f}"
+    example = (
+        f"for price {STEPS[0][0]}, spent {STEPS[0][1]}, limit {STEPS[0][2]} and lr"
+        f" {STEPS[0][3]} it returns {float(got[0]):.3f}"
+    )
     need(
         not same(wrong["sign"]),
-        f"{example}: the sign is wrong. Too much was spent, so divergence must become dearer",
+        f"{example}: the sign is wrong. Too much was spent, so divergence must become"
+        " dearer",
     )
     need(
         not same(wrong["free"]),
-        f"with {STEPS[2][1]} spent and a limit of {STEPS[2][2]} the price becomes {float(got[2]):.3f}: below zero, it would pay the student for leaving the teacher",
+        f"with {STEPS[2][1]} spent and a limit of {STEPS[2][2]} the price becomes"
+        f" {float(got[2]):.3f}: below zero, it would pay the student for leaving the"
+        " teacher",
     )
     need(
         not same(wrong["hinge"]),
-        f"{example}: only what is over the limit is counted, so cheap completions cannot compensate and the price never falls. That is another rule than a limit on the mean",
+        f"{example}: only what is over the limit is counted, so cheap completions"
+        " cannot compensate and the price never falls. That is another rule than a"
+        " limit on the mean",
     )
     need(
         not same(wrong["rate"]),
-        f"{example}: this counts how many are over the limit. That is a rule for the share of violations, not for the mean",
+        f"{example}: this counts how many are over the limit. That is a rule for the"
+        " share of violations, not for the mean",
     )
     need(
         not same(wrong["median"]), f"{example}: a limit on the mean, not on the median"
     )
     need(
         not same(wrong["total"]),
-        f"{example}: the sum over the batch is compared with a limit for one completion; take the mean",
+        f"{example}: the sum over the batch is compared with a limit for one"
+        " completion; take the mean",
     )
     need(same(right), f"{example}; it should be {right[0]:.3f}")
-    return "So does the method `dual`. On the three answers this rule alternates between a and g: choose *mean only (price λ)* in the tree explorer to see where it ends on average."
+    return (
+        "So does the method `dual`. On the three answers this rule alternates between a"
+        " and g: choose *mean only (price λ)* in the tree explorer to see where it ends"
+        " on average."
+    )
 
 
 @exercise(
-    hint="Take the student of price 1 in your head: most of its completions are cheap, one costs 40 nats. What does the mean say, what does the share within the limit say?"
+    hint=(
+        "Take the student of price 1 in your head: most of its completions are cheap,"
+        " one costs 40 nats. What does the mean say, what does the share within the"
+        " limit say?"
+    )
 )
 def choose(function) -> str:
     def read(ask, pick=min):
@@ -178,13 +221,11 @@ def choose(function) -> str:
             for students, limit, target in STUDENTS
         ]
 
-    got, right = (
-        [
-            function({k: list(v) for k, v in students.items()}, limit, target)
-            for students, limit, target in STUDENTS
-        ],
-        read(lambda s, limit, target: (s <= limit).mean() >= target),
-    )
+    got = [
+        function({k: list(v) for k, v in students.items()}, limit, target)
+        for students, limit, target in STUDENTS
+    ]
+    right = read(lambda s, limit, target: (s <= limit).mean() >= target)
     k = next((k for k, (a, b) in enumerate(zip(got, right)) if a != b), 0)
     students, limit, target = STUDENTS[k]
     rates = "; ".join(
@@ -194,11 +235,13 @@ def choose(function) -> str:
     example = f"limit {limit}, target {target:.0%}: {rates}. It chooses {got[k]}"
     need(
         got != read(lambda s, limit, target: s.mean() <= limit),
-        f"it asks whether the average is within the limit, not each completion. {example}",
+        "it asks whether the average is within the limit, not each completion."
+        f" {example}",
     )
     need(
         got != read(lambda s, limit, target: (s <= limit).mean() >= target, max),
-        f"it takes the largest price that is good enough, and so gives away reward. {example}",
+        "it takes the largest price that is good enough, and so gives away reward."
+        f" {example}",
     )
     need(
         got != read(lambda s, limit, target: (s < limit).mean() >= target),
@@ -213,4 +256,8 @@ def choose(function) -> str:
         f"asked was a share of at least the target, not all completions. {example}",
     )
     need(got == right, f"{example}; it should be {right[k]}")
-    return "Now the price is chosen by what each completion does. In the shoot-out, tick `soft` alone: this is the leftmost of its points that lies right of the line at 95%."
+    return (
+        "Now the price is chosen by what each completion does. In the shoot-out, tick"
+        " `soft` alone: this is the leftmost of its points that lies right of the line"
+        " at 95%."
+    )

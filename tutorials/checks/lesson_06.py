@@ -1,6 +1,7 @@
 "Checks of lesson 06."
 
 import torch
+
 from cmdp_nbdev.cost import token_divergence
 from cmdp_nbdev.mdp import to_go
 from cmdp_nbdev.objective import group_advantage
@@ -16,13 +17,18 @@ def alone(answer) -> str:
     need(isinstance(answer, (int, float)), f"the answer is one number, got {answer!r}")
     need(
         answer != 1,
-        "1 would be the reward of a right answer; the mean of its group, which is that reward, is subtracted",
+        "1 would be the reward of a right answer; the mean of its group, which is that"
+        " reward, is subtracted",
     )
     need(
         [float(answer)] == right,
-        f"a completion alone in its group is its own baseline: reward minus mean is not {answer}",
+        "a completion alone in its group is its own baseline: reward minus mean is not"
+        f" {answer}",
     )
-    return "0: a group of one teaches nothing about the reward, and only the multiplier is left. The trainer refuses num_generations=1 for such methods."
+    return (
+        "0: a group of one teaches nothing about the reward, and only the multiplier is"
+        " left. The trainer refuses num_generations=1 for such methods."
+    )
 
 
 def _student(seed: int):
@@ -43,7 +49,11 @@ def _gap(a, b) -> float:
 
 
 @exercise(
-    hint="Two terms: the costs themselves, summed, with their gradient; and for each token log-probability times what is spent AFTER it, as a plain number (.detach())."
+    hint=(
+        "Two terms: the costs themselves, summed, with their gradient; and for each"
+        " token log-probability times what is spent AFTER it, as a plain number"
+        " (.detach())."
+    )
 )
 def surrogate(function) -> str:
     for seed in range(3):
@@ -51,7 +61,8 @@ def surrogate(function) -> str:
         value = function(p.logp, p.cost)
         need(
             value is not None and value.shape == (len(tree.rewards),),
-            f"one number per trajectory: expected shape ({len(tree.rewards)},), got {None if value is None else tuple(value.shape)}",
+            f"one number per trajectory: expected shape ({len(tree.rewards)},), got"
+            f" {None if value is None else tuple(value.shape)}",
         )
 
         def grad(x):
@@ -60,53 +71,84 @@ def surrogate(function) -> str:
             )[0]
 
         need(value.requires_grad, "it has no gradient: everything in it is detached")
-        got, full = (
-            grad(value),
-            torch.autograd.grad(p.expect(p.cost.sum(-1)), table, retain_graph=True)[0],
-        )
+        got = grad(value)
+        full = torch.autograd.grad(p.expect(p.cost.sum(-1)), table, retain_graph=True)[
+            0
+        ]
         after = to_go(p.cost, tree.mask) - p.cost
         before = p.cost.cumsum(-1)
         classic = [
             (
                 to_go(p.cost, tree.mask).detach() * p.logp,
-                "this is the exact-KL trap: the divergence only as a detached reward; the pathwise part, the gradient of the costs themselves, is missing",
+                (
+                    "this is the exact-KL trap: the divergence only as a detached"
+                    " reward; the pathwise part, the gradient of the costs themselves,"
+                    " is missing"
+                ),
             ),
             (
                 p.cost.sum(-1, keepdim=True).detach() * p.logp,
-                "this is the exact-KL trap: the divergence only as a detached reward; the pathwise part, the gradient of the costs themselves, is missing",
+                (
+                    "this is the exact-KL trap: the divergence only as a detached"
+                    " reward; the pathwise part, the gradient of the costs themselves,"
+                    " is missing"
+                ),
             ),
             (
                 p.cost,
-                "only the pathwise part: it holds the visited texts fixed, and does not see that another token leads to cheaper texts",
+                (
+                    "only the pathwise part: it holds the visited texts fixed, and does"
+                    " not see that another token leads to cheaper texts"
+                ),
             ),
             (
                 p.cost - after.detach() * p.logp,
-                "the sign of the score part is wrong: a loss is minimised, so costly continuations must become less probable",
+                (
+                    "the sign of the score part is wrong: a loss is minimised, so"
+                    " costly continuations must become less probable"
+                ),
             ),
             (
                 p.cost + after * p.logp,
-                "the costs in the score part must be plain numbers (.detach()); otherwise their gradient is counted a second time",
+                (
+                    "the costs in the score part must be plain numbers (.detach());"
+                    " otherwise their gradient is counted a second time"
+                ),
             ),
             (
                 p.cost + before.detach() * p.logp,
-                "it multiplies a token's log-probability with what was spent up to it; a token can change only what comes after",
+                (
+                    "it multiplies a token's log-probability with what was spent up to"
+                    " it; a token can change only what comes after"
+                ),
             ),
             (
                 (p.cost + after.detach() * p.logp) / tree.depth,
-                "a mean over tokens is not the sum: the budget is on the sum along the trajectory",
+                (
+                    "a mean over tokens is not the sum: the budget is on the sum along"
+                    " the trajectory"
+                ),
             ),
         ]
         for wrong, why in classic:
             need(_gap(got, grad(wrong.sum(-1))) > 1e-6, why)
         need(
             _gap(got, full) < 1e-6,
-            f"its mean gradient is off by {_gap(got, full):.0%} from the gradient of the expected cost",
+            f"its mean gradient is off by {_gap(got, full):.0%} from the gradient of"
+            " the expected cost",
         )
-    return "Its mean gradient is exact on every tree, although no log-probability of a whole trajectory was differentiated. In the library: multiplier 1 and advantage minus the later costs."
+    return (
+        "Its mean gradient is exact on every tree, although no log-probability of a"
+        " whole trajectory was differentiated. In the library: multiplier 1 and"
+        " advantage minus the later costs."
+    )
 
 
 @exercise(
-    hint="The table of estimators has one sampled estimate that is right as a loss. Which derivative does it have with respect to the log-ratio?"
+    hint=(
+        "The table of estimators has one sampled estimate that is right as a loss."
+        " Which derivative does it have with respect to the log-ratio?"
+    )
 )
 def loss(function) -> str:
     for seed in range(3):
@@ -129,28 +171,36 @@ def loss(function) -> str:
             value.requires_grad,
             "it has no gradient: as a loss the estimate itself must be differentiated",
         )
-        got, right = (
-            grad((logp.detach().exp() * value).sum()),
-            grad(token_divergence(logits, teacher).sum()),
-        )
+        got = grad((logp.detach().exp() * value).sum())
+        right = grad(token_divergence(logits, teacher).sum())
         need(
             _gap(got, grad(token_divergence(logits, teacher, kind="forward_kl").sum()))
             > 1e-6,
-            "k3 as a loss: its mean gradient is that of the FORWARD KL, though its value estimates the reverse KL",
+            "k3 as a loss: its mean gradient is that of the FORWARD KL, though its"
+            " value estimates the reverse KL",
         )
         need(
             float(got.norm()) > 1e-8,
-            "its mean gradient is zero: k1 as a loss does nothing but noise, because the mean of grad log pi is 0",
+            "its mean gradient is zero: k1 as a loss does nothing but noise, because"
+            " the mean of grad log pi is 0",
         )
         need(
             _gap(got, right) < 1e-6,
-            f"its mean gradient is off by {_gap(got, right):.0%} from that of the reverse KL",
+            f"its mean gradient is off by {_gap(got, right):.0%} from that of the"
+            " reverse KL",
         )
-    return "The mean of l times grad log pi is the gradient of the reverse KL, although the mean of the value is not the reverse KL: the reverse of k3."
+    return (
+        "The mean of l times grad log pi is the gradient of the reverse KL, although"
+        " the mean of the value is not the reverse KL: the reverse of k3."
+    )
 
 
 @exercise(
-    hint="What does `.detach()` remove here that the reward alone never had? D depends on the weights in two ways, through what is sampled and through the distributions themselves."
+    hint=(
+        "What does `.detach()` remove here that the reward alone never had? D depends"
+        " on the weights in two ways, through what is sampled and through the"
+        " distributions themselves."
+    )
 )
 def penalised(function) -> str:
     for seed, lam in ((0, 0.5), (1, 2.0), (2, 1.0)):
@@ -159,7 +209,8 @@ def penalised(function) -> str:
         value = function(p.logp, p.cost, R, lam)
         need(
             value is not None and value.shape == R.shape,
-            f"one number per trajectory: expected shape ({len(R)},), got {None if value is None else tuple(value.shape)}",
+            f"one number per trajectory: expected shape ({len(R)},), got"
+            f" {None if value is None else tuple(value.shape)}",
         )
         need(value.requires_grad, "it has no gradient: everything in it is detached")
 
@@ -168,31 +219,45 @@ def penalised(function) -> str:
                 (p.prob.detach() * x).sum(), table, retain_graph=True
             )[0]
 
-        got, right = (
-            grad(value),
-            torch.autograd.grad(-p.expect(R - lam * D), table, retain_graph=True)[0],
-        )
+        got = grad(value)
+        right = torch.autograd.grad(-p.expect(R - lam * D), table, retain_graph=True)[0]
         logp, pay = p.logp.sum(-1), (R - lam * D).detach()
         classic = [
             (
                 -pay * logp,
-                "the exact divergence is in the reward only, and detached: the exact-KL trap. What pulls the distributions themselves is missing",
+                (
+                    "the exact divergence is in the reward only, and detached: the"
+                    " exact-KL trap. What pulls the distributions themselves is missing"
+                ),
             ),
             (
                 -pay * logp - lam * D,
-                "the sign of the pathwise part: this is a loss, so divergence is added to it",
+                (
+                    "the sign of the pathwise part: this is a loss, so divergence is"
+                    " added to it"
+                ),
             ),
             (
                 -R * logp + lam * D,
-                "the divergence left the advantage: its pathwise part alone does not see that another token leads to dearer texts",
+                (
+                    "the divergence left the advantage: its pathwise part alone does"
+                    " not see that another token leads to dearer texts"
+                ),
             ),
             (
                 -(R - lam * D) * logp,
-                "the advantage carries a gradient now: the cost is differentiated inside the product with log-probabilities, which is neither of the two parts",
+                (
+                    "the advantage carries a gradient now: the cost is differentiated"
+                    " inside the product with log-probabilities, which is neither of"
+                    " the two parts"
+                ),
             ),
             (
                 -pay * logp + D,
-                "the pathwise part needs the weight lam as well, or the two parts belong to different objectives",
+                (
+                    "the pathwise part needs the weight lam as well, or the two parts"
+                    " belong to different objectives"
+                ),
             ),
             (
                 -pay * logp + lam * p.cost.mean(-1),
@@ -203,6 +268,11 @@ def penalised(function) -> str:
             need(_gap(got, right) < 1e-6 or _gap(got, grad(wrong)) > 1e-6, why)
         need(
             _gap(got, right) < 1e-6,
-            f"its mean gradient is off by {_gap(got, right):.0%} from that of the objective",
+            f"its mean gradient is off by {_gap(got, right):.0%} from that of the"
+            " objective",
         )
-    return "Advantage R - lam D, and lam times D with its gradient: this is `soft` with complete=True. In the widget above, `soft` shows both parts: blue bars are the pathwise one."
+    return (
+        "Advantage R - lam D, and lam times D with its gradient: this is `soft` with"
+        " complete=True. In the widget above, `soft` shows both parts: blue bars are"
+        " the pathwise one."
+    )

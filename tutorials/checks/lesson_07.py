@@ -3,6 +3,7 @@
 import tempfile
 
 import torch
+
 from cmdp_nbdev.cost import token_logps
 from cmdp_nbdev.model import default_pair
 from cmdp_nbdev.objective import Signal, group_advantage, signal_loss
@@ -22,7 +23,11 @@ GROUPS = [[1, 1, 1, 1], [0, 0, 0, 0], [1, 0, 1, 0], [1, 1, 1, 0]]
 
 
 @exercise(
-    hint="Metrics describe the batch before the weights move. Do the two students write different completions in their first update? And which of the names ask about d?"
+    hint=(
+        "Metrics describe the batch before the weights move. Do the two students write"
+        " different completions in their first update? And which of the names ask"
+        " about d?"
+    )
 )
 def limit(answer) -> str:
     need(
@@ -30,40 +35,46 @@ def limit(answer) -> str:
         f"give a set with some of the names {', '.join(NAMES)}; got {answer!r}",
     )
     with tempfile.TemporaryDirectory() as one, tempfile.TemporaryDirectory() as two:
-        wide, tight = (
-            live_setup(one, budget=0.8).step(),
-            live_setup(two, budget=0.3).step(),
-        )
+        wide = live_setup(one, budget=0.8).step()
+        tight = live_setup(two, budget=0.3).step()
     truth = {k for k in NAMES if wide[k] != tight[k]}
     need(
         not (same := set(answer) - truth),
-        f"{', '.join(sorted(same))}: the same student with the same seed writes the same completions in both runs, and this does not ask about d",
+        f"{', '.join(sorted(same))}: the same student with the same seed writes the"
+        " same completions in both runs, and this does not ask about d",
     )
     need(
         not (missing := truth - set(answer)),
-        f"{', '.join(sorted(missing))} is missing: it counts the completions within d, and the same completions are judged by another d",
+        f"{', '.join(sorted(missing))} is missing: it counts the completions within d,"
+        " and the same completions are judged by another d",
     )
-    return "Only what is defined by d moves at once. In the live trainer: `one step`, move `budget d` to 0.3, `one step`, and compare the last two entries of live.history."
+    return (
+        "Only what is defined by d moves at once. In the live trainer: `one step`, move"
+        " `budget d` to 0.3, `one step`, and compare the last two entries of"
+        " live.history."
+    )
 
 
 @exercise(
-    hint="The advantage of a completion is its reward minus the mean of its own group. When is that 0?"
+    hint=(
+        "The advantage of a completion is its reward minus the mean of its own group."
+        " When is that 0?"
+    )
 )
 def silent(answer) -> str:
     need(
         isinstance(answer, int),
         f"the answer is a whole number of completions, got {answer!r}",
     )
-    rewards, ids = (
-        torch.tensor(GROUPS, dtype=torch.float32).flatten(),
-        torch.arange(len(GROUPS)).repeat_interleave(4),
-    )
+    rewards = torch.tensor(GROUPS, dtype=torch.float32).flatten()
+    ids = torch.arange(len(GROUPS)).repeat_interleave(4)
     truth = int((group_advantage(rewards, ids) == 0).sum())
     wrong_ones = sum(r == 0 for g in GROUPS for r in g)
     equal = sum(len(set(g)) == 1 for g in GROUPS)
     need(
         answer != wrong_ones or wrong_ones == truth,
-        "a wrong answer is not one without advantage: below its group's mean it gets a negative one. Count the completions that equal the mean of their group",
+        "a wrong answer is not one without advantage: below its group's mean it gets a"
+        " negative one. Count the completions that equal the mean of their group",
     )
     need(
         answer != equal,
@@ -71,17 +82,23 @@ def silent(answer) -> str:
     )
     need(
         answer != 0,
-        "the baseline is the mean of the group, not of the batch: where all four rewards are equal, each of them is the mean",
+        "the baseline is the mean of the group, not of the batch: where all four"
+        " rewards are equal, each of them is the mean",
     )
     need(
         answer == truth,
-        f"count the completions whose reward equals the mean of their own group; {answer} are not",
+        "count the completions whose reward equals the mean of their own group;"
+        f" {answer} are not",
     )
-    return "Half of the groups are silent: frac_reward_zero_std is 0.5. In the live trainer set `method` to grpo, press `one step`, and read live.history[-1]['frac_reward_zero_std'] and ['advantage_abs']."
+    return (
+        "Half of the groups are silent: frac_reward_zero_std is 0.5. In the live"
+        " trainer set `method` to grpo, press `one step`, and read"
+        " live.history[-1]['frac_reward_zero_std'] and ['advantage_abs']."
+    )
 
 
 def instance(seed: int, lengths: list[int]) -> tuple:
-    "advantage, multiplier, logp, cost, mask of a batch with completions of these lengths."
+    "advantage, multiplier, logp, cost and mask of completions of these lengths."
     g = torch.Generator().manual_seed(seed)
     mask = (torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]).float()
 
@@ -98,7 +115,11 @@ def instance(seed: int, lengths: list[int]) -> tuple:
 
 
 @exercise(
-    hint="Per token: multiplier * cost - advantage * logp, with advantage[:, None] to give every token its completion's advantage. Multiply with the mask, add up, divide by the number of ones in the mask."
+    hint=(
+        "Per token: multiplier * cost - advantage * logp, with advantage[:, None] to"
+        " give every token its completion's advantage. Multiply with the mask, add up,"
+        " divide by the number of ones in the mask."
+    )
 )
 def loss(function) -> str:
     for seed, lengths in ((0, [3, 1, 4]), (1, [5, 2]), (2, [1, 1, 6, 2])):
@@ -106,7 +127,8 @@ def loss(function) -> str:
         got = function(advantage, multiplier, logp, cost, mask)
         need(
             isinstance(got, torch.Tensor) and got.dim() == 0,
-            f"the loss is one number, a tensor without dimensions; got {type(got).__name__}"
+            "the loss is one number, a tensor without dimensions; got"
+            f" {type(got).__name__}"
             + (
                 f" of shape {tuple(got.shape)}" if isinstance(got, torch.Tensor) else ""
             ),
@@ -133,48 +155,66 @@ def loss(function) -> str:
 
         need(
             not near(mine[0], -right[0]),
-            "the sign of the advantage: a step down the gradient of this loss makes good completions *less* probable. A loss is minimised, so A log pi needs a minus",
+            "the sign of the advantage: a step down the gradient of this loss makes"
+            " good completions *less* probable. A loss is minimised, so A log pi needs"
+            " a minus",
         )
         need(
             not near(mine[1], -right[1]),
-            "the sign of the penalty: this loss falls when the divergence grows, so the student is paid for leaving the teacher",
+            "the sign of the penalty: this loss falls when the divergence grows, so the"
+            " student is paid for leaving the teacher",
         )
         need(
             mine[0].abs().sum() > 0,
-            "logp has no effect: the advantage must reach the log-probabilities of the tokens that were written",
+            "logp has no effect: the advantage must reach the log-probabilities of the"
+            " tokens that were written",
         )
         need(
             mine[1].abs().sum() > 0,
-            "the cost has no effect: it must stay in the loss with its gradient, times the multiplier",
+            "the cost has no effect: it must stay in the loss with its gradient, times"
+            " the multiplier",
         )
         need(
             all((m[mask == 0] == 0).all() for m in mine),
-            "padding takes part: tokens after the end of a completion have a gradient. Multiply with the mask",
+            "padding takes part: tokens after the end of a completion have a gradient."
+            " Multiply with the mask",
         )
         need(
             not all(near(m, mask.sum() * r) for m, r in zip(mine, right)),
-            "this is the sum over the tokens; the mean is asked for, or the step would grow with the batch",
+            "this is the sum over the tokens; the mean is asked for, or the step would"
+            " grow with the batch",
         )
         need(
             not all(
                 near(m * mask.numel(), r * mask.sum()) for m, r in zip(mine, right)
             ),
-            "this divides by all places of the batch, padding included: one long completion would shrink everyone's step. Divide by mask.sum()",
+            "this divides by all places of the batch, padding included: one long"
+            " completion would shrink everyone's step. Divide by mask.sum()",
         )
         own = mask.sum() / (len(lengths) * mask.sum(-1, keepdim=True))
         need(
             not all(near(m, own * r) for m, r in zip(mine, right)),
-            "this takes the mean of each completion first: a token of a short completion then counts more than one of a long completion. Take one mean over all completion tokens",
+            "this takes the mean of each completion first: a token of a short"
+            " completion then counts more than one of a long completion. Take one mean"
+            " over all completion tokens",
         )
         need(
             all(near(m, r) for m, r in zip(mine, right)),
-            "the gradient differs from that of signal_loss: the term of a token is multiplier * cost - advantage * logp",
+            "the gradient differs from that of signal_loss: the term of a token is"
+            " multiplier * cost - advantage * logp",
         )
-    return "The gradient equals that of signal_loss. In the live trainer, press `one step` with method gkd and look at the multiplier: all advantages are 0, and only your first term is left."
+    return (
+        "The gradient equals that of signal_loss. In the live trainer, press `one step`"
+        " with method gkd and look at the multiplier: all advantages are 0, and only"
+        " your first term is left."
+    )
 
 
 @exercise(
-    hint="A causal model reads a token and predicts the NEXT one. At which position are the logits that chose the first completion token?"
+    hint=(
+        "A causal model reads a token and predicts the NEXT one. At which position are"
+        " the logits that chose the first completion token?"
+    )
 )
 def shift(function) -> str:
     student, teacher, tokenizer = default_pair()
@@ -190,22 +230,21 @@ def shift(function) -> str:
             max_completion_length=longest,
             generator=torch.Generator().manual_seed(0),
         )
-        at, ids, T = (
-            rollout.completion_mask.bool(),
-            rollout.completion_ids,
-            rollout.completion_ids.shape[1],
-        )
+        at = rollout.completion_mask.bool()
+        ids = rollout.completion_ids
+        T = rollout.completion_ids.shape[1]
         with torch.no_grad():
-            got, right = (
-                function(model, rollout),
-                token_logps(completion_logits(model, rollout), ids),
-            )
+            got = function(model, rollout)
+            right = token_logps(completion_logits(model, rollout), ids)
             every = model(
                 rollout.input_ids, attention_mask=rollout.attention_mask
             ).logits
+        is_tensor = isinstance(got, torch.Tensor)
+        what = tuple(got.shape) if is_tensor else type(got).__name__
         need(
-            isinstance(got, torch.Tensor) and got.shape == right.shape,
-            f"asked is one number per completion token, {tuple(right.shape)}; got {tuple(got.shape) if isinstance(got, torch.Tensor) else type(got).__name__}",
+            is_tensor and got.shape == right.shape,
+            f"asked is one number per completion token, {tuple(right.shape)}; got"
+            f" {what}",
         )
 
         def near(x):
@@ -213,7 +252,10 @@ def shift(function) -> str:
 
         need(
             not near(token_logps(every[:, -T:], ids)),
-            f"the logits at a token's own place have seen that token, and predict the one after it. So the tokens that the model itself wrote look unlikely: {got[at].mean():.2f} nats each on average instead of {right[at].mean():.2f}",
+            "the logits at a token's own place have seen that token, and predict the"
+            " one after it. So the tokens that the model itself wrote look unlikely:"
+            f" {got[at].mean():.2f} nats each on average instead of"
+            f" {right[at].mean():.2f}",
         )
         need(
             not near(token_logps(every[:, :T], ids)),
@@ -221,14 +263,21 @@ def shift(function) -> str:
         )
         need(
             not near(every[:, -T - 1 : -1].gather(-1, ids[..., None])[..., 0]),
-            "the place is right, but these are logits: without subtracting logsumexp they are no log-probabilities",
+            "the place is right, but these are logits: without subtracting logsumexp"
+            " they are no log-probabilities",
         )
         need(
             not near(right.exp()),
-            "the place is right, but these are probabilities; asked are their logarithms",
+            "the place is right, but these are probabilities; asked are their"
+            " logarithms",
         )
         need(
             near(right),
-            "the numbers differ from token_logps(completion_logits(model, rollout), rollout.completion_ids)",
+            "the numbers differ from token_logps(completion_logits(model, rollout),"
+            " rollout.completion_ids)",
         )
-    return "One place earlier. completion_logits does the same, and a test compares it with the log-probabilities noted while sampling: do that with every new model."
+    return (
+        "One place earlier. completion_logits does the same, and a test compares it"
+        " with the log-probabilities noted while sampling: do that with every new"
+        " model."
+    )

@@ -5,17 +5,19 @@ import math
 
 import numpy as np
 import torch
-from cmdp_nbdev.budget import Budget
-from cmdp_nbdev.objective import METHODS, Batch
 from scipy.stats import t as student_t
+
+from cmdp_nbdev.budget import Budget
+from cmdp_nbdev.methods import METHODS
+from cmdp_nbdev.objective import Batch
 
 from . import exercise, need
 
-NAMES = {"grpo", "soft", "saute", "cmdp", "hinge", "cmdp-smooth"}
+NAMES = {"grpo", "soft", "saute", "cmdp", "hinge", "cmdp-rate"}
 
 
 def advantages(name: str, rewards: list[float], spent: list[float]) -> list[float]:
-    "What a method gives completions of one prompt, one token each, under a limit of 0.8 nats; rewards are only centred."
+    "The signal of a method for completions of one prompt, one token each, at 0.8 nats."
     cost = torch.tensor(spent).unsqueeze(-1)
     ones = torch.ones_like(cost)
     settings = (
@@ -39,7 +41,10 @@ def advantages(name: str, rewards: list[float], spent: list[float]) -> list[floa
 
 
 @exercise(
-    hint="The baseline of a completion is the mean over its group. Ask for each method: is the budget inside the reward that is compared, or only in the multiplier?"
+    hint=(
+        "The baseline of a completion is the mean over its group. Ask for each method:"
+        " is the budget inside the reward that is compared, or only in the multiplier?"
+    )
 )
 def equal(answer) -> str:
     need(
@@ -53,17 +58,30 @@ def equal(answer) -> str:
     }
     need(
         not (extra := set(answer) - truth),
-        f"{', '.join(sorted(extra))}: judged by the reward alone, and all rewards are equal, so nobody is above the mean; the budget is only in the multiplier",
+        f"{', '.join(sorted(extra))}: judged by the reward alone, and all rewards are"
+        " equal, so nobody is above the mean; the budget is only in the multiplier",
     )
     need(
         not (missing := truth - set(answer)),
-        f"{', '.join(sorted(missing))} missing: these lower the reward of a completion that is over, so the rewards of the group differ although all answers are right",
+        f"{', '.join(sorted(missing))} missing: these lower the reward of a completion"
+        " that is over, so the rewards of the group differ although all answers are"
+        " right",
     )
-    return "A method that keeps the budget out of the reward learns nothing from the advantages here, and everything from the multiplier. See it with ask(name, batch_of([1.0] * 4, [0.3, 0.5, 1.2, 1.5])), or set `method` in the live trainer of lesson 07 to grpo and to hinge, and compare advantage_abs in live.history."
+    return (
+        "A method that keeps the budget out of the reward learns nothing from the"
+        " advantages here, and everything from the multiplier. See it with ask(name,"
+        " batch_of([1.0] * 4, [0.3, 0.5, 1.2, 1.5])), or set `method` in the live"
+        " trainer of lesson 07 to grpo and to hinge, and compare advantage_abs in"
+        " live.history."
+    )
 
 
 @exercise(
-    hint="Three steps: where does the charge begin, how far is each completion beyond that point (never less than 0: clamp(min=0)), and which way does a penalty move the reward?"
+    hint=(
+        "Three steps: where does the charge begin, how far is each completion beyond"
+        " that point (never less than 0: clamp(min=0)), and which way does a penalty"
+        " move the reward?"
+    )
 )
 def margin(function) -> str:
     for limit, coef, share, spent in (
@@ -74,66 +92,78 @@ def margin(function) -> str:
         got = function(rewards, spent, limit, coef, share)
         need(
             isinstance(got, torch.Tensor) and got.shape == rewards.shape,
-            f"it must return one reward for each completion, a tensor of shape (3,); got {got!r}",
+            "it must return one reward for each completion, a tensor of shape (3,);"
+            f" got {got!r}",
         )
         beyond = (spent - share * limit).clamp(min=0)
         right = rewards - coef * beyond
         low, middle, high = got.tolist()
         need(
             high < 0,
-            "the sign of the penalty: a wrong answer over the limit must end up below its task reward of 0, or the student is paid for leaving the budget",
+            "the sign of the penalty: a wrong answer over the limit must end up below"
+            " its task reward of 0, or the student is paid for leaving the budget",
         )
         need(
             low < 1.0001,
-            "a completion below the margin is paid for spending less: without clamp(min=0) the unspent nats become a reward, and the student copies the teacher",
+            "a completion below the margin is paid for spending less: without"
+            " clamp(min=0) the unspent nats become a reward, and the student copies the"
+            " teacher",
         )
         need(
             abs(low - 1) < 1e-4,
-            "below the margin the reward must stay as it is: subtract only what lies beyond margin times limit",
+            "below the margin the reward must stay as it is: subtract only what lies"
+            " beyond margin times limit",
         )
         need(
             middle < 0.9999,
-            "between margin and limit nothing was charged: the charge begins at margin times limit, not at the limit",
+            "between margin and limit nothing was charged: the charge begins at margin"
+            " times limit, not at the limit",
         )
         need(
             not torch.allclose(
                 got, rewards - coef * (spent - share).clamp(min=0), atol=1e-4
             )
             or limit == 1,
-            "the margin is a share of the limit: the charge begins at margin times limit, and `margin` alone has no unit",
+            "the margin is a share of the limit: the charge begins at margin times"
+            " limit, and `margin` alone has no unit",
         )
         need(
             not torch.allclose(got, rewards - beyond, atol=1e-4),
-            "the charge is coef for each nat beyond margin times limit; here coef has no effect",
+            "the charge is coef for each nat beyond margin times limit; here coef has"
+            " no effect",
         )
         need(
             not torch.allclose(
                 got, rewards - coef * (spent > share * limit), atol=1e-4
             ),
-            "this charges the same for every violation; a constant does not tell a runaway from a small excess. It is coef for each nat beyond",
+            "this charges the same for every violation; a constant does not tell a"
+            " runaway from a small excess. It is coef for each nat beyond",
         )
         need(
             torch.allclose(got, right, atol=1e-4),
-            f"for spent {spent.tolist()}, limit {limit}, coef {coef} and margin {share} the rewards are {right.tolist()}, not {got.tolist()}",
+            f"for spent {spent.tolist()}, limit {limit}, coef {coef} and margin {share}"
+            f" the rewards are {right.tolist()}, not {got.tolist()}",
         )
-    return "To train it, put it into a method like `ramp`: see `hinge` in nbs/04_objective, which also gives it a multiplier."
+    return (
+        "To train it, put it into a method like `ramp`: see `hinge` in"
+        " nbs/04_objective, which also gives it a multiplier."
+    )
 
 
 @exercise(
-    hint="What did the choice look at? A number that took part in the choice is the luckiest of several. Choose with one table, report with the other."
+    hint=(
+        "What did the choice look at? A number that took part in the choice is the"
+        " luckiest of several. Choose with one table, report with the other."
+    )
 )
 def choose(function) -> str:
     rng, found = np.random.default_rng(0), 0
     while found < 3:
-        validation, test = (
-            (rng.random((6, 40)) < 0.6).astype(float),
-            (rng.random((6, 40)) < 0.6).astype(float),
-        )
-        v, t, both = (
-            validation.mean(1),
-            test.mean(1),
-            (validation.mean(1) + test.mean(1)) / 2,
-        )
+        validation = (rng.random((6, 40)) < 0.6).astype(float)
+        test = (rng.random((6, 40)) < 0.6).astype(float)
+        v = validation.mean(1)
+        t = test.mean(1)
+        both = (validation.mean(1) + test.mean(1)) / 2
         best, lucky = int(v.argmax()), int(t.argmax())
         if (
             len({best, lucky, int(both.argmax())}) < 3
@@ -145,11 +175,14 @@ def choose(function) -> str:
         index, score = function(validation, test)
         need(
             index != lucky,
-            f"it chooses setting {lucky} because of its test score: the reported {score:.2f} is then the luckiest of {len(t)} numbers. On validation, setting {best} is best",
+            f"it chooses setting {lucky} because of its test score: the reported"
+            f" {score:.2f} is then the luckiest of {len(t)} numbers. On validation,"
+            f" setting {best} is best",
         )
         need(
             index != int(both.argmax()),
-            "the test table takes part in the choice, through the mean of both: a little luck is luck, too",
+            "the test table takes part in the choice, through the mean of both: a"
+            " little luck is luck, too",
         )
         need(
             index == best,
@@ -157,17 +190,27 @@ def choose(function) -> str:
         )
         need(
             abs(score - v[best]) > 1e-9,
-            f"the choice is right, but it reports the score that made the choice, {v[best]:.2f}: the luckiest on validation. On test it has {t[best]:.2f}",
+            "the choice is right, but it reports the score that made the choice,"
+            f" {v[best]:.2f}: the luckiest on validation. On test it has {t[best]:.2f}",
         )
         need(
             abs(score - t[best]) < 1e-9,
-            f"the accuracy to report is that of the chosen setting on test, {t[best]:.2f}; got {score:.2f}",
+            "the accuracy to report is that of the chosen setting on test,"
+            f" {t[best]:.2f}; got {score:.2f}",
         )
-    return "Now the reported number took no part in the choice. In the shoot-out, the line of fixed prices is drawn with hindsight: put `right picture at` to another budget, and another point of `soft` is the best one."
+    return (
+        "Now the reported number took no part in the choice. In the shoot-out, the line"
+        " of fixed prices is drawn with hindsight: put `right picture at` to another"
+        " budget, and another point of `soft` is the best one."
+    )
 
 
 @exercise(
-    hint="Take the differences first, d = a - b, one for each seed. Then it is the interval of a mean: t times the standard deviation of d (ddof=1), divided by the square root of the number of seeds."
+    hint=(
+        "Take the differences first, d = a - b, one for each seed. Then it is the"
+        " interval of a mean: t times the standard deviation of d (ddof=1), divided by"
+        " the square root of the number of seeds."
+    )
 )
 def interval(function) -> str:
     for a, b in (
@@ -195,22 +238,32 @@ def interval(function) -> str:
             not any(
                 near(k * apart) for k in (t, 1.96, student_t.ppf(0.975, 2 * n - 2))
             ),
-            f"this adds the spreads of a and b as if they were independent. Both saw the same seeds, and what is common cancels in the difference: {half:.3f} instead of {t * d.std(ddof=1) / np.sqrt(n):.3f}",
+            "this adds the spreads of a and b as if they were independent. Both saw"
+            f" the same seeds, and what is common cancels in the difference: {half:.3f}"
+            f" instead of {t * d.std(ddof=1) / np.sqrt(n):.3f}",
         )
         need(
             not near(1.96 * d.std(ddof=1) / np.sqrt(n)),
-            f"1.96 is for hundreds of seeds; the standard deviation of {n} numbers is itself uncertain, and t_(n-1) = {t:.2f} allows for that",
+            f"1.96 is for hundreds of seeds; the standard deviation of {n} numbers is"
+            f" itself uncertain, and t_(n-1) = {t:.2f} allows for that",
         )
         need(
             not near(t * d.std(ddof=1)),
-            "this is the spread of one difference; the mean of n of them varies less, by the square root of n",
+            "this is the spread of one difference; the mean of n of them varies less,"
+            " by the square root of n",
         )
         need(
             not near(t * d.std() / np.sqrt(n)),
-            "np.std divides by n unless you say ddof=1; with few seeds that is far too small",
+            "np.std divides by n unless you say ddof=1; with few seeds that is far too"
+            " small",
         )
         need(
             near(t * d.std(ddof=1) / np.sqrt(n)),
             f"the half-width is {t * d.std(ddof=1) / np.sqrt(n):.4f}, got {half:.4f}",
         )
-    return "`compare` does this, and adds the luck of the prompts. With two seeds t is 12.7: choose `all methods` in the shoot-out of a study, ShootOut(list(runs.values())), and look for the longest bars: few seeds, or seeds that differ."
+    return (
+        "`compare` does this, and adds the luck of the prompts. With two seeds t is"
+        " 12.7: choose `all methods` in the shoot-out of a study,"
+        " ShootOut(list(runs.values())), and look for the longest bars: few seeds, or"
+        " seeds that differ."
+    )

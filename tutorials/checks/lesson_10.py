@@ -1,12 +1,13 @@
 "Checks of lesson 10."
 
-import json
 import math
 from dataclasses import asdict, replace
 
 import torch
+
 from cmdp_nbdev.budget import Budget, satisfaction_interval
-from cmdp_nbdev.trainer import CMDPConfig, check_resumable
+from cmdp_nbdev.run import check_resumable
+from cmdp_nbdev.trainer import CMDPConfig
 
 from . import exercise, need
 
@@ -22,7 +23,7 @@ CHANGES = {
 
 
 def refused(name: str) -> bool:
-    "Whether a checkpoint of the lesson's run refuses to continue with another value of this setting."
+    "Whether the lesson's run refuses to continue with another value of this setting."
     args = CMDPConfig(
         distill_steps=30, budget_quantile=0.8, max_steps=70, save_steps=35
     )
@@ -38,7 +39,10 @@ def refused(name: str) -> bool:
 
 
 @exercise(
-    hint="Ask of each: would update 36 move other weights than in the run that was never stopped? The learning rate falls along a curve that ends at max_steps."
+    hint=(
+        "Ask of each: would update 36 move other weights than in the run that was never"
+        " stopped? The learning rate falls along a curve that ends at max_steps."
+    )
 )
 def change(answer) -> str:
     need(
@@ -48,17 +52,25 @@ def change(answer) -> str:
     truth = {name for name in CHANGES if refused(name)}
     need(
         not (extra := set(answer) - truth),
-        f"{', '.join(sorted(extra))}: decides what is written where and when, and no weight depends on it, so it may change",
+        f"{', '.join(sorted(extra))}: decides what is written where and when, and no"
+        " weight depends on it, so it may change",
     )
     need(
         not (missing := truth - set(answer)),
-        f"{', '.join(sorted(missing))} missing: another value moves other weights (a longer run also stretches the schedule of the learning rate)",
+        f"{', '.join(sorted(missing))} missing: another value moves other weights (a"
+        " longer run also stretches the schedule of the learning rate)",
     )
-    return "The trainer names every difference that it refuses. See it: new_trainer(work / 'killed', seed=1).train(resume_from_checkpoint='auto')."
+    return (
+        "The trainer names every difference that it refuses. See it: new_trainer(work /"
+        " 'killed', seed=1).train(resume_from_checkpoint='auto')."
+    )
 
 
 @exercise(
-    hint="The mean of equal numbers does not depend on how many there are. The sum is number times price."
+    hint=(
+        "The mean of equal numbers does not depend on how many there are. The sum is"
+        " number times price."
+    )
 )
 def lengths(answer) -> str:
     need(
@@ -83,17 +95,25 @@ def lengths(answer) -> str:
     )
     need(
         mean == truth[0],
-        "the mean: 0.3 nats at every token is 0.3 nats per token, however many there are",
+        "the mean: 0.3 nats at every token is 0.3 nats per token, however many"
+        " there are",
     )
     need(
         total == truth[1],
         "the sum: multiply 0.3 by the number of tokens, and compare with 20",
     )
-    return "Under the mean the long completion may spend 70 nats, more than three times what the sum allows to any. In the cell `mean`, put your own lengths into the loop."
+    return (
+        "Under the mean the long completion may spend 70 nats, more than three times"
+        " what the sum allows to any. In the cell `mean`, put your own lengths into the"
+        " loop."
+    )
 
 
 @exercise(
-    hint="Cut the text at its last #. If there is none, there is no answer. Compare the whole rest, not a part of it."
+    hint=(
+        "Cut the text at its last #. If there is none, there is no answer. Compare the"
+        " whole rest, not a part of it."
+    )
 )
 def reward(function) -> str:
     def ask(texts, final):
@@ -127,7 +147,8 @@ def reward(function) -> str:
         )
         need(
             got[3] is None,
-            f"where `final` is None the reward must be None (no verdict), not {got[3]!r}: 0.0 would say that the answer is wrong",
+            "where `final` is None the reward must be None (no verdict), not"
+            f" {got[3]!r}: 0.0 would say that the answer is wrong",
         )
         need(
             all(isinstance(x, (int, float)) for i, x in enumerate(got) if i != 3),
@@ -135,29 +156,41 @@ def reward(function) -> str:
         )
         need(
             got[0] == 1 and got[4] == 1,
-            f"{work + '#' + answer!r} is right for {answer!r} and got {got[0]}; what counts stands after the last #",
+            f"{work + '#' + answer!r} is right for {answer!r} and got {got[0]}; what"
+            " counts stands after the last #",
         )
         need(
             got[1] == 0,
-            f"{work + '#' + other!r} answers {other}, not {answer}, and got {got[1]}: the digits may stand anywhere in the work, and being mentioned is not an answer. A student learns to mention everything",
+            f"{work + '#' + other!r} answers {other}, not {answer}, and got {got[1]}:"
+            " the digits may stand anywhere in the work, and being mentioned is not an"
+            " answer. A student learns to mention everything",
         )
         need(
             got[2] == 0,
-            f"{work!r} has no #, so it gives no answer, and got {got[2]}: unfinished work is not right",
+            f"{work!r} has no #, so it gives no answer, and got {got[2]}: unfinished"
+            " work is not right",
         )
         need(
             got[5] == 0,
-            f"two answers in one text: the last one counts, and {other} is not {answer}",
+            f"two answers in one text: the last one counts, and {other} is not"
+            f" {answer}",
         )
         need(
             got[6] == 0 and got[7] == 0,
-            f"{other + answer!r} is not {answer!r}: compare all that stands after the #, not how it begins or ends",
+            f"{other + answer!r} is not {answer!r}: compare all that stands after the"
+            " #, not how it begins or ends",
         )
-    return "Such rewards are found by students faster than by people. Read completions with a high reward before you trust it."
+    return (
+        "Such rewards are found by students faster than by people. Read completions"
+        " with a high reward before you trust it."
+    )
 
 
 @exercise(
-    hint="satisfaction_interval(n, n) has the lower end that you need. It rises with n: count upwards, or solve (1 - 0.95)/2 = (1 - bound)^n."
+    hint=(
+        "satisfaction_interval(n, n) has the lower end that you need. It rises with n:"
+        " count upwards, or solve (1 - 0.95)/2 = (1 - bound)^n."
+    )
 )
 def needed(function) -> str:
     for bound in (0.05, 0.01, 0.2):
@@ -177,12 +210,16 @@ def needed(function) -> str:
 
         need(
             got == n or not near(1 / bound),
-            f"{got} completions without a violation certify only {reached(got):.3f}: a rate of one in {round(1 / bound)} is not seen at all in {round(1 / bound)} completions more than a third of the time",
+            f"{got} completions without a violation certify only {reached(got):.3f}: a"
+            f" rate of one in {round(1 / bound)} is not seen at all in"
+            f" {round(1 / bound)} completions more than a third of the time",
         )
         need(
             got == n
             or not (near(3 / bound) or near(math.log(0.05) / math.log(1 - bound))),
-            f"{got} is the rule of three: a bound that is wrong in 5% of all cases. Ours is the lower end of a two-sided 95% interval, wrong in 2.5%; at {got} it is {reached(got):.4f}",
+            f"{got} is the rule of three: a bound that is wrong in 5% of all cases."
+            " Ours is the lower end of a two-sided 95% interval, wrong in 2.5%; at"
+            f" {got} it is {reached(got):.4f}",
         )
         need(
             got >= n,
@@ -190,6 +227,10 @@ def needed(function) -> str:
         )
         need(
             got == n,
-            f"{got} are enough, but not the smallest number: {n} certify {reached(n):.4f} already",
+            f"{got} are enough, but not the smallest number: {n} certify"
+            f" {reached(n):.4f} already",
         )
-    return "Halve the bound and the number doubles. In the picture, follow the solid line to 1%."
+    return (
+        "Halve the bound and the number doubles. In the picture, follow the solid line"
+        " to 1%."
+    )

@@ -1,4 +1,5 @@
-# Solutions of lesson 00; after each, wrong answers with words of what the check must say to them (tests/test_tutorials.py runs all of them).
+# Solutions of lesson 00. After each: wrong answers, with words of what the check must
+# say to them (tests/test_tutorials.py runs them all).
 
 # %% corrections
 my_answer = 2  # log 2 = 0.69 nats each: two cost 1.39, three 2.08

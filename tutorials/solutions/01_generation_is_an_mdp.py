@@ -1,4 +1,5 @@
-# Solutions of lesson 01; after each, wrong answers with words of what the check must say to them (tests/test_tutorials.py runs all of them).
+# Solutions of lesson 01. After each: wrong answers, with words of what the check must
+# say to them (tests/test_tutorials.py runs them all).
 
 # %% same-state
 my_answer = (

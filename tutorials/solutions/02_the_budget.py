@@ -1,4 +1,5 @@
-# Solutions of lesson 02; after each, wrong answers with words of what the check must say to them (tests/test_tutorials.py runs all of them).
+# Solutions of lesson 02. After each: wrong answers, with words of what the check must
+# say to them (tests/test_tutorials.py runs them all).
 
 # %% most
 my_answer = 99  # 99 completions at 0.808 nats and one at 0: the mean is 0.8

@@ -1,4 +1,5 @@
-# Solutions of lesson 03; after each, wrong answers with words of what the check must say to them (tests/test_tutorials.py runs all of them).
+# Solutions of lesson 03. After each: wrong answers, with words of what the check must
+# say to them (tests/test_tutorials.py runs them all).
 
 # %% switch
 my_price = 1 / (2.996 - 0.223)  # reward gained per nat paid, from a to g: 0.361

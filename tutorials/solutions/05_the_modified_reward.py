@@ -1,4 +1,5 @@
-# Solutions of lesson 05; after each, wrong answers with words of what the check must say to them (tests/test_tutorials.py runs all of them).
+# Solutions of lesson 05. After each: wrong answers, with words of what the check must
+# say to them (tests/test_tutorials.py runs them all).
 
 # %% constant
 my_answer = 0.0  # all are paid -20, the mean is -20, and nobody differs from it

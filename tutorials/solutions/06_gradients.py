@@ -1,4 +1,5 @@
-# Solutions of lesson 06; after each, wrong answers with words of what the check must say to them.
+# Solutions of lesson 06. After each: wrong answers, with words of what the check must
+# say to them (tests/test_tutorials.py runs them all).
 
 # %% alone
 my_answer = 0  # its own mean is subtracted

@@ -1,4 +1,5 @@
-# Solutions of lesson 09; after each, wrong answers with words of what the check must say to them (tests/test_tutorials.py runs all of them).
+# Solutions of lesson 09. After each: wrong answers, with words of what the check must
+# say to them (tests/test_tutorials.py runs them all).
 
 # %% steps
 my_answer = {0.01, 0.1}  # the gap is 0.0078, and half of it is rounded away
