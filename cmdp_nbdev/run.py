@@ -79,7 +79,7 @@ def claim_output_dir(path: str | None, method: str, resuming: bool) -> Path:
         )
     return folder
 
-
+# %% ../nbs/12_run.ipynb #new-folder
 def _new_folder(method: str) -> Path:
     "runs/<method>-<time>, with a number behind it if that exists."
     name = f"runs/{method}-{time.strftime('%Y%m%d-%H%M%S')}"
@@ -117,7 +117,7 @@ RESUMABLE = {
 # with budget_quantile these decide the budget
 EVALUATION = {"per_device_eval_batch_size", "eval_num_generations", "eval_temperature"}
 
-
+# %% ../nbs/12_run.ipynb #run-settings
 def run_settings(args: CMDPConfig, constraints: dict) -> dict:
     "The config and the further budgets (without their cost functions), as JSON gives them back."
     limits = {name: asdict(budget) for name, (_, budget) in constraints.items()}
@@ -159,7 +159,7 @@ def write_checkpoint(
     part.rename(final)
     return final
 
-
+# %% ../nbs/12_run.ipynb #find-checkpoints
 def checkpoints(folder: str | os.PathLike) -> list[Path]:
     "The complete checkpoints in a folder, oldest first."
     found = [p for p in Path(folder).glob("checkpoint-*") if p.name[11:].isdigit()]
@@ -234,7 +234,7 @@ def repeat_code(args: CMDPConfig, command: str | None) -> list[str]:
         "```",
     ]
 
-# %% ../nbs/12_run.ipynb #model-card
+# %% ../nbs/12_run.ipynb #card-text
 CARD = """---
 library_name: transformers
 tags: [distillation, reinforcement-learning, cmdp_nbdev]
@@ -261,7 +261,7 @@ that trained it.
 {repeat}
 """
 
-
+# %% ../nbs/12_run.ipynb #model-card
 def model_card(
     names: dict[str, str],  # `student` and `teacher`
     args: CMDPConfig,
@@ -339,7 +339,7 @@ def student(self: Run) -> torch.nn.Module:
     "The model that is trained, without accelerate's wrapping."
     return self.accelerator.unwrap_model(self.model)
 
-
+# %% ../nbs/12_run.ipynb #tell
 @patch
 def tell(self: Run, factor: float = 1.0) -> None:
     "Tell a student that must be told what its budget is from now on."
@@ -354,7 +354,7 @@ def next_prompts(self: Run, count: int) -> tuple[list, dict]:
     columns = self.train_dataset[rows]
     return columns.pop("prompt"), columns
 
-
+# %% ../nbs/12_run.ipynb #generator
 @patch
 def generator(self: Run, *stream: int) -> torch.Generator:
     "The random generator of one purpose: a function of the seed and `stream` alone."
@@ -443,7 +443,7 @@ def write_config(self: Run) -> None:
     config = run_config(self.args, constraints=constraints, **self.run_info)
     (self.output_dir / "config.json").write_text(json.dumps(config, indent=1) + "\n")
 
-
+# %% ../nbs/12_run.ipynb #evaluation
 @patch
 def evaluation(self: Run) -> dict:
     "An evaluation's metrics as the log names them."
@@ -474,7 +474,7 @@ def open_trackers(self: Run) -> None:
         shown = {k: v if isinstance(v, kinds) else str(v) for k, v in settings}
         self.accelerator.init_trackers("cmdp_nbdev", shown)
 
-
+# %% ../nbs/12_run.ipynb #log-line
 @patch
 def log(self: Run, metrics: dict) -> None:
     "Append to metrics.jsonl and report to the trackers."
@@ -496,7 +496,7 @@ def save_model(self: Run, path: str | os.PathLike) -> None:
     self.processing_class.save_pretrained(path)
     (Path(path) / "README.md").write_text(self.card(), encoding="utf-8")
 
-
+# %% ../nbs/12_run.ipynb #card
 @patch
 def card(self: Run) -> str:
     "The model card of the student as it is now."
@@ -522,7 +522,7 @@ def save_checkpoint(self: Run) -> Path:
             shutil.rmtree(old)
     return final
 
-
+# %% ../nbs/12_run.ipynb #resume
 @patch
 def load_checkpoint(self: Run, checkpoint: str | os.PathLike) -> None:
     "Continue from a checkpoint folder as if never stopped. Raises for one of other settings."
