@@ -7,7 +7,6 @@ from conftest import ROOT, python
 
 from cmdp_nbdev.run import checkpoints, keep_metrics, newest_checkpoint, prompt_order
 
-
 BAR = """
 from cmdp_nbdev.run import progress
 for settings in ({}, {"disable": True}):
