@@ -20,6 +20,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import datasets
 import torch
@@ -28,6 +29,7 @@ from datasets import Dataset
 from transformers import HfArgumentParser
 from transformers.utils import logging as hf_logging
 
+from .config import CMDPConfig, one_of, range_problems, refuse, setting, with_ranges
 from .judge import arithmetic_validity
 from .methods import METHODS, method_settings
 from .model import default_pair
@@ -42,74 +44,77 @@ from cmdp_nbdev.plot import (
     tradeoff_figure,
     training_curves,
 )
-from .prepare import _option, progress_style
+from .prepare import AtLeastOne, NotBelowZero, progress_style
 from .task import chain_dataset, chain_frontier, chain_reward, step_validity
 from .tasks import KINDS, TASKS, load_rows, open_task, task_kind, with_template
-from .trainer import CMDPConfig, CMDPTrainer
+from .trainer import CMDPTrainer
 
 # %% auto #0
-__all__ = ['ABOUT', 'METHODS_ABOUT', 'EXAMPLES', 'UNSAID', 'OWN', 'OWN_TOO', 'SUMMARY', 'COPY_LIMIT', 'EXPECTED', 'RunArguments',
-           'method_lines', 'build_parser', 'read_options', 'parse_args', 'command_of', 'load_reward', 'load_prompts',
-           'with_prompts', 'own_task', 'check_options', 'engine', 'embedded_trainer', 'own_trainer', 'describe_teacher',
-           'build_trainer', 'distil', 'train_until_stopped', 'exact_optimum', 'summarise', 'start_of', 'write_run',
-           'pictures', 'format_summary', 'headline', 'run_all', 'all_configs', 'write_table', 'comparison', 'main']
+__all__ = ['Engine', 'ABOUT', 'METHODS_ABOUT', 'EXAMPLES', 'UNSAID', 'OWN', 'OWN_TOO', 'SUMMARY', 'COPY_LIMIT', 'EXPECTED',
+           'RunArguments', 'method_lines', 'build_parser', 'read_options', 'parse_args', 'command_of', 'load_reward',
+           'load_prompts', 'with_prompts', 'own_task', 'check_options', 'engine', 'embedded_trainer', 'own_trainer',
+           'describe_teacher', 'build_trainer', 'distil', 'train_until_stopped', 'exact_optimum', 'summarise',
+           'start_of', 'write_run', 'pictures', 'format_summary', 'headline', 'run_all', 'all_configs', 'write_table',
+           'comparison', 'main']
 
 # %% ../nbs/20_cli.ipynb #options
+Engine = Annotated[str, one_of("native", "trl")]
+
+
+@with_ranges
 @dataclass
 class RunArguments:
     "What to distil from what, on which data. Nothing given: the embedded default."
 
-    student: str | None = _option(
+    student: str | None = setting(
         None,
         "student: a folder or hub name; none = the embedded pair (then teacher, dataset and "
         "reward are embedded, too)",
     )
-    teacher: str | None = _option(
+    teacher: str | None = setting(
         None, "teacher: a folder or hub name with the student's tokenizer"
     )
-    dataset: str | None = _option(
+    dataset: str | None = setting(
         None,
         "training prompts: a .jsonl, .csv or .parquet file, a folder or a hub name, with a column "
         "'prompt'; or gsm8k:SOURCE, math:SOURCE (such a file, folder or name) or "
         "reasoning_gym:NAME[,setting=value,...]",
     )
-    eval_dataset: str | None = _option(
+    eval_dataset: str | None = setting(
         None,
         "held-out prompts, given like dataset; none = its split 'test', for gsm8k:, math: (not "
         "one file) and reasoning_gym:",
     )
-    reward: list[str] | None = _option(
+    reward: list[str] | None = setting(
         None,
         "reward functions as module:function (TRL signature); several may follow; none = the "
         "grader that belongs to gsm8k:, math: or reasoning_gym:",
     )
-    prompt_template: str | None = _option(
+    prompt_template: str | None = setting(
         None,
         "how the column 'prompt' is put to the model: chat (messages), plain, or a text with "
         "{prompt} in it; none = as it is, or chat with system_prompt or num_shots",
     )
-    system_prompt: str | None = _option(
+    system_prompt: str | None = setting(
         None,
         "a text before all prompts, or the name of one: hash (#### x), boxed, think (<think> tags)",
     )
-    num_shots: int = _option(
-        0, "worked examples before every prompt, drawn from the training prompts, >= 0"
+    num_shots: NotBelowZero = setting(
+        0, "worked examples before every prompt, drawn from the training prompts"
     )
-    n_train: int | None = _option(
-        None, "training prompts to use, >= 1; none = all, or 1000 of reasoning_gym:NAME"
+    n_train: AtLeastOne | None = setting(
+        None, "training prompts to use; none = all, or 1000 of reasoning_gym:NAME"
     )
-    n_eval: int = _option(1024, "held-out prompts to evaluate on, >= 1")
-    num_threads: int | None = _option(
-        None,
-        "CPU threads, >= 1; none = 1 for the embedded pair (faster for tiny models), else torch's "
-        "choice",
+    n_eval: AtLeastOne = setting(1024, "held-out prompts to evaluate on")
+    num_threads: AtLeastOne | None = setting(
+        None, "CPU threads; none = 1 for the embedded pair (faster for tiny models), else torch's"
     )
-    engine: str = _option(
+    engine: Engine = setting(
         "native",
         "native: our loop, one device; trl: inside TRL's GRPOTrainer, for several devices "
         "(pip install .[trl])",
     )
-    config: str | None = _option(None, "YAML file with any of these options; the command line wins")
+    config: str | None = setting(None, "YAML file with any of these options; the command line wins")
 
 # %% ../nbs/20_cli.ipynb #methods
 def method_lines() -> str:
@@ -272,12 +277,9 @@ OWN_TOO = ("prompt_template", "system_prompt", "num_shots", "n_train")  # and wh
 
 def check_options(run: RunArguments) -> None:
     "Raises ValueError, naming the options, for a run that cannot work."
-    for name in ("n_eval", "n_train", "num_threads"):
-        value = getattr(run, name)
-        if value is None and name != "n_eval":
-            continue
-        if value is None or value < 1:
-            raise ValueError(f"{name} must be >= 1, got {value}")
+    refuse(range_problems(run))
+    if run.n_eval is None:
+        raise ValueError("n_eval must be >= 1, got None")
     if run.student is None:
         _refuse_given(run)
     else:
@@ -312,11 +314,9 @@ def _brought_by(dataset: str) -> tuple[str, ...]:
 
 # %% ../nbs/20_cli.ipynb #engine
 def engine(name: str) -> type:
-    "The trainer's class. Raises ValueError for other names, ImportError if TRL is not installed."
+    "The trainer's class by the name of the engine. Raises ImportError if TRL is not installed."
     if name == "native":
         return CMDPTrainer
-    if name != "trl":
-        raise ValueError(f"engine must be native or trl, got {name!r}")
     if importlib.util.find_spec("trl") is None:
         raise ImportError('engine=trl needs the package trl; run: pip install "cmdp_nbdev[trl]"')
     from cmdp_nbdev.trl import TRLTrainer
@@ -390,18 +390,11 @@ def distil(run: RunArguments, config: CMDPConfig) -> dict:
     optimum = exact_optimum(run, trainer)
     seconds = time.perf_counter() - began
     trainer.save_model(trainer.output_dir / "student")
-    if not _writes(trainer):
+    if not trainer.is_main_process:
         return {}
     summary = summarise(trainer, result, seconds, optimum)
     write_run(trainer, records, summary)
     return summary | {"output_dir": str(trainer.output_dir)}
-
-# %% ../nbs/20_cli.ipynb #writes
-def _writes(trainer: CMDPTrainer) -> bool:
-    "Whether this process is the one that writes files."
-    if hasattr(trainer, "is_main_process"):
-        return trainer.is_main_process
-    return trainer.accelerator.is_main_process
 
 # %% ../nbs/20_cli.ipynb #train
 def train_until_stopped(trainer: CMDPTrainer) -> None:

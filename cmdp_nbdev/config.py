@@ -46,7 +46,7 @@ class Range:
         except (TypeError, ValueError, OverflowError):
             return False
 
-
+# %% ../nbs/10_config.ipynb #one-of
 def one_of(*choices: str) -> Range:
     "The range of a few words."
     return Range(f"one of {', '.join(choices)}", lambda v: v in choices)
@@ -81,7 +81,7 @@ def with_ranges(cls: type) -> type:
             )
     return cls
 
-
+# %% ../nbs/10_config.ipynb #ranges
 @functools.cache
 def ranges(cls: type) -> dict[str, Range]:
     "The range of every field of a dataclass that has one."
@@ -324,7 +324,7 @@ def cost(self: CMDPConfig) -> Cost:
         chunk_size=self.kl_chunk_size,
     )
 
-
+# %% ../nbs/10_config.ipynb #sampling
 @patch(as_prop=True)
 def sampling(self: CMDPConfig) -> Sampling:
     "How completions are written while training."
@@ -336,7 +336,7 @@ def eval_sampling(self: CMDPConfig) -> Sampling:
     "How completions are written in an evaluation."
     return Sampling(self.eval_num_generations, self.max_completion_length, self.eval_temperature)
 
-
+# %% ../nbs/10_config.ipynb #method-options
 @patch(as_prop=True)
 def method_options(self: CMDPConfig) -> dict:
     "The settings that the method is called with."
@@ -361,14 +361,14 @@ class Rules(list):
         "Everything that the rules find wrong with `subject`, one sentence each."
         return [problem for rule in self for problem in rule(subject)]
 
-
+# %% ../nbs/10_config.ipynb #refuse
 def refuse(problems: Iterable[str]) -> None:
     "Raise ValueError with all `problems`, a line each, if there are any."
     problems = list(dict.fromkeys(problems))
     if problems:
         raise ValueError("\n".join(problems))
 
-# %% ../nbs/10_config.ipynb #schedule-rules
+# %% ../nbs/10_config.ipynb #rule-distillation
 config_rule = Rules()
 
 
@@ -380,7 +380,7 @@ def distillation_is_a_part_of_the_run(c: CMDPConfig):
             "cannot exceed it"
         )
 
-
+# %% ../nbs/10_config.ipynb #rule-quantile
 @config_rule
 def a_quantile_needs_a_distilled_student(c: CMDPConfig):
     if c.budget_quantile is not None and not 0 < c.distill_steps < c.max_steps:
@@ -389,7 +389,7 @@ def a_quantile_needs_a_distilled_student(c: CMDPConfig):
             f"distill_steps between 1 and max_steps - 1, got {c.distill_steps}"
         )
 
-
+# %% ../nbs/10_config.ipynb #rule-anneal
 @config_rule
 def a_limit_that_moves_has_a_start_and_a_way(c: CMDPConfig):
     if c.budget_start != 1 and not c.budget_anneal_steps:
@@ -403,13 +403,13 @@ def a_limit_that_moves_has_a_start_and_a_way(c: CMDPConfig):
             "where the limit starts"
         )
 
-# %% ../nbs/10_config.ipynb #batch-rules
+# %% ../nbs/10_config.ipynb #rule-precision
 @config_rule
 def one_precision(c: CMDPConfig):
     if c.bf16 and c.fp16:
         yield "bf16 and fp16 exclude each other; choose one"
 
-
+# %% ../nbs/10_config.ipynb #rule-groups
 @config_rule
 def groups_stay_whole(c: CMDPConfig):
     completions = c.per_device_train_batch_size * c.gradient_accumulation_steps
@@ -420,7 +420,7 @@ def groups_stay_whole(c: CMDPConfig):
             "in one update"
         )
 
-
+# %% ../nbs/10_config.ipynb #rule-seq-kd
 @config_rule
 def the_teachers_completions_are_used(c: CMDPConfig):
     if c.seq_kd and c.lmbda == 1:
@@ -429,7 +429,7 @@ def the_teachers_completions_are_used(c: CMDPConfig):
             "lower lmbda"
         )
 
-# %% ../nbs/10_config.ipynb #method-rules
+# %% ../nbs/10_config.ipynb #rule-settings
 @config_rule
 def the_method_knows_its_settings(c: CMDPConfig):
     known = METHODS[c.method].settings
@@ -451,7 +451,7 @@ def _is_finite(value) -> bool:
     "Whether it is a number, and neither NaN nor infinite."
     return isinstance(value, (int, float)) and abs(value) < float("inf")
 
-
+# %% ../nbs/10_config.ipynb #rule-comparison
 @config_rule
 def the_method_has_groups_to_compare(c: CMDPConfig):
     if METHODS[c.method].groups and c.num_generations == 1:
@@ -460,7 +460,7 @@ def the_method_has_groups_to_compare(c: CMDPConfig):
             "would be 0; use at least 2"
         )
 
-
+# %% ../nbs/10_config.ipynb #rule-off-policy
 @config_rule
 def a_score_function_needs_its_own_completions(c: CMDPConfig):
     if c.lmbda < 1 and not METHODS[c.method].off_policy:
@@ -470,7 +470,7 @@ def a_score_function_needs_its_own_completions(c: CMDPConfig):
             f"{c.method!r} has a score-function term, which needs its own; use {others} or lmbda=1"
         )
 
-
+# %% ../nbs/10_config.ipynb #rule-gradient
 @config_rule
 def distillation_follows_a_gradient(c: CMDPConfig):
     if c.distill_steps and COSTS[c.divergence].gradient != "full":
@@ -488,7 +488,7 @@ def trial_batch(c: CMDPConfig) -> Batch:
     costs["divergence"] = torch.tensor([[0.0, 0.0], [over, over]])
     return Batch(torch.tensor([0.0, 1.0]), torch.zeros(2), two, -two, -two, costs)
 
-
+# %% ../nbs/10_config.ipynb #trial-problems
 def trial_problems(c: CMDPConfig) -> Iterator[str]:
     "What is wrong with the method's answer on the trial batch."
     method = METHODS[c.method]
@@ -555,7 +555,7 @@ def _as_settings(name: str, value) -> Settings:
     except (ValueError, TypeError) as e:
         raise ValueError(f"{name}={value!r} is neither a dict nor JSON nor 'key=value,...'") from e
 
-
+# %% ../nbs/10_config.ipynb #field-problems
 def field_problems(c: CMDPConfig) -> Iterator[str]:
     "What is wrong with single fields."
     yield from range_problems(c)

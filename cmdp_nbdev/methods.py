@@ -24,8 +24,8 @@ from .reward import modified_reward, smooth_gate, step_gate
 # %% auto #0
 __all__ = ['BLACK', 'ORANGE', 'SKY', 'GREEN', 'YELLOW', 'BLUE', 'RED', 'PURPLE', 'GREY', 'RENAMED', 'METHODS', 'Look', 'Method',
            'Methods', 'find_method', 'method_settings', 'register_method', 'grpo', 'gkd', 'spent_advantage', 'soft',
-           'minillm', 'kdrl', 'saute', 'sigmoid_gate', 'cmdp', 'saute_augmented', 'hinge', 'weakest_link', 'lagrangian',
-           'mean_error', 'clip', 'dual', 'pid', 'chance_dual', 'rate_controller', 'cmdp_rate']
+           'minillm', 'kdrl', 'saute', 'sigmoid_gate', 'penalised', 'cmdp', 'saute_augmented', 'hinge', 'weakest_link',
+           'lagrangian', 'mean_error', 'clip', 'dual', 'pid', 'chance_dual', 'rate_controller', 'cmdp_rate']
 
 # %% ../nbs/05_methods.ipynb #look
 BLACK, ORANGE, SKY, GREEN = "#000000", "#E69F00", "#56B4E9", "#009E73"
@@ -239,6 +239,16 @@ def sigmoid_gate(spent: Tensor, limit: float | Tensor, width: float | Tensor) ->
     middle, slope = torch.where(usable, limit, 0.0), torch.where(usable, width, 1.0)
     return torch.where(usable, smooth_gate(spent, middle, slope), step_gate(spent, limit))
 
+# %% ../nbs/05_methods.ipynb #penalised
+def penalised(
+    batch: Batch, budget: Budget, reward: Tensor, price: Tensor, scale_rewards: str, **metrics
+) -> Signal:
+    "Advantage of `reward` (B,) and `price` (B,) on the spent budget, divided by the same number."
+    scale = group_scale(reward, batch.group_ids, scale_rewards)
+    advantage = group_advantage(reward, batch.group_ids, scale=scale)
+    weights = spend_weights(budget, batch.cost, batch.mask)
+    return Signal(advantage, (price / scale).unsqueeze(-1) * weights, metrics)
+
 # %% ../nbs/05_methods.ipynb #cmdp
 @register_method("cmdp", source="arXiv 2509.22921", look=Look(SKY, "solid", "cross"))
 def cmdp(
@@ -262,10 +272,7 @@ def cmdp(
     reward = modified_reward(
         batch.rewards, spent, budget.limit, n=penalty, phi=coef * spent, gate=over
     )
-    scale = group_scale(reward, batch.group_ids, scale_rewards)
-    price = (coef * over / scale).unsqueeze(-1)
-    advantage = group_advantage(reward, batch.group_ids, scale=scale)
-    return Signal(advantage, price * spend_weights(budget, batch.cost, batch.mask))
+    return penalised(batch, budget, reward, coef * over, scale_rewards)
 
 # %% ../nbs/05_methods.ipynb #saute-augmented
 @register_method(
@@ -296,10 +303,7 @@ def hinge(
     "R − `coef`·(D − d)₊; right once `coef` exceeds the marginal value of budget."
     excess = (budget.spent(batch.cost, batch.mask) - budget.limit).clamp(min=0)
     reward = batch.rewards - coef * excess
-    scale = group_scale(reward, batch.group_ids, scale_rewards)
-    price = (coef * (excess > 0) / scale).unsqueeze(-1)
-    advantage = group_advantage(reward, batch.group_ids, scale=scale)
-    return Signal(advantage, price * spend_weights(budget, batch.cost, batch.mask))
+    return penalised(batch, budget, reward, coef * (excess > 0), scale_rewards)
 
 # %% ../nbs/05_methods.ipynb #weakest-link
 @register_method(
@@ -438,11 +442,7 @@ def chance_dual(
     over = step_gate(budget.spent(batch.cost, batch.mask), budget.limit)
     error = float(over.mean()) - (1 - target)
     lam = state["lam"] = clip(state.get("lam", init) + lr * error, 0.0, max_lam)
-    reward = batch.rewards - lam * over
-    scale = group_scale(reward, batch.group_ids, scale_rewards)
-    price = (lam * over / scale).unsqueeze(-1)
-    advantage = group_advantage(reward, batch.group_ids, scale=scale)
-    return Signal(advantage, price * spend_weights(budget, batch.cost, batch.mask), {"lam": lam})
+    return penalised(batch, budget, batch.rewards - lam * over, lam * over, scale_rewards, lam=lam)
 
 # %% ../nbs/05_methods.ipynb #controller
 def rate_controller(

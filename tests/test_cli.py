@@ -330,4 +330,4 @@ def test_the_other_engine_needs_its_package(tmp_path, monkeypatch, capsys):
 def test_an_unknown_engine_is_refused(tmp_path, capsys):
     "A misspelt engine must not train with the other one."
     assert main(["--engine", "tlr", "--output_dir", str(tmp_path / "run"), *FAST]) == 2
-    assert "engine must be native or trl, got 'tlr'" in capsys.readouterr().err
+    assert "engine must be one of native, trl, got 'tlr'" in capsys.readouterr().err

@@ -202,6 +202,7 @@ def test_nothing_to_imitate_is_refused(more):
         (dict(student_layers=0), "student_layers must be >= 1"),
         (dict(num_threads=0), "num_threads must be >= 1, got 0"),
         (dict(seed=-1), "seed must be >= 0"),
+        (dict(patience=None), "patience needs a value"),
         (dict(heal_learning_rate=0.0), "heal_learning_rate must be > 0"),
         (dict(dataset="chain_sum"), "reasoning_gym:"),
         (dict(student_layers=9), "n must be in 1..4"),

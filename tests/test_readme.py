@@ -17,6 +17,14 @@ def test_the_front_page_is_short():
     assert len(README.split()) <= 900
 
 
+def test_what_it_points_to_is_there():
+    "A picture that is missing, or a page that moved, is the first thing that a reader sees."
+    targets = re.findall(r'\]\(([^)\s]+)\)|src="([^"]+)"', README)
+    local = {a or b for a, b in targets if not (a or b).startswith("http")}
+    assert len(local) > 20
+    assert not [target for target in local if not (ROOT / target).exists()]
+
+
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
     "A working directory with tiny models and data under the names that the example uses."

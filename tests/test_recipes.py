@@ -27,11 +27,12 @@ from transformers import (
     Qwen2ForCausalLM,
 )
 
-import cmdp_nbdev.trainer
+import cmdp_nbdev.preflight
 from cmdp_nbdev.cli import main, parse_args
+from cmdp_nbdev.config import CMDPConfig
+from cmdp_nbdev.cost import align_vocab
 from cmdp_nbdev.model import char_tokenizer, check_pair, load_model
 from cmdp_nbdev.tasks import TASKS, task_kind
-from cmdp_nbdev.trainer import CMDPConfig
 
 sys.path.insert(0, str(ROOT / "tools"))
 import memory
@@ -389,7 +390,7 @@ def test_other_tokenizer_is_refused_before_anything_is_loaded(pairs, monkeypatch
     def fail(*args, **kwargs):
         pytest.fail("a model was loaded")
 
-    monkeypatch.setattr(cmdp_nbdev.trainer, "load_model", fail)
+    monkeypatch.setattr(cmdp_nbdev.preflight, "load_model", fail)
     teacher = parse_args(pairs[LLAMA])[0].teacher
     assert main([*pairs[QWEN], "--teacher", teacher]) == 2
     error = capsys.readouterr().err.strip()
@@ -430,7 +431,7 @@ def test_vocabularies_at_full_size():
         models = [kind(config) for kind, config in map(memory.MODELS.get, names)]
         logits = [m(input_ids=ids.to("meta")).logits for m in models]
     assert [x.shape[-1] for x in logits] == [151936, 152064]
-    cropped = cmdp_nbdev.trainer.align_vocab(*logits)[:2]
+    cropped = align_vocab(*logits)[:2]
     assert [x.shape[-1] for x in cropped] == [151936, 151936]
 
 

@@ -133,16 +133,17 @@ def png(blocks: list[dict]) -> bytes:
     blocks = plain(blocks)
     charts = [b for b in blocks if b["type"] == "chart"]
     fig = Figure(figsize=(4.4 * len(charts), 3.4), dpi=72)
-    fig.subplots_adjust(0.26 / len(charts) - 0.04, 0.16, 0.98, 0.84, 0.22)
-    row = [f"{n['label']} {n['value']}" for n in items_of(blocks)]
-    fig.suptitle("      ".join(row), fontsize=10)
+    left, right = 0.26 / len(charts) - 0.04, 1 - 0.05 / len(charts)
+    fig.subplots_adjust(left, 0.16, right, 0.84, 0.22)
+    row = "      ".join(f"{n['label']} {n['value']}" for n in items_of(blocks))
+    fig.suptitle(row, fontsize=min(10, 500 * len(charts) / max(len(row), 1)))
     for ax, chart in zip(fig.subplots(1, len(charts), squeeze=False)[0], charts):
         _paint_chart(ax, chart)
     out = io.BytesIO()
     fig.savefig(out, format="png", pil_kwargs={"optimize": True})
     return out.getvalue()
 
-
+# %% ../../nbs/widgets/00_chart.ipynb #repr
 @patch
 def _repr_png_(self: Chart) -> tuple[bytes, dict]:
     "The picture and its text, where a notebook shows a chart."
@@ -188,15 +189,17 @@ def rule(self: Chart, x=None, y=None, **style) -> Chart:
 
 @paints("rule")
 def _rule(ax, m: dict) -> None:
-    "A rule of a chart on matplotlib axes."
+    "A rule of a chart on matplotlib axes; an upright one has its label beside its foot."
     dash = LINESTYLES.get(m.get("dash", "dot"), "-")
     pen = {"color": _color(m), "linestyle": dash, "linewidth": 1}
     if m.get("x") is None:
         ax.axhline(m["y"], **pen)
-    else:
-        ax.axvline(m["x"], **pen)
+        return
+    ax.axvline(m["x"], **pen)
+    foot, place = (m["x"], 0.03), {"xycoords": ax.get_xaxis_transform(), "rotation": 90}
+    ax.annotate(m.get("label", ""), foot, (2, 0), textcoords="offset points", fontsize=7, **place)
 
-
+# %% ../../nbs/widgets/00_chart.ipynb #band
 @patch
 def band(self: Chart, x0=None, x1=None, **style) -> Chart:
     "A tinted region from `x0` to `x1`, to the edge of the picture where one is None."
@@ -248,7 +251,7 @@ def _points(ax, m: dict) -> None:
     for i, text in enumerate(m.get("label", ())):
         ax.annotate(text, (x[i], y[i]), (4, 4), textcoords="offset points", fontsize=7)
 
-
+# %% ../../nbs/widgets/00_chart.ipynb #reach
 def _reach(m: dict, which: str, at: list) -> list | None:
     "How far the intervals of points reach down and up from `at`; None without intervals."
     if f"{which}low" not in m:

@@ -20,7 +20,7 @@ from fastcore.basics import patch
 
 from ..budget import Budget
 from ..mdp import select
-from ..methods import METHODS, method_settings
+from ..methods import METHODS
 from ..model import default_pair
 from ..plot import BLUE, GREEN, ORANGE, multiplier_curve, running_mean
 from ..reward import task_rewards
@@ -93,7 +93,7 @@ def series(rows: list[dict], key: str, smooth: int = 1) -> tuple[list, list]:
     thin = max(1, len(rows) // 400)
     return steps[::thin], values[::thin]
 
-
+# %% ../../nbs/widgets/07_live.ipynb #end
 def _end(rows: list[dict]) -> int:
     "Where the axis of updates ends: it grows by fifty at a time, not with every update."
     return 50 * max(1, math.ceil((rows[-1]["step"] if rows else 0) / 50))
@@ -110,7 +110,7 @@ def shares_chart(rows: list[dict]) -> Chart:
     rate = {"name": "satisfaction rate", "color": GREEN, "dash": "dash"}
     return chart.line(*series(rows, "satisfaction_rate", SMOOTH), **rate)
 
-
+# %% ../../nbs/widgets/07_live.ipynb #spending-chart
 def spending_chart(rows: list[dict], d: float, top: float) -> Chart:
     "Mean spent budget against the update, with the limit as it was and, at the end, as it is."
     alt = "Mean spent budget against the update, with the limit."
@@ -164,7 +164,7 @@ class LiveTrainer(View):
         self._idle.set()
         self.set(**values)
 
-
+# %% ../../nbs/widgets/07_live.ipynb #student
 @patch(as_prop=True)
 def student(self: LiveTrainer):
     "The student as it stands, in evaluation mode; use it once the training is paused or stopped."
@@ -196,7 +196,7 @@ def _blocks(self: LiveTrainer, v: dict) -> list[dict]:
     if self.error is not None:
         failed = f"The training ended with {type(self.error).__name__}: {self.error}"
         found.append(prose(failed, alert=True))
-    settings = {k: v[k] for k in method_settings(method) if k in v}
+    settings = {k: v[k] for k in METHODS[method].settings if k in v}
     state = self.remembered if method == args.method else {}
     budget = Budget(d, args.aggregate)
     return [
@@ -207,7 +207,7 @@ def _blocks(self: LiveTrainer, v: dict) -> list[dict]:
         self._completions(d),
     ]
 
-
+# %% ../../nbs/widgets/07_live.ipynb #publish
 @patch
 def _publish(self: LiveTrainer) -> None:
     "Send the blocks; from either thread."
@@ -231,7 +231,7 @@ def _numbers(self: LiveTrainer) -> dict:
         seconds_per_update=last("seconds", "{:.2f}".format),
     )
 
-
+# %% ../../nbs/widgets/07_live.ipynb #completions
 @patch
 def _completions(self: LiveTrainer, d: float) -> dict:
     "A table of some completions of the last update, of different prompts."
@@ -258,7 +258,7 @@ def press(self: LiveTrainer, name: str) -> None:
     else:
         getattr(self, name)()
 
-
+# %% ../../nbs/widgets/07_live.ipynb #start
 @patch
 def start(self: LiveTrainer, steps: int | None = None) -> None:
     """Train in the background: `steps` updates, or without an end.
@@ -275,7 +275,7 @@ def start(self: LiveTrainer, steps: int | None = None) -> None:
         self._thread.start()
     self._publish()
 
-
+# %% ../../nbs/widgets/07_live.ipynb #step
 @patch
 def step(self: LiveTrainer) -> None:
     "One update in the background."
@@ -306,7 +306,7 @@ def check(self: LiveTrainer) -> None:
     if error is not None:
         raise error
 
-
+# %% ../../nbs/widgets/07_live.ipynb #wait
 @patch
 def wait(self: LiveTrainer, timeout: float | None = None) -> None:
     """Until the training rests. Raises TimeoutError after `timeout` seconds, and what ended the
@@ -316,7 +316,7 @@ def wait(self: LiveTrainer, timeout: float | None = None) -> None:
         raise TimeoutError(f"still training after {timeout} s, at update {at}")
     self.check()
 
-
+# %% ../../nbs/widgets/07_live.ipynb #save
 @patch
 def save(self: LiveTrainer, path: str | os.PathLike) -> Path:
     "Stop, and write the student as a Hugging Face folder that loads without this package."
@@ -347,7 +347,7 @@ def _work(self: LiveTrainer) -> None:
         self.error = e  # raised again by check(), in the reader's thread
     self._rest("failed" if self.error else "stopped")
 
-
+# %% ../../nbs/widgets/07_live.ipynb #rest
 @patch
 def _rest(self: LiveTrainer, status: str) -> None:
     "Say that nothing runs, and draw."
@@ -379,7 +379,7 @@ def _obey(self: LiveTrainer) -> None:
     d, method = v["d"], v["method"]
     same = method == t.args.method
     settings = dict(t.args.method_kwargs) if same else {}
-    settings |= {k: v[k] for k in method_settings(method) if k in v}
+    settings |= {k: v[k] for k in METHODS[method].settings if k in v}
     if same and (d, settings) == (t.args.budget, dict(t.args.method_kwargs)):
         return
     if not same:
@@ -404,7 +404,7 @@ def _look(self: LiveTrainer) -> None:
     columns = (*texts, reward.tolist(), spent.tolist())
     self.samples = [dict(zip(keys, row)) for row in zip(*columns)]
 
-
+# %% ../../nbs/widgets/07_live.ipynb #text
 def _text(message: str | list[dict]) -> str:
     "A prompt or completion as text: of a chat, the last message."
     return message if isinstance(message, str) else message[-1]["content"]

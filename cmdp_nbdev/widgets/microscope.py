@@ -5,6 +5,7 @@
 # %% ../../nbs/widgets/05_microscope.ipynb #imports
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import lru_cache
 
 import numpy as np
@@ -12,7 +13,7 @@ import torch
 from fastcore.basics import patch
 from torch import Tensor
 
-from ..mdp import Rollout, completion_mask
+from ..mdp import Rollout, completion_mask, select
 from ..plot import BLUE, GREEN, ORANGE, OVER, SAFE
 from ..reward import task_rewards
 from ..rollout import Reader, Sampling, eos_token_ids, sample
@@ -72,38 +73,31 @@ def completion_chart(record: dict, texts: list[str], t: int, d: float, limit: fl
     return chart.rule(x=t, label=texts[t])
 
 # %% ../../nbs/widgets/05_microscope.ipynb #continued
-def continued(
-    record: dict, t: int, teacher, tokenizer, samples: int, seed: int, length: int
-) -> Rollout:
-    "`samples` completions of at most `length` tokens that begin as the record's first t tokens."
+@torch.no_grad()
+def continued(record: dict, t: int, teacher, tokenizer, sampling: Sampling, seed: int) -> Rollout:
+    "Completions that begin as the record's first t tokens and go on as `sampling` says."
     device = next(teacher.parameters()).device
-    row = record_rollout(record, tokenizer, device)
+    row, n = record_rollout(record, tokenizer, device), sampling.num_generations
     prefix = row.completion_ids[:, :t]
     ids = torch.cat([row.prompt_ids, prefix], 1)
     mask = torch.cat([row.prompt_mask, torch.ones_like(prefix)], 1)
     eos, pad = eos_token_ids(teacher, tokenizer), tokenizer.pad_token_id
-    dice, sampling = (
-        torch.Generator(device).manual_seed(seed),
-        Sampling(samples, max(1, length - t)),
-    )
-    with torch.no_grad():
-        reader = Reader(teacher, ids, mask, samples)
-    new, _, done = sample(reader, eos, pad, sampling, dice)
-    full = torch.cat([prefix.expand(samples, -1), new], 1)
+    left = replace(sampling, max_completion_length=max(1, sampling.max_completion_length - t))
+    dice = torch.Generator(device).manual_seed(seed)
+    new, _, done = sample(Reader(teacher, ids, mask, n), eos, pad, left, dice)
+    full = torch.cat([prefix.expand(n, -1), new], 1)
     written = completion_mask(full, eos)
-    texts = tokenizer.batch_decode(full.masked_fill(written == 0, pad), skip_special_tokens=True)
-    if isinstance(record["completion"], list):
-        texts = [[{"role": "assistant", "content": x}] for x in texts]
-    return Rollout(
-        row.prompt_ids.expand(samples, -1),
-        row.prompt_mask.expand(samples, -1),
-        full,
-        written,
-        done,
-        prompts=row.prompts * samples,
-        completions=texts,
-        columns={k: v * samples for k, v in row.columns.items()},
-    )
+    shown = full.masked_fill(written == 0, pad)
+    texts = _answers(tokenizer.batch_decode(shown, skip_special_tokens=True), record)
+    ids = {"completion_ids": full, "completion_mask": written, "terminated": done}
+    return replace(select(row, [0] * n), completions=texts, **ids)
+
+# %% ../../nbs/widgets/05_microscope.ipynb #answers
+def _answers(texts: list[str], record: dict) -> list:
+    "Texts as completions of the same form as the record's: plain, or messages of a chat."
+    if isinstance(record["completion"], str):
+        return texts
+    return [[{"role": "assistant", "content": text}] for text in texts]
 
 # %% ../../nbs/widgets/05_microscope.ipynb #follow-teacher
 @torch.no_grad()
@@ -127,7 +121,8 @@ def follow_teacher(
     last = len(record["completion_ids"]) - 1
     if not 0 <= t <= last:
         raise ValueError(f"t must be a token of the completion, 0 to {last}, got {t}")
-    rows = continued(record, t, teacher, tokenizer, samples, seed, max_completion_length)
+    sampling = Sampling(samples, max_completion_length)
+    rows = continued(record, t, teacher, tokenizer, sampling, seed)
     functions = reward_funcs if isinstance(reward_funcs, (list, tuple)) else [reward_funcs]
     reward = task_rewards(functions, rows)[0]
     right = (reward >= correct_at) & rows.terminated
@@ -168,7 +163,7 @@ class TokenMicroscope(View):
         self.at, self.fallback = lru_cache(1)(self._at), lru_cache(256)(self._fallback)
         self.set(**values)
 
-
+# %% ../../nbs/widgets/05_microscope.ipynb #at
 @patch
 def _at(self: TokenMicroscope, i: int) -> tuple[Tensor, Tensor]:
     "Both distributions at every token of record i."
@@ -198,7 +193,7 @@ def _controls(self: TokenMicroscope, v: dict) -> list[dict]:
         *seeds,
     ]
 
-
+# %% ../../nbs/widgets/05_microscope.ipynb #worth
 @patch
 def _worth(self: TokenMicroscope, i: int) -> tuple[bool, float]:
     "How much there is to see in record i: right answers first, then what its dearest token cost."
@@ -226,7 +221,7 @@ def _blocks(self: TokenMicroscope, v: dict) -> list[dict]:
         remaining.line([t, len(cost)], [left, left], **goes_on)
     return [*found, next_token_chart(p[t], q[t], self.tokenizer), remaining]
 
-
+# %% ../../nbs/widgets/05_microscope.ipynb #numbers
 @patch
 def _numbers(self: TokenMicroscope, record: dict, texts: list[str], t: int, d: float) -> dict:
     "What the chosen token and the whole completion cost."
@@ -238,7 +233,7 @@ def _numbers(self: TokenMicroscope, record: dict, texts: list[str], t: int, d: f
         answer="right" if record["correct"] else "wrong",
     )
 
-
+# %% ../../nbs/widgets/05_microscope.ipynb #goes-on
 @patch
 def _goes_on(self: TokenMicroscope, fallback: dict, d: float) -> list[dict]:
     "What comes out if the teacher writes the rest."

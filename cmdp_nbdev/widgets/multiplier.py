@@ -17,7 +17,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from ..budget import Budget
 from ..cost import token_logps
-from ..methods import METHODS, method_settings
+from ..methods import METHODS
 from ..objective import SCALES, Batch, Signal
 from ..plot import BLUE, ORANGE, method_look, multiplier_curve
 from .chart import Chart, axis, numbers, round_up
@@ -47,7 +47,7 @@ def price_chart(name: str, budget: Budget, top: float, settings: dict, at: float
     height = np.interp(at, spent, price)
     return chart.points([min(at, top)], [height], symbol=look.symbol, size=8, color=look.color)
 
-
+# %% ../../nbs/widgets/04_multiplier.ipynb #line-look
 def line_look(name: str) -> dict:
     "Colour and dash of a method, as a line of a chart takes them."
     look = method_look(name)
@@ -65,7 +65,7 @@ class Scored:
     by_forward: Tensor  # (T, V)
     by_logp: Tensor  # (T,) length of the gradient of the token's log-probability
 
-
+# %% ../../nbs/widgets/04_multiplier.ipynb #scored
 @torch.no_grad()
 def scored(record: dict, student, teacher, tokenizer) -> Scored:
     "The trajectory of an evaluation record as two models see it."
@@ -125,13 +125,11 @@ def gradient_chart(texts: list[str], pull: Tensor, push: Tensor) -> Chart:
     chart.bars(at + 0.4, at + 0.4 + 0.4, push, **written)
     return chart.rule(y=0, dash="solid")
 
-# %% ../../nbs/widgets/04_multiplier.ipynb #setting-controls
+# %% ../../nbs/widgets/04_multiplier.ipynb #setting-ranges
 SETTING_RANGES = {  # lowest, highest, step
     "lam": (0, 6, 0.05),
     "coef": (0, 6, 0.1),
-    "floor": (0, 2, 0.05),
     "width": (0.02, 1, 0.01),
-    "margin": (0.3, 1.2, 0.01),
     "penalty": (0, 5, 0.1),
     "limit": (0.1, 4, 0.05),
     "init": (0.1, 4, 0.1),
@@ -139,11 +137,11 @@ SETTING_RANGES = {  # lowest, highest, step
     "ema": (0, 0.99, 0.01),
 }
 
-
+# %% ../../nbs/widgets/04_multiplier.ipynb #setting-controls
 def setting_controls(method: str, only_numbers: bool = False) -> list[dict]:
     "A control for every setting of a method: sliders for numbers, else boxes and a menu."
     found = []
-    for name, value in method_settings(method).items():
+    for name, value in METHODS[method].settings.items():
         if isinstance(value, (int, float)) and not isinstance(value, bool):
             found.append(_number_control(method, name, value))
         elif isinstance(value, bool) and not only_numbers:
@@ -152,7 +150,7 @@ def setting_controls(method: str, only_numbers: bool = False) -> list[dict]:
             found.append(choice(name, name, list(SCALES), value, of=method))
     return found
 
-
+# %% ../../nbs/widgets/04_multiplier.ipynb #number-control
 def _number_control(method: str, name: str, value: float) -> dict:
     "A slider for a number; where its range is not known, up to four times its default."
     high = 4 * value if value else 1
@@ -211,7 +209,7 @@ def _controls(self: MultiplierView, v: dict) -> list[dict]:
         self._trajectories(v.get("trajectory")),
     ]
 
-
+# %% ../../nbs/widgets/04_multiplier.ipynb #trajectories
 @patch
 def _trajectories(self: MultiplierView, asked: int | None) -> dict:
     "A menu of a dozen trajectories, from the cheapest to the dearest, and the one `asked` for."
@@ -231,10 +229,9 @@ def _trajectories(self: MultiplierView, asked: int | None) -> dict:
 # %% ../../nbs/widgets/04_multiplier.ipynb #blocks
 @patch
 def _blocks(self: MultiplierView, v: dict) -> list[dict]:
-    name, i, known = v["method"], v["trajectory"], method_settings(v["method"])
-    settings, budget = {k: v[k] for k in known if k in v}, Budget(v["d"], self.aggregate)
-    held = METHODS[name].held
-    signal = METHODS[name](self.batch, budget, {}, **settings, **held)
+    i, method, budget = v["trajectory"], METHODS[v["method"]], Budget(v["d"], self.aggregate)
+    settings = {k: v[k] for k in method.settings if k in v}
+    signal = method(self.batch, budget, {}, **settings, **method.held)
     advantage, multiplier, pull, push = forces(signal, i, self.looked[i])
     row = numbers(
         advantage=f"{float(advantage.mean()):+.2f}",
@@ -243,10 +240,11 @@ def _blocks(self: MultiplierView, v: dict) -> list[dict]:
         gradient_towards_what_was_written=f"{_signed(push):+.2f}",
     )
     unscaled = {k: x for k, x in settings.items() if k != "scale_rewards"}
-    price = price_chart(name, budget, self.top, unscaled, float(self.records[i]["spent"]))
+    spent = float(self.records[i]["spent"])
+    price = price_chart(method.name, budget, self.top, unscaled, spent)
     return [row, price, gradient_chart(self.texts[i], pull, push)]
 
-
+# %% ../../nbs/widgets/04_multiplier.ipynb #signed
 def _signed(push: Tensor) -> float:
     "Length of a gradient over all tokens, negative if it points away."
     return math.copysign(float(push.norm()), float(push.sum()))

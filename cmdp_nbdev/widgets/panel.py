@@ -66,7 +66,7 @@ def record_trace(label: str, records: list[dict], budget: Budget, shown: int = 4
     trace |= {k: column(k) for k in ("spent", "reward", "correct")}
     return trace | {"running": running.numpy()}
 
-
+# %% ../../nbs/widgets/02_panel.ipynb #refuse
 def _refuse_other_records(label: str, records: list[dict]) -> None:
     "Raise ValueError, naming what is missing, unless these are evaluation records."
     lack = "are empty" if not records else ""
@@ -115,7 +115,7 @@ class Frame:
     bins: int = 40  # of the histogram
     points: int = 1000  # completions that are drawn one by one
 
-
+# %% ../../nbs/widgets/02_panel.ipynb #frame-of
 def frame_of(traces: list[dict], top: float, unit: str = "nats") -> Frame:
     "The frame that shows all traces, with `top` as the end of the axis of the spent budget."
     rewards = np.concatenate([t["reward"] for t in traces])
@@ -155,7 +155,7 @@ def remaining_chart(trace: dict, d: float, frame: Frame) -> Chart:
     chart.line(*_fan(trace, d, False, frame.top), name="goes over", color=OVER, **over)
     return chart.rule(y=0, dash="solid")
 
-
+# %% ../../nbs/widgets/02_panel.ipynb #fan-line
 def _fan(trace: dict, d: float, inside: bool, top: float) -> tuple[list, list]:
     "The completions that stay inside (or go over) as one line with gaps: tokens, and z."
     x, y = [], []
@@ -211,7 +211,7 @@ class BudgetPanel(View):
         self.set(**values)
         self.data = self._sent()
 
-
+# %% ../../nbs/widgets/02_panel.ipynb #own-traces
 def _own_traces(records, budget: Budget) -> list[dict]:
     "Traces of a reader's own records: a list, the path of an eval.jsonl, or a dict of these."
     runs = records if isinstance(records, dict) else {"records": records}
@@ -226,7 +226,7 @@ def _dear(traces: list[dict], limit: float) -> float:
     most = float(np.quantile(np.append(spent[np.isfinite(spent)], 0.01), 0.9))
     return round_up(max(2.5 * limit, most))
 
-# %% ../../nbs/widgets/02_panel.ipynb #controls
+# %% ../../nbs/widgets/02_panel.ipynb #presets
 PRESETS = {
     "imitate only": "gkd",
     "reward only": "grpo",
@@ -235,7 +235,7 @@ PRESETS = {
     "the default": "cmdp-rate",
 }
 
-
+# %% ../../nbs/widgets/02_panel.ipynb #controls
 @patch
 def _controls(self: BudgetPanel, v: dict) -> list[dict]:
     labels, seeds, budgets = (self._all(k) for k in ("label", "seed", "budget"))
@@ -252,7 +252,7 @@ def _controls(self: BudgetPanel, v: dict) -> list[dict]:
     reset = {c["name"]: c["value"] for c in found}
     return [*found, buttons("presets", "presets", **presets, reset=reset)]
 
-
+# %% ../../nbs/widgets/02_panel.ipynb #all
 @patch
 def _all(self: BudgetPanel, key: str) -> list:
     "Every value that the traces have for `key`, in their order."
@@ -272,7 +272,7 @@ def trace(self: BudgetPanel, v: dict | None = None) -> dict:
     mine = [t for t in self.traces if t["label"] == v["method"] and t["seed"] in seeds]
     return min(mine, key=away)
 
-
+# %% ../../nbs/widgets/02_panel.ipynb #about
 def about(trace: dict) -> str:
     "Which student a trace is of."
     budget = "" if trace["budget"] is None else f", trained for d = {trace['budget']:g}"
@@ -314,7 +314,7 @@ def _sent(self: BudgetPanel) -> dict:
     found["ci"] = {str(n): plain(intervals(n)) for n in {len(t["spent"]) for t in self.traces}}
     return found
 
-
+# %% ../../nbs/widgets/02_panel.ipynb #packed
 def _packed(trace: dict, tokens: int) -> dict:
     "A trace as the browser reads it, as many tokens wide as the longest."
     missing = tokens - trace["running"].shape[1]

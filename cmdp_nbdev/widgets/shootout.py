@@ -63,7 +63,7 @@ def pooled(rows: list[dict]) -> list[dict]:
         groups.setdefault(what, []).append(r)
     return [_pool(runs) for runs in groups.values()]
 
-
+# %% ../../nbs/widgets/08_shootout.ipynb #pool
 def _pool(runs: list[dict]) -> dict:
     "Runs of one kind as one row."
     first = runs[0]
@@ -74,7 +74,7 @@ def _pool(runs: list[dict]) -> dict:
         row[k], row[f"{k}_low"], row[f"{k}_high"] = _mean(runs, k)
     return row
 
-
+# %% ../../nbs/widgets/08_shootout.ipynb #mean
 def _mean(runs: list[dict], k: str) -> tuple[float, float, float]:
     "Mean of a rate over runs, and the ends of its interval."
     x, n = np.array([r[k] for r in runs]), len(runs)
@@ -93,7 +93,7 @@ def _add_rows(chart: Chart, rows: list[dict], x: str, y: str, side: float = 0, *
     at = [r[x] + side for r in rows], [r[y] for r in rows]
     chart.points(*at, title=titles, size=6, **ends, **style)
 
-
+# %% ../../nbs/widgets/08_shootout.ipynb #row-title
 def _title(r: dict) -> str:
     "Everything about a row."
 
@@ -103,7 +103,7 @@ def _title(r: dict) -> str:
     rates = f"accuracy {rate('accuracy')}, satisfaction {rate('satisfaction_rate')}"
     return f"{r['label']}, d = {r['budget']:g}: {rates}, {r['seeds']} seeds"
 
-
+# %% ../../nbs/widgets/08_shootout.ipynb #look
 def _look(name: str) -> dict:
     "Colour and symbol of a method, as points of a chart take them."
     look = method_look(name)
@@ -136,25 +136,30 @@ def tradeoff_chart(rows: list[dict], methods: list[str], d: float) -> Chart:
     alt = "Accuracy against satisfaction rate; points further up and to the right are better."
     x, y = axis("satisfaction rate", 0, 1.02, format="%"), axis("accuracy", 0, 1.02, format="%")
     chart = Chart(f"Accuracy against satisfaction at d = {d:g}", x, y, alt, height=360)
-    here, best = at_budget(rows, methods, d)
-    prices = [r for r in rows if r["budget"] == d and r["method"] == "soft"]
+    prices, _ = at_budget(rows, ["soft"], d)
     if len(prices) > 1:
         at, look = np.linspace(0, 1, 101), {"color": ORANGE, "dash": "dashdot", "width": 1.5}
         chart.line(at, envelope(prices, at), name="mixtures of fixed prices", **look)
+    here, best = at_budget(rows, methods, d)
     for name in methods:
-        mine = [r for r in here if r["method"] == name]
-        good, beaten = [r for r in mine if id(r) in best], [r for r in mine if id(r) not in best]
-        groups = [(group, o) for group, o in ((good, 1), (beaten, 0.45)) if group]
-        for k, (group, opacity) in enumerate(groups):
-            look = _look(name) | {"name": None if k else name, "opacity": opacity}
-            _add_rows(chart, group, "satisfaction_rate", "accuracy", **look)
+        _add_method(chart, [r for r in here if r["method"] == name], best)
     return chart.rule(x=0.95, label="95%")
 
-
+# %% ../../nbs/widgets/08_shootout.ipynb #at-budget
 def at_budget(rows: list[dict], methods: list[str], d: float) -> tuple[list[dict], set[int]]:
     "Rows of `methods` at the budget d, and the ids of those that no other one beats."
     here = [r for r in rows if r["method"] in methods and r["budget"] == d]
     return here, {id(r) for r in frontier(here)}
+
+# %% ../../nbs/widgets/08_shootout.ipynb #add-method
+def _add_method(chart: Chart, rows: list[dict], best: set[int]) -> None:
+    "The rows of one method: those that nobody beats, and paler the others; one name for both."
+    good, beaten = [r for r in rows if id(r) in best], [r for r in rows if id(r) not in best]
+    for group, opacity in ((good, 1), (beaten, 0.45)):
+        if group:
+            name = group[0]["method"]
+            look = _look(name) | {"name": name if group is good or not good else None}
+            _add_rows(chart, group, "satisfaction_rate", "accuracy", opacity=opacity, **look)
 
 # %% ../../nbs/widgets/08_shootout.ipynb #shootout
 class ShootOut(View):
@@ -182,7 +187,7 @@ class ShootOut(View):
         self.top = round_up(1.2 * max(r["budget"] for r in self.rows))
         self.set(**values)
 
-
+# %% ../../nbs/widgets/08_shootout.ipynb #refuse
 def _refuse_other_rows(rows: list[dict]) -> None:
     "Raise ValueError, naming the row and the column, unless these are results."
     if not rows:
@@ -221,7 +226,7 @@ def _blocks(self: ShootOut, v: dict) -> list[dict]:
     right = tradeoff_chart(self.rows, methods, d)
     return [left, right, self._table(methods, d)]
 
-
+# %% ../../nbs/widgets/08_shootout.ipynb #table
 @patch
 def _table(self: ShootOut, methods: list[str], d: float) -> dict:
     "The runs at the budget d, best first."
@@ -233,7 +238,7 @@ def _table(self: ShootOut, methods: list[str], d: float) -> dict:
     ]
     return table(f"At d = {d:g}", ["method", "accuracy", "satisfied", "both", "seeds", ""], rows)
 
-
+# %% ../../nbs/widgets/08_shootout.ipynb #verdict
 def _verdict(r: dict, best: set[int]) -> str:
     "Whether another run is better on both axes."
     return "" if id(r) in best else "beaten"

@@ -54,7 +54,7 @@ def policies(
     mean = _solved(occupancy_optimum, tree, -tree.teacher, [d])
     return {EVERY: every, MEAN: mean, MODIFIED: tilted(tree, d, n, theta), TEACHER: tree.teacher}
 
-
+# %% ../../nbs/widgets/06_tree.ipynb #solved
 def _solved(solve, *given) -> Tensor | None:
     "What a solver finds; None where no policy is within the limit, for which it raises ValueError."
     try:
@@ -62,7 +62,7 @@ def _solved(solve, *given) -> Tensor | None:
     except ValueError:
         return None
 
-
+# %% ../../nbs/widgets/06_tree.ipynb #tilted
 def tilted(tree: TreeCMDP, d: float, n: float, theta: float) -> Tensor:
     "Logits of the teacher's law tilted by the modified reward at temperature theta > 0."
     teacher = law(tree, tree.teacher, "surprisal")
@@ -88,7 +88,7 @@ def tree_chart(tree: TreeCMDP, p, policy: str, d: float) -> Chart:
         chart.points(at[keep.numpy()], heights[keep], name=name, **look)
     return chart.text(at, heights, texts, anchor="start", dx=12)
 
-
+# %% ../../nbs/widgets/06_tree.ipynb #leaf
 def _leaf(reward: Tensor, spent: Tensor, prob: Tensor, d: float) -> str:
     "A leaf in words."
     over = " (over)" if spent > d + 1e-9 else ""
@@ -100,7 +100,7 @@ def _heights(tree: TreeCMDP) -> list[Tensor]:
     V, leaves = tree.vocab, len(tree.rewards)
     return [(torch.arange(V**t) + 0.5) * leaves / V**t - 0.5 for t in range(tree.depth + 1)]
 
-
+# %% ../../nbs/widgets/06_tree.ipynb #edge-list
 def edges(tree: TreeCMDP, prob: Tensor, width: float) -> list[np.ndarray]:
     "x0, y0, x1, y1 of every edge, and its width: `width` times the probability of going there."
     V, y, found = tree.vocab, _heights(tree), []
@@ -119,7 +119,7 @@ def top_budget(tree: TreeCMDP, cost: str) -> float:
     best = surprisal[tree.rewards == tree.rewards.max()].min()
     return round_up(1.1 * float(surprisal.max() if cost == "surprisal" else best))
 
-
+# %% ../../nbs/widgets/06_tree.ipynb #curve-lists
 def curves(tree: TreeCMDP, cost: str) -> tuple[list, list, list]:
     """Budgets, and the best reward for a limit on every trajectory and for one on the mean; None
     where nothing is allowed."""
@@ -153,7 +153,12 @@ def bought_chart(tree: TreeCMDP, cost: str, found: tuple, laws: dict, d: float) 
     name = "limit on the mean (what a price λ reaches)"
     chart.line(ds, mean, name=name, color=ORANGE, dash="dash")
     chart.rule(x=d, label=f"d = {d:g}")
-    if steps:
+    return _add_policies(chart, tree, laws, d, leaves=steps)
+
+# %% ../../nbs/widgets/06_tree.ipynb #add-policies
+def _add_policies(chart: Chart, tree: TreeCMDP, laws: dict, d: float, leaves: bool) -> Chart:
+    "The value of each policy at d, and, where a leaf has a cost of its own, all leaves."
+    if leaves:
         spent, look = laws[TEACHER].cost.sum(-1), {"symbol": "diamond", "color": "fg", "size": 5}
         chart.points(spent, tree.rewards, name="trajectories", **look)
     for name, (symbol, color) in MARKERS.items():
@@ -168,7 +173,7 @@ INSTANCES = {
     "random tree": lambda: random_tree(1, vocab=2, depth=3, success=0.4),
 }
 
-
+# %% ../../nbs/widgets/06_tree.ipynb #explorer
 class TreeExplorer(View):
     """Optima on a small tree: for a limit on every trajectory, for one on the mean (a price λ), and
     for the modified reward. Everything is computed by enumeration (nbs/theory/00_tabular).
@@ -225,7 +230,7 @@ def _blocks(self: TreeExplorer, v: dict) -> list[dict]:
     bought = bought_chart(tree, cost, self.curves(name, cost), laws, d)
     return [prose("Expected reward of each policy:"), row, drawn, bought]
 
-
+# %% ../../nbs/widgets/06_tree.ipynb #says
 def says(p, d: float) -> tuple[str, str]:
     "Expected reward of a policy's law, and how often it is over d; None: there is no such policy."
     if p is None:

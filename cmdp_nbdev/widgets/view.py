@@ -75,7 +75,7 @@ def _can_show(control: dict, value) -> bool:
         return isinstance(value, list) and set(value) <= set(options)
     return value in options if control["type"] == "select" else isinstance(value, bool)
 
-
+# %% ../../nbs/widgets/01_view.ipynb #check
 def check_value(control: dict, value) -> None:
     "Raise ValueError, naming the control and what it takes, unless it can show `value`."
     if not _can_show(control, value):
@@ -151,7 +151,7 @@ def set(self: View, **changes) -> None:
     else:
         self.values = values  # which refreshes
 
-
+# %% ../../nbs/widgets/01_view.ipynb #press
 @patch
 def press(self: View, name: str) -> None:
     "What a button of this name does. Raises ValueError for one that is not there."
@@ -185,7 +185,7 @@ def alt(self: View) -> str:
     charts = [b["alt"] for b in self.blocks if b["type"] == "chart"]
     return f"{self.name}. " + " ".join(numbers + charts)
 
-
+# %% ../../nbs/widgets/01_view.ipynb #mimebundle
 @patch
 def _repr_mimebundle_(self: View, **kwargs):
     "The widget where it can live; its picture and the picture's text where it cannot."
@@ -210,7 +210,7 @@ const model = {{get: k => state[k], set, on() {{}}, save_changes() {{}}, send() 
 render({{model, el: document.getElementById("widget")}});</script></body></html>
 """
 
-
+# %% ../../nbs/widgets/01_view.ipynb #save-html
 @patch
 def save_html(self: View, path: str | os.PathLike, title: str = "") -> Path:
     """A page with this widget that needs neither a server nor a network; returns its path.

@@ -118,42 +118,47 @@ def read(stage: str) -> pd.DataFrame:
     return runs_of(stage).read()
 
 
+def trainer_of(job: dict, folder: str) -> CMDPTrainer:
+    "The trainer of a run."
+    student, teacher, tokenizer = default_pair()
+    config = CMDPConfig(
+        method=job["method"],
+        method_kwargs=job["settings"],
+        seed=job["seed"],
+        output_dir=folder,
+        disable_tqdm=True,
+        **job["config"],
+    )
+    return CMDPTrainer(
+        student,
+        teacher,
+        chain_reward,
+        config,
+        chain_dataset(16000),
+        chain_dataset(N_EVAL, job["split"]),
+        tokenizer,
+        {"reasoning_validity": step_validity},
+    )
+
+
 def run(job: dict) -> dict:
     "Train and judge one student: a row of the CSV."
     torch.set_num_threads(1)
     transformers.utils.logging.disable_progress_bar()
-    student, teacher, tokenizer = default_pair()
     with tempfile.TemporaryDirectory() as folder:
-        config = CMDPConfig(
-            method=job["method"],
-            method_kwargs=job["settings"],
-            seed=job["seed"],
-            output_dir=folder,
-            disable_tqdm=True,
-            **job["config"],
-        )
-        trainer = CMDPTrainer(
-            student,
-            teacher,
-            chain_reward,
-            config,
-            chain_dataset(16000),
-            chain_dataset(N_EVAL, job["split"]),
-            tokenizer,
-            {"reasoning_validity": step_validity},
-        )
+        trainer = trainer_of(job, folder)
         trainer.train()
         result, records = trainer.evaluate(return_records=True)
     other = summarize(records, Budget(OTHER_BUDGET))
     return {
         **{name: json.dumps(x) if isinstance(x, dict) else x for name, x in job.items()},
-        "budget": config.budget,
+        "budget": trainer.args.budget,
         **{name: round(x, 5) for name, x in result.items()},
         f"satisfaction_at_{OTHER_BUDGET}": round(other["satisfaction_rate"], 5),
         f"within_at_{OTHER_BUDGET}": round(other["accuracy_within_budget"], 5),
-        "steps": config.max_steps,
-        "completions_per_update": config.per_device_train_batch_size,
-        "learning_rate": config.learning_rate,
+        "steps": trainer.args.max_steps,
+        "completions_per_update": trainer.args.per_device_train_batch_size,
+        "learning_rate": trainer.args.learning_rate,
         **made_with(),
     }
 

@@ -29,14 +29,7 @@ from studies.methods.tables import fixed_lambdas, setting
 GRID = "#E5E5E5"
 
 
-def draw(
-    figure: go.Figure,
-    panel: int,
-    runs: pd.DataFrame,
-    x: str,
-    label: Callable,
-    line: bool = False,
-) -> None:
+def draw(figure: go.Figure, panel: int, runs: pd.DataFrame, x: str, label: Callable) -> None:
     """The settings of one method in a panel: every run small, the mean of every setting large.
 
     `x`: the column that is its satisfaction rate; `label(settings)` is written beside a mean.
@@ -45,22 +38,22 @@ def draw(
     method = runs["method"].iloc[0]
     look = {"color": method_color(method), "symbol": SYMBOLS.get(method, "circle")}
     place = {"row": 1, "col": panel}
+    small, large = {**look, "size": 4, "opacity": 0.45}, {**look, "size": 10}
+    seeds = go.Scatter(x=runs[x], y=runs["accuracy"], mode="markers", marker=small)
+    figure.add_trace(seeds.update(showlegend=False), **place)
+    settings = groups(runs, "name").values()
+    means = pd.DataFrame(
+        {
+            "x": [seeds[x].mean() for seeds in settings],
+            "y": [seeds["accuracy"].mean() for seeds in settings],
+            "text": [label(json.loads(seeds["settings"].iloc[0])) for seeds in settings],
+        }
+    ).sort_values("x")
     figure.add_scatter(
-        x=runs[x],
-        y=runs["accuracy"],
-        mode="markers",
-        marker={**look, "size": 4, "opacity": 0.45},
-        showlegend=False,
-        **place,
-    )
-    settings = sorted(groups(runs, "name").values(), key=lambda seeds: seeds[x].mean())
-    figure.add_scatter(
-        x=[seeds[x].mean() for seeds in settings],
-        y=[seeds["accuracy"].mean() for seeds in settings],
-        mode="lines+markers+text" if line else "markers+text",
-        text=[label(json.loads(seeds["settings"].iloc[0])) for seeds in settings],
+        **means.to_dict("list"),
+        mode="lines+markers+text" if len(settings) > 1 else "markers+text",
         textposition="bottom left" if method == "soft" else "top right",
-        marker={**look, "size": 10},
+        marker=large,
         line={"color": look["color"], "width": 1, "dash": "dash"},
         name=method,
         legendgroup=method,
@@ -106,9 +99,9 @@ def draw_budgets() -> go.Figure:
     figure = make_subplots(1, 3, subplot_titles=titles, horizontal_spacing=0.05)
     fixed, ours = fixed_lambdas(), read("targets")
     for panel, d in enumerate(BUDGETS, 1):
-        draw(figure, panel, fixed, f"satisfaction_at_{d}", lam, line=True)
+        draw(figure, panel, fixed, f"satisfaction_at_{d}", lam)
         asked = ours[ours["budget"] == d]
-        draw(figure, panel, asked, "satisfaction_rate", target, line=True)
+        draw(figure, panel, asked, "satisfaction_rate", target)
     return style(figure, 430, [((0.72, 1.04), (0.78, 1.01))] * 3)
 
 
@@ -119,7 +112,7 @@ def draw_methods() -> go.Figure:
     fixed, report = fixed_lambdas(), read("report")
     for panel in (1, 2):
         corner = panel == 2
-        draw(figure, panel, fixed, "satisfaction_at_0.8", lam if corner else unnamed, line=True)
+        draw(figure, panel, fixed, "satisfaction_at_0.8", lam if corner else unnamed)
         for name, runs in report.groupby("name", sort=False):
             named = corner or name in ("grpo", "saute")
             draw(figure, panel, runs, "satisfaction_rate", lambda _, n=name * named: n)

@@ -276,33 +276,40 @@ def reward_in(unit: float):
     return chain_reward if unit == 1 else scaled
 
 
+def trainer_of(job: dict, models: tuple, prompts, folder: str) -> CMDPTrainer:
+    "The trainer of a run."
+    student, teacher, tokenizer, task = models
+    config = CMDPConfig(
+        method=job["method"],
+        method_kwargs=job["settings"],
+        seed=job["seed"],
+        output_dir=folder,
+        disable_tqdm=True,
+        **job["config"],
+    )
+    return CMDPTrainer(
+        student,
+        teacher,
+        reward_in(job["reward_scale"]),
+        config,
+        chain_dataset(16000, task=task),
+        prompts,
+        tokenizer,
+        {"reasoning_validity": step_validity},
+    )
+
+
 def run(job: dict) -> dict:
     "Train and judge one student: a row of the CSV. A run that breaks is a row, too."
     torch.set_num_threads(1)
     transformers.utils.logging.disable_progress_bar()
-    student, teacher, tokenizer, task = models_of(job["pair"])
+    models = _, teacher, tokenizer, task = models_of(job["pair"])
     prompts = chain_dataset(N_EVAL, job["split"], task=task)
     with tempfile.TemporaryDirectory() as folder:
-        config = CMDPConfig(
-            method=job["method"],
-            method_kwargs=job["settings"],
-            seed=job["seed"],
-            output_dir=folder,
-            disable_tqdm=True,
-            **job["config"],
-        )
-        trainer = CMDPTrainer(
-            student,
-            teacher,
-            reward_in(job["reward_scale"]),
-            config,
-            chain_dataset(16000, task=task),
-            prompts,
-            tokenizer,
-            {"reasoning_validity": step_validity},
-        )
+        trainer = trainer_of(job, models, prompts, folder)
         history, note = train(trainer)
         result, records = trainer.evaluate(return_records=True)
+    config = trainer.args
     if job["seed"] in TRACE_SEEDS and may_be_shown(job):
         save_trace(job, config.budget, records)
     numbers = {

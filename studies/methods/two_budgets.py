@@ -71,11 +71,8 @@ def judge(student, teacher, tokenizer, prefix: str = "") -> dict[str, float]:
     return {prefix + name: round(result[name], 5) for name in MEASURED}
 
 
-def run(job: dict) -> dict:
-    "Train one student and judge it by all three budgets, before and after."
-    torch.set_num_threads(1)
-    student, teacher, tokenizer = default_pair()
-    start = judge(student, teacher, tokenizer, "start_")
+def train(job: dict, student, teacher, tokenizer) -> CMDPTrainer:
+    "Train with the budget on divergence and the second one of the variant."
     kept, penalty = VARIANTS[job["variant"]]
     with tempfile.TemporaryDirectory() as folder:
         config = CMDPConfig(
@@ -96,11 +93,19 @@ def run(job: dict) -> dict:
             constraints={kept: CONSTRAINTS[kept]} if kept else None,
         )
         trainer.train()
-        trained = trainer.accelerator.unwrap_model(trainer.model)
+    return trainer
+
+
+def run(job: dict) -> dict:
+    "Train one student and judge it by all three budgets, before and after: a row."
+    torch.set_num_threads(1)
+    student, teacher, tokenizer = default_pair()
+    start = judge(student, teacher, tokenizer, "start_")
+    trainer = train(job, student, teacher, tokenizer)
     return {
         **job,
         "budget": DIVERGENCE,
-        **judge(trained, teacher, tokenizer),
+        **judge(trainer.model, teacher, tokenizer),
         **start,
         "n_eval": N_EVAL,
         "steps": trainer.global_step,

@@ -4,7 +4,7 @@ import torch
 
 from cmdp_nbdev.budget import Budget
 from cmdp_nbdev.model import default_pair
-from cmdp_nbdev.rollout import encode_prompts, sample
+from cmdp_nbdev.rollout import Sampling, encode_prompts, sample
 from cmdp_nbdev.theory.augmentation import (
     AugmentedPolicy,
     action_costs,
@@ -43,13 +43,10 @@ def passes(answer) -> str:
     student, teacher, tokenizer = default_pair()
     calls = []
     hook = teacher.register_forward_hook(lambda *_: calls.append(1))
-    sample(
-        BudgetAware(student, teacher, Budget(0.8)),
-        *encode_prompts(["3+8*7-2="], tokenizer),
-        [],
-        tokenizer.pad_token_id,
-        20,
-    )
+    told = BudgetAware(student, teacher, Budget(0.8))
+    prompt_ids, prompt_mask = encode_prompts(["3+8*7-2="], tokenizer)
+    reader = told.reader(prompt_ids, prompt_mask, 1, {})
+    sample(reader, [], tokenizer.pad_token_id, Sampling(max_completion_length=20))
     hook.remove()
     need(
         answer != 0,

@@ -7,7 +7,7 @@ import torch
 from cmdp_nbdev.cost import token_logps
 from cmdp_nbdev.model import default_pair
 from cmdp_nbdev.objective import Signal, group_advantage, signal_loss
-from cmdp_nbdev.rollout import completion_logits, generate
+from cmdp_nbdev.rollout import Sampling, completion_logits, generate
 from cmdp_nbdev.widgets.live import live_setup
 
 from . import exercise, need
@@ -222,13 +222,10 @@ def shift(function) -> str:
         (student, ["3+8*7-2=", "1+1+1="][:1], 24),
         (teacher, ["4*9+6-1=", "7-2*8+3="], 32),
     ):
+        sampling = Sampling(num_generations=3, max_completion_length=longest)
+        seeded = torch.Generator().manual_seed(0)
         rollout = generate(
-            student,
-            tokenizer,
-            prompts,
-            num_generations=3,
-            max_completion_length=longest,
-            generator=torch.Generator().manual_seed(0),
+            student, tokenizer, prompts, sampling=sampling, generator=seeded
         )
         at = rollout.completion_mask.bool()
         ids = rollout.completion_ids

@@ -1,6 +1,5 @@
 "Checks of lesson 08."
 
-import inspect
 import math
 
 import numpy as np
@@ -21,9 +20,7 @@ def advantages(name: str, rewards: list[float], spent: list[float]) -> list[floa
     cost = torch.tensor(spent).unsqueeze(-1)
     ones = torch.ones_like(cost)
     settings = (
-        {"scale_rewards": "none"}
-        if "scale_rewards" in inspect.signature(METHODS[name]).parameters
-        else {}
+        {"scale_rewards": "none"} if "scale_rewards" in METHODS[name].settings else {}
     )
     batch = Batch(
         torch.tensor(rewards),
