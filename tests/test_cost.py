@@ -43,7 +43,8 @@ def logits(seed, *shape, scale=3.0, dtype=torch.float64):
 
 @given(st.integers(0, 10_000), st.sampled_from(SETTINGS), st.sampled_from([0.1, 1.0, 10.0]))
 def test_non_negative_and_zero_only_for_equal_distributions(seed, setting, scale):
-    "A negative cost would let a student earn budget; a zero cost between different models would make the budget meaningless."
+    """A negative cost would let a student earn budget; a zero cost between different models
+    would make the budget meaningless."""
     s, t = logits(seed, 2, 3, 7, scale=scale), logits(seed + 1, 2, 3, 7, scale=scale)
     kind, beta = setting
     value = token_divergence(s, t, kind, beta)
@@ -95,7 +96,8 @@ def test_half_precision_logits_are_measured_in_float32(kind, dtype):
 
 @pytest.mark.parametrize("kind,beta", SETTINGS)
 def test_impossible_tokens_give_no_nan(kind, beta):
-    "Models that mask tokens with -inf (or have padded rows) would otherwise destroy the weights in one step."
+    """Models that mask tokens with -inf (or have padded rows) would otherwise destroy the
+    weights in one step."""
     s, t = logits(0, 1, 2, 5), logits(1, 1, 2, 5)
     s[..., 3:], t[..., 3:] = -torch.inf, -torch.inf
     s.requires_grad_(), t.requires_grad_()
@@ -107,7 +109,8 @@ def test_impossible_tokens_give_no_nan(kind, beta):
 
 @pytest.mark.parametrize("kind", ["reverse_kl", "jsd"])
 def test_token_impossible_for_the_student_alone(kind):
-    "A student that never says a token pays nothing for it under the reverse KL, and keeps finite gradients."
+    """A student that never says a token pays nothing for it under the reverse KL, and keeps
+    finite gradients."""
     s, t = logits(0, 1, 2, 5), logits(1, 1, 2, 5)
     s[..., 0] = -torch.inf
     s.requires_grad_()
@@ -117,7 +120,8 @@ def test_token_impossible_for_the_student_alone(kind):
 
 
 def test_token_impossible_for_the_teacher_alone():
-    "The reverse KL is then truly infinite, which must be seen and not turned into a number; a floor makes it finite, with its gradient."
+    """The reverse KL is then truly infinite, which must be seen and not turned into a number; a
+    floor makes it finite, with its gradient."""
     s, t = logits(0, 1, 2, 5), logits(1, 1, 2, 5)
     t[..., 0] = -torch.inf
     assert token_divergence(s, t).isinf().all()
@@ -163,7 +167,8 @@ def test_chunking_changes_nothing(seed, chunk_size, setting):
 
 @pytest.mark.parametrize("student_has_more", [True, False])
 def test_cropping_is_a_softmax_over_the_common_ids(student_has_more):
-    "Vocabularies padded to different sizes are common; the cost must be that of the shared tokens, renormalised, with gradients on these only."
+    """Vocabularies padded to different sizes are common; the cost must be that of the shared
+    tokens, renormalised, with gradients on these only."""
     a, b = logits(0, 2, 3, 5), logits(1, 2, 3, 8)
     s, t = (b, a) if student_has_more else (a, b)
     s.requires_grad_()
@@ -190,7 +195,8 @@ def test_no_warning_for_unused_padding_rows():
 
 @given(st.integers(0, 10_000))
 def test_sampled_estimators(seed):
-    "k1 and k3 are unbiased for the KL, k3 and k2 never negative; the formulas are those of the literature."
+    """k1 and k3 are unbiased for the KL, k3 and k2 never negative; the formulas are those of the
+    literature."""
     s, t = logits(seed, 6).log_softmax(-1), logits(seed + 1, 6).log_softmax(-1)
     exact = (s.exp() * (s - t)).sum()
     for kind in ("k1", "k3"):

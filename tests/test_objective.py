@@ -85,7 +85,8 @@ def test_signals_are_finite_inside_the_mask(method, budget):
 @pytest.mark.parametrize("method", BUILT_IN)
 @given(seed=st.integers(0, 1000))
 def test_row_order_does_not_matter(method, budget, seed):
-    "Groups are found by their id, not by their place: gathering from several devices reorders rows."
+    """Groups are found by their id, not by their place: gathering from several devices reorders
+    rows."""
     b = batch(seed)
     rows = torch.randperm(len(b.rewards), generator=torch.Generator().manual_seed(seed))
     for x, y in zip(answer(method, take(b, rows), budget), answer(method, b, budget)):
@@ -159,7 +160,8 @@ def test_soft_without_weight_is_grpo_and_gkd_is_its_other_half():
 
 
 def test_cmdp_scales_both_terms_alike():
-    "Dividing the advantage alone would change the weight of the divergence with the spread of the rewards."
+    """Dividing the advantage alone would change the weight of the divergence with the spread of
+    the rewards."""
     b, budget = batch(2), Budget(0.9)
     raw, scaled = (
         METHODS["cmdp"](b, budget, {}, coef=2.0, scale_rewards=s) for s in ("none", "group")
@@ -196,7 +198,8 @@ def test_group_statistics_against_a_loop(seed, groups, size):
 
 
 def test_groups_without_a_reward():
-    "Where no reward function applies (None), nothing is learnt about the task, and others are not disturbed."
+    """Where no reward function applies (None), nothing is learnt about the task, and others are
+    not disturbed."""
     x, ids = torch.tensor([NAN, NAN, 1.0, 0.0, NAN]), torch.tensor([0, 0, 1, 1, 1])
     for scale in ("group", "none"):
         a = group_advantage(x, ids, scale)
@@ -207,7 +210,8 @@ def test_groups_without_a_reward():
 
 @pytest.mark.parametrize("method", BUILT_IN)
 def test_methods_survive_rewards_that_do_not_apply(method):
-    "A column without an answer gives NaN rewards; the divergence must still be learnt from, without NaN."
+    """A column without an answer gives NaN rewards; the divergence must still be learnt from,
+    without NaN."""
     b = batch()
     b.rewards[:6] = NAN
     advantage, multiplier = answer(method, b)
@@ -225,7 +229,7 @@ def test_advantage_is_centred_and_free_of_the_unit(seed, unit):
     torch.testing.assert_close(group_advantage(unit * b.rewards, b.group_ids), a)
 
 
-# ---- the loss ---------------------------------------------------------------------------------------------------------
+# ---- the loss ------------------------------------------------------------------------------------
 
 
 def test_loss_by_hand():
@@ -253,7 +257,8 @@ def test_loss_by_hand():
     ],
 )
 def test_clipped_ratio_by_hand(ratio, advantage, expected, slope):
-    "PPO's pessimistic clip: no push beyond 1 +- epsilon in the direction of the advantage, full gradient back."
+    """PPO's pessimistic clip: no push beyond 1 +- epsilon in the direction of the advantage,
+    full gradient back."""
     old = torch.tensor([[-1.0]], dtype=torch.float64)
     logp = (old + math.log(ratio)).requires_grad_()
     zero = torch.zeros_like(old)
@@ -288,7 +293,8 @@ def test_epsilon_high_widens_the_upper_clip_only():
 
 
 def test_clip_never_binds_on_policy():
-    "With one optimiser step per rollout the ratio is 1: the loss and gradient are those without clipping."
+    """With one optimiser step per rollout the ratio is 1: the loss and gradient are those
+    without clipping."""
     b = batch()
     logp = b.logp.nan_to_num().requires_grad_()
     cost = b.cost.nan_to_num()
@@ -332,7 +338,7 @@ def test_one_multiplier_per_cost():
     assert signal_loss(signal, torch.zeros(1, 2), cost, torch.ones(1, 2)).item() == 7.0
 
 
-# ---- the registry -----------------------------------------------------------------------------------------------------
+# ---- the registry --------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", ["grpo", "soft"])
@@ -375,7 +381,8 @@ def test_unknown_method_lists_the_known_ones():
 
 
 def test_a_users_method_trains(own_methods, make_trainer):
-    "The registry is the extension point: settings, state and extra metrics of an own method must work through the trainer."
+    """The registry is the extension point: settings, state and extra metrics of an own method
+    must work through the trainer."""
 
     @register_method("growing")
     def growing(batch, budget, state, *, rate: float = 0.5, scale_rewards: str = "group") -> Signal:
@@ -398,7 +405,8 @@ def test_a_users_method_trains(own_methods, make_trainer):
 
 @pytest.mark.parametrize("limit", [0.0, math.inf])
 def test_smooth_gate_without_room(limit):
-    "A budget of 0, or none at all, leaves no width for a sigmoid: the gate is the step, and nothing becomes NaN."
+    """A budget of 0, or none at all, leaves no width for a sigmoid: the gate is the step, and
+    nothing becomes NaN."""
     b = batch()
     smooth = dict(coef=2.0, width=0.15, scale_rewards="none")
     signal = METHODS["cmdp"](b, Budget(limit), {}, **smooth)

@@ -13,7 +13,7 @@ from scipy.optimize import linprog, minimize
 from cmdp_nbdev.budget import Budget
 from cmdp_nbdev.evaluate import evaluate_records
 from cmdp_nbdev.model import check_pair, check_vocab, load_model, load_tokenizer
-from cmdp_nbdev.rollout import generate
+from cmdp_nbdev.rollout import Sampling, generate
 from cmdp_nbdev.theory.tabular import (
     IMPOSSIBLE,
     TabularConfig,
@@ -88,14 +88,13 @@ def tabular_trainer(tmp_path, trees, logits, **config):
 
 def observe(trainer):
     "Record the batches that the trainer's method sees."
-    seen, original = [], trainer._global_batch
+    seen, original = [], trainer.signal
 
-    def spy(*args):
-        out = original(*args)
-        seen.append(out[0])
-        return out
+    def spy(batch, limit):
+        seen.append(batch)
+        return original(batch, limit)
 
-    trainer._global_batch = spy
+    trainer.signal = spy
     return seen
 
 
@@ -165,8 +164,7 @@ def test_a_trained_table_is_an_ordinary_model_folder(tmp_path):
         tok,
         tabular_reward(tree),
         Budget(1.0),
-        num_generations=8,
-        max_completion_length=3,
+        sampling=Sampling(num_generations=8, max_completion_length=3),
     )
     exact = law(tree, again.table[0].detach())
     for r in records:
@@ -182,14 +180,9 @@ def test_samples_follow_the_table(vocab, depth):
     tree = random_tree(vocab + depth, vocab, depth)
     logits = noise(*tree.teacher.shape)
     student, _, tok = tabular_pair(tree, logits)
-    rollout = generate(
-        student,
-        tok,
-        ["<0>"],
-        num_generations=20000,
-        max_completion_length=depth + 1,
-        generator=torch.Generator().manual_seed(0),
-    )
+    sampling = Sampling(num_generations=20000, max_completion_length=depth + 1)
+    generator = torch.Generator().manual_seed(0)
+    rollout = generate(student, tok, ["<0>"], sampling=sampling, generator=generator)
     index, exact = trajectory_index(tree, rollout.completion_ids), law(tree, logits)
     assert rollout.terminated.all()
     assert worst(rollout.sampled_logps.sum(-1), exact.logp.sum(-1)[index]) < 1e-10

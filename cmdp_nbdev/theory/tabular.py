@@ -29,7 +29,8 @@ from transformers import (
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from ..budget import Budget
-from ..cost import token_divergence, token_logps
+from ..cost import COSTS as REGISTRY
+from ..cost import Cost, Rows, token_logps
 
 # %% auto #0
 __all__ = ['IMPOSSIBLE', 'COSTS', 'TreeCMDP', 'random_tree', 'Law', 'action_costs', 'law', 'one_state', 'three_answers', 'tilt',
@@ -166,13 +167,13 @@ def action_costs(logits: Tensor, teacher: Tensor, cost: str = "reverse_kl") -> T
     Policy rows `logits` and `teacher` log-probabilities are (..., V); `cost` is one of COSTS.
     Raises ValueError for an unknown cost.
     """
-    if cost == "reverse_kl":
-        return token_divergence(logits, teacher).unsqueeze(-1).expand_as(teacher)
-    if cost == "log_ratio":
-        return logits.log_softmax(-1) - teacher
-    if cost == "surprisal":
-        return -teacher
-    raise ValueError(f"cost {cost!r} is unknown; choose one of {', '.join(COSTS)}")
+    if cost not in COSTS:
+        raise ValueError(f"cost {cost!r} is unknown; choose one of {', '.join(COSTS)}")
+    v = teacher.shape[-1]
+    own, mu = (x.log_softmax(-1).unsqueeze(-2).expand(*x.shape, v) for x in (logits, teacher))
+    chosen = torch.arange(v).expand_as(teacher).reshape(-1)
+    rows = Rows(own.reshape(-1, v), mu.reshape(-1, v), chosen)
+    return REGISTRY[cost](rows, Cost(cost)).reshape(teacher.shape)
 
 # %% ../../nbs/theory/00_tabular.ipynb #enumerate
 def law(tree: TreeCMDP, logits: Tensor, cost: str = "reverse_kl") -> Law:
