@@ -107,7 +107,8 @@ def _parameters(forward: Callable) -> frozenset[str]:
 
 def accepted(model, **kwargs) -> dict:
     "The keyword arguments that the model's forward knows; a wrapper passes on what its base knows."
-    base = getattr(model, "get_base_model", lambda: model)()
+    inner = getattr(model, "module", model)  # inside DistributedDataParallel or DeepSpeed
+    base = getattr(inner, "get_base_model", lambda: inner)()
     known = _parameters(type(base).forward)
     return {k: v for k, v in kwargs.items() if k in known}
 
@@ -139,6 +140,12 @@ class Reader:
         self.logits, self.cache = out.logits[:, -1], getattr(out, self.cache_name)
 
 # %% ../nbs/08_rollout.ipynb #reader-feed
+@patch
+def finished(self: Reader, ended: Tensor) -> bool:
+    "Whether nothing is left to write, given which rows have `ended` (B,)."
+    return bool(ended.all())
+
+
 @patch
 def feed(self: Reader, ids: Tensor, ended: Tensor | None = None, **more) -> None:
     "Read one token per row, `ids` (B,). `ended`: rows that had ended before it; not needed here."
@@ -184,7 +191,7 @@ def sample(
         before, ended = ended, ended | torch.isin(token, eos)
         ids.append(token.masked_fill(before, pad_id))
         logps.append(logp.masked_fill(before, 0.0))
-        if len(ids) == sampling.max_completion_length or ended.all():
+        if len(ids) == sampling.max_completion_length or reader.finished(ended):
             return torch.stack(ids, 1), torch.stack(logps, 1), ended
         reader.feed(ids[-1], before)
 

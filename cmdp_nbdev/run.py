@@ -181,7 +181,13 @@ def read_state(checkpoint: str | os.PathLike) -> dict:
             f"resume_from_checkpoint={str(checkpoint)!r} is no checkpoint folder (no "
             "trainer_state.json in it)"
         )
-    return json.loads(path.read_text())
+    state = json.loads(path.read_text())
+    if "args" not in state:
+        raise ValueError(
+            f"resume_from_checkpoint={str(checkpoint)!r} was written by the engine inside TRL; "
+            "resume it there (--engine trl)"
+        )
+    return state
 
 
 def read_checkpoint(checkpoint: str | os.PathLike, accelerator: Accelerator) -> dict:
@@ -322,6 +328,7 @@ class Run:
     "A job and its folder. `global_step` counts updates, `output_dir` is None until it has begun."
 
     is_main_process = True  # of several, the one that writes
+    process_index = 0
 
     def __init__(self, job: Job, names: dict, eval_metrics: dict | None, callbacks=()):
         self.job, self.args, self.names = job, job.args, names
@@ -365,17 +372,29 @@ def generator(self: Run, *stream: int) -> torch.Generator:
 @patch
 def evaluate(self: Run, dataset: Dataset | None = None, return_records: bool = False):
     "Metrics of the glossary on `dataset` (default: eval_dataset); also records, if asked for."
-    args, data = self.args, self.eval_dataset if dataset is None else dataset
+    data = self.eval_dataset if dataset is None else dataset
     if data is None:
         raise ValueError("eval_dataset is missing: give one to the trainer or to evaluate()")
+    records = self.records(data)
+    result = summarize(records, metrics=self.eval_metrics, constraints=self.constraints)
+    if data is self.eval_dataset:
+        self.measured = self.global_step, result
+    return (result, records) if return_records else result
+
+# %% ../nbs/12_run.ipynb #records
+@patch
+def records(self: Run, data: Dataset) -> list[dict]:
+    "One dict per completion of `data`, by the student as it is now."
     self.tell()
-    pair, rewards = (self.student, self.teacher), (self.reward_funcs, self.budget)
+    args = self.args
     with self.accelerator.autocast():
-        records = evaluate_records(
-            *pair,
+        return evaluate_records(
+            self.student,
+            self.teacher,
             data,
             self.processing_class,
-            *rewards,
+            self.reward_funcs,
+            self.budget,
             cost=args.cost,
             sampling=args.eval_sampling,
             metrics=self.eval_metrics,
@@ -384,12 +403,8 @@ def evaluate(self: Run, dataset: Dataset | None = None, return_records: bool = F
             correct_at=args.correct_at,
             batch_size=args.per_device_eval_batch_size,
             vocab_size=self.vocab_size,
-            seed=fold_seed(args.seed, 0, 2),
+            seed=fold_seed(args.seed, self.process_index, 2),
         )
-    result = summarize(records, metrics=self.eval_metrics, constraints=self.constraints)
-    if data is self.eval_dataset:
-        self.measured = self.global_step, result
-    return (result, records) if return_records else result
 
 # %% ../nbs/12_run.ipynb #choose-budget
 @patch
@@ -413,8 +428,7 @@ def begin(self: Run, resume_from_checkpoint: str | None = None) -> None:
     "Begin or resume the run; does nothing the second time."
     if self.output_dir is not None:
         return
-    args = self.args
-    folder = claim_output_dir(args.output_dir, args.method, bool(resume_from_checkpoint))
+    folder = self.claim(bool(resume_from_checkpoint))
     checkpoint, config = resume_from_checkpoint, folder / "config.json"
     if checkpoint == "auto":
         checkpoint = newest_checkpoint(folder)
@@ -423,10 +437,23 @@ def begin(self: Run, resume_from_checkpoint: str | None = None) -> None:
     elif (folder / "metrics.jsonl").exists() and config.exists():  # killed before its first one
         check_resumable(json.loads(config.read_text()), self.settings(), folder)
     self.output_dir = folder
-    keep_metrics(folder / "metrics.jsonl", self.global_step)
+    if self.is_main_process:
+        keep_metrics(folder / "metrics.jsonl", self.global_step)
     self.write_config()
     self.open_trackers()
-    if args.eval_on_start and self.global_step == 0:
+    self.first_evaluation()
+
+# %% ../nbs/12_run.ipynb #claim
+@patch
+def claim(self: Run, resuming: bool) -> Path:
+    "The run's folder, see claim_output_dir."
+    return claim_output_dir(self.args.output_dir, self.args.method, resuming)
+
+
+@patch
+def first_evaluation(self: Run) -> None:
+    "With eval_on_start: what the student is worth before the first update."
+    if self.args.eval_on_start and self.global_step == 0:
         self.log({"step": 0} | self.evaluation())
 
 # %% ../nbs/12_run.ipynb #settings
@@ -439,6 +466,8 @@ def settings(self: Run) -> dict:
 @patch
 def write_config(self: Run) -> None:
     "config.json."
+    if not self.is_main_process:
+        return
     constraints = self.settings()["constraints"]
     config = run_config(self.args, constraints=constraints, **self.run_info)
     (self.output_dir / "config.json").write_text(json.dumps(config, indent=1) + "\n")
@@ -478,8 +507,9 @@ def open_trackers(self: Run) -> None:
 @patch
 def log(self: Run, metrics: dict) -> None:
     "Append to metrics.jsonl and report to the trackers."
-    with open(self.output_dir / "metrics.jsonl", "a") as f:
-        f.write(json.dumps(metrics) + "\n")
+    if self.is_main_process:
+        with open(self.output_dir / "metrics.jsonl", "a") as f:
+            f.write(json.dumps(metrics) + "\n")
     if self.args.report_to != "none" and metrics["step"] % self.args.logging_steps == 0:
         values = {k: v for k, v in metrics.items() if k != "step"}
         self.accelerator.log(values, step=metrics["step"])
@@ -492,7 +522,13 @@ def save_model(self: Run, path: str | os.PathLike) -> None:
     Weights (of a peft model with its adapters merged), config, tokenizer and a model card with
     the last evaluation.
     """
-    save_plain(self.student, path)
+    self.write_student(self.student, path)
+
+
+@patch
+def write_student(self: Run, student, path: str | os.PathLike) -> None:
+    "`student` as a folder of its own."
+    save_plain(student, path)
     self.processing_class.save_pretrained(path)
     (Path(path) / "README.md").write_text(self.card(), encoding="utf-8")
 

@@ -132,11 +132,12 @@ def make_trainer(tmp_path, pair, prompts, held_out):
         callbacks=(),
         eval_metrics=None,
         constraints=None,
+        engine=CMDPTrainer,
         **config,
     ):
         student, master, tok = copy.deepcopy(pair)
         args = CMDPConfig(**{**SMALL, "output_dir": str(tmp_path / "run"), **config})
-        return CMDPTrainer(
+        return engine(
             student if model is None else model,
             master if teacher is None else teacher,
             reward_funcs,
