@@ -6,12 +6,13 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy.stats import binomtest, multinomial, ttest_1samp
+from scipy.stats import binomtest, multinomial, norm, ttest_1samp
 from scipy.stats import t as student_t
 
 from cmdp_nbdev.budget import Budget, satisfaction_interval
 from cmdp_nbdev.evaluate import (
     VALUES,
+    _mean_of_seeds,
     above_envelope,
     at_budget,
     compare,
@@ -94,7 +95,8 @@ def test_summary_by_hand():
     means = [k for k in VALUES if not k.endswith("_p95")]
     for k in means:
         assert s[f"{k}_low"] <= s[k] <= s[f"{k}_high"]
-    assert "kl_p95_low" not in s and s["truncated_rate_high"] > 0
+    assert "kl_p95_low" not in s
+    assert s["truncated_rate_high"] > 0
 
 
 def test_summary_at_another_budget():
@@ -160,18 +162,36 @@ def test_difference_interval_is_antisymmetric_and_agrees_with_mcnemar(wins, loss
     assert mcnemar(wins, losses) == pytest.approx(p_value)
 
 
+def test_mcnemar_by_hand():
+    "Of 2**10 equally likely sequences, 2 (1 + 10) are as uneven as nine to one."
+    assert mcnemar(9, 1) == pytest.approx(22 / 1024, abs=1e-12)
+
+
+def least_coverage(n, truths) -> float:
+    "Of these probabilities to win and lose, the smallest that the interval holds the difference."
+    outcomes = [(w, k, n - w - k) for w in range(n + 1) for k in range(n + 1 - w)]
+    low, high = np.transpose([difference_interval(w, k, n) for w, k, _ in outcomes])
+
+    def coverage(p, q):
+        chance = multinomial.pmf(outcomes, n, [p, q, 1 - p - q])
+        holds = (low <= p - q + 1e-12) & (p - q <= high + 1e-12)
+        return chance[holds].sum()
+
+    return min(coverage(p, q) for p, q in truths)
+
+
 @pytest.mark.parametrize(
     "p,q,n", [(0.02, 0.0, 30), (0.3, 0.1, 15), (0.05, 0.05, 40), (0.9, 0.05, 12), (0.0, 0.0, 5)]
 )
 def test_difference_interval_covers(p, q, n):
     "Exact means: it holds the truth with at least its level, also for small n."
-    cover = 0.0
-    for wins in range(n + 1):
-        for losses in range(n + 1 - wins):
-            low, high = difference_interval(wins, losses, n)
-            if low <= p - q + 1e-12 and p - q <= high + 1e-12:
-                cover += multinomial.pmf([wins, losses, n - wins - losses], n, [p, q, 1 - p - q])
-    assert cover >= 0.95
+    assert least_coverage(n, [(p, q)]) >= 0.95
+
+
+def test_difference_interval_covers_on_a_grid():
+    "The same for every pair of probabilities on a grid."
+    grid = np.linspace(0.02, 0.9, 12)
+    assert least_coverage(20, [(p, q) for p in grid for q in grid if p + q < 1]) >= 0.95
 
 
 A, B = record("a"), record("b")
@@ -187,7 +207,8 @@ NO_REWARD = record("a", reward=None)
         (lambda: compare([], []), "a run is empty"),
         (lambda: compare([[A], []], [[A]] * 2), "a run is empty"),
         (lambda: compare([A], [A, B]), "only one of them has 'b'"),
-        (lambda: compare([A, B], [A]), "1 of 2 have no answer in one of them, 'b'"),
+        (lambda: compare([A, B], [A]), "same prompts; 1 of 2 have no answer in one of them, 'b'"),
+        (lambda: compare([A, B], [A, B], "bleu"), "choose one of"),
         (lambda: compare([[A]] * 2, [[A]] * 3), "a has 2 runs and b has 3"),
         (
             lambda: compare([NO_REWARD], [A], "reward_mean"),
@@ -217,6 +238,14 @@ def test_exact_comparison_by_hand():
     assert same["p_value"] == 1
     assert same["low"] < -0.2
     assert same["high"] > 0.2  # ten equal pairs prove little
+
+
+def test_a_student_does_not_differ_from_itself():
+    "Pairs are made by prompt, not by position."
+    kl = np.random.default_rng(0).gamma(2.0, 0.4, 60)
+    run = [record(str(i), correct=i % 3 > 0, kl=float(x)) for i, x in enumerate(kl)]
+    assert compare(run, run[::-1])["difference"] == 0
+    assert compare(run, run, "kl_mean")["high"] == 0
 
 
 def test_paired_bootstrap_is_reproducible_and_paired():
@@ -301,9 +330,8 @@ def test_seeds_that_agree_leave_the_prompts():
     assert width(five, "hit") == pytest.approx(width(one, "hit"), rel=0.1)
     sure = summarize_seeds(runs_of(np.ones((5, 40))), ["hit"])
     assert sure["hit"] == sure["hit_high"] == 1
-    assert (
-        sure["hit_low"] == satisfaction_interval(200, 200)[0]
-    )  # nothing varied: still not certain
+    certain = satisfaction_interval(200, 200)
+    assert sure["hit_low"] == certain[0]  # nothing varied: still not certain
     assert compare(runs_of([hits] * 5), runs_of([hits] * 5), "hit")["p_value"] == 1
 
 
@@ -319,7 +347,45 @@ def test_seeds_interval_holds_the_mean_and_stays_a_rate(S, P, G, seed):
     assert r["hit"] == pytest.approx(table.mean())
 
 
+def simulated(rng, S=5, P=200) -> np.ndarray:
+    "Outcomes (S, P, 1) as in nbs/09_evaluate: seeds differ in skill, prompts in difficulty."
+    skill = 0.2 * rng.standard_normal((S, 1))
+    ease = 0.8 * rng.standard_normal((1, P))
+    hits = rng.random((S, P)) < norm.cdf(1.0 + skill + ease)
+    return hits[..., None].astype(float)
+
+
+def test_seeds_interval_covers_new_seeds_and_prompts():
+    "Simulated studies: how often the interval holds the mean over all seeds and prompts."
+    truth = norm.cdf(1.0 / math.sqrt(1 + 0.2**2 + 0.8**2))
+    rng, held = np.random.default_rng(1), []
+    for _ in range(800):
+        _, low, high = _mean_of_seeds(simulated(rng), "hit", level=0.95, resamples=100, seed=0)
+        held.append(low <= truth <= high)
+    assert np.mean(held) > 0.92
+
+
 # --- frontier
+
+
+def test_frontier_and_envelope_by_hand():
+    "A beaten run is left out, and mixtures reach what lies between two runs."
+    points = [(0.6, 0.98), (0.9, 0.95), (0.93, 0.88), (0.97, 0.80), (0.95, 0.93)]
+    rows = [{"satisfaction_rate": s, "accuracy": a} for s, a in points]
+    assert [r["accuracy"] for r in frontier(rows)] == [0.98, 0.95, 0.93, 0.80]
+    assert np.allclose(envelope(rows, [0.5, 0.75, 0.96]), [0.98, 0.965, 0.865])
+    assert np.isnan(envelope(rows, 0.99))  # nobody is that safe
+    assert envelope(rows, 0.93) > 0.9365  # above the chord of its neighbours
+
+
+def test_frontier_and_envelope_against_the_kl_by_hand():
+    "Where less is better."
+    points = [(0.1, 0.8), (0.3, 0.9), (0.4, 0.85), (2.0, 0.99)]
+    rows = [{"kl_mean": kl, "accuracy": a} for kl, a in points]
+    against_kl = {"x": "kl_mean", "minimize_x": True}
+    assert [r["accuracy"] for r in frontier(rows, **against_kl)] == [0.8, 0.9, 0.99]
+    assert np.allclose(envelope(rows, [0.2, 0.3, 9.0], **against_kl), [0.85, 0.9, 0.99])
+    assert np.isnan(envelope(rows, 0.05, **against_kl))
 
 
 def rows_of(pairs) -> list[dict]:
@@ -350,7 +416,8 @@ def test_envelope_is_concave_and_above_every_run(rows):
     "A mixture of students can do what each of them does."
     xs = np.linspace(0, max(r["satisfaction_rate"] for r in rows), 9)
     e = envelope(rows, xs)
-    assert (np.diff(e) <= 1e-9).all() and (np.diff(e, 2) <= 1e-9).all()
+    assert (np.diff(e) <= 1e-9).all()
+    assert (np.diff(e, 2) <= 1e-9).all()
     for r in rows:
         assert envelope(rows, r["satisfaction_rate"]) >= r["accuracy"] - 1e-9
 
@@ -396,6 +463,21 @@ def test_gain_over_the_envelope():
     ours = [{"kl_mean": 0.15, "accuracy": 0.955}] * 2
     gain = above_envelope(ours, [against_kl(rows) for rows in fixed], "kl_mean", minimize_x=True)
     assert gain["low"] > 0
+
+
+def test_gains_are_seldom_claimed_wrongly():
+    "On the envelope a gain is claimed in few simulated studies, three points above it in many."
+    rng, wrong, right = np.random.default_rng(2), [], []
+    curve = [(0.70, 0.97), (0.80, 0.955), (0.90, 0.92), (0.95, 0.88), (0.98, 0.82)]
+    on = float(envelope([{"satisfaction_rate": s, "accuracy": a} for s, a in curve], 0.93))
+    noise = np.array([0.008, 0.012])
+    for _ in range(60):
+        fixed = [study(point, 5, noise, rng) for point in curve]
+        level, above = (study((0.93, on + gain), 5, noise, rng) for gain in (0.0, 0.03))
+        wrong.append(above_envelope(level, fixed, resamples=120)["low"] > 0)
+        right.append(above_envelope(above, fixed, resamples=120)["low"] > 0)
+    assert np.mean(wrong) <= 0.05
+    assert np.mean(right) > 0.3
 
 
 def test_single_runs_need_their_own_intervals():
