@@ -133,6 +133,23 @@ def test_budgets_per_prompt_and_further_budgets(make_trainer, tmp_path):
         assert inside[k] == pytest.approx(ours[k], rel=1e-4, abs=1e-6), k
 
 
+def test_chat_prompts(make_trainer, pair, tmp_path):
+    "Messages in, messages out; the template is applied once."
+    tokenizer = copy.deepcopy(pair[2])
+    tokenizer.chat_template = "{% for m in messages %}{{ m['content'] }}{% endfor %}"
+    texts = UNEVEN["prompt"]
+    chat = UNEVEN.remove_columns("prompt").add_column(
+        "prompt", [[{"role": "user", "content": text}] for text in texts]
+    )
+
+    def reward(completions, answer):
+        return [float(c[0]["content"].endswith(a)) for c, a in zip(completions, answer)]
+
+    config = dict(train_dataset=chat, processing_class=tokenizer, reward_funcs=reward)
+    (ours, a), (inside, b) = both(make_trainer, tmp_path, **config)
+    assert relative(b, a) < GRADIENT and inside["reward"] == ours["reward"]
+
+
 @pytest.mark.parametrize("iterations, decay", [(1, 0.1), (2, 0.0)])
 def test_the_weights_after_an_update(iterations, decay, make_trainer, tmp_path):
     "Weight decay spares no weight; a rollout used twice is clipped against its first policy."
