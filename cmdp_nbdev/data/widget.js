@@ -1,36 +1,58 @@
-// Draws every widget of cmdp_nbdev (nbs/widgets). Python sends three things: controls, their values, and blocks (charts, numbers,
-// tokens, tables). Where `compute` names a function of COMPUTE, the blocks are made here from `data` and no kernel is asked.
+// Draws every widget of cmdp_nbdev (nbs/widgets). Python sends three things: controls, their
+// values, and blocks (charts, numbers, tokens, tables). Where `compute` names a function of
+// COMPUTE, the blocks are made here from `data` and no kernel is asked.
 
-const DASH = {dash: "8 4", dot: "2 3", dashdot: "8 3 2 3", longdash: "14 4", longdashdot: "14 3 2 3"};
-const esc = s => String(s).replace(/[&<>"]/g, c => `&#${c.charCodeAt(0)};`);
-const paint = c => c === "fg" || !c ? "var(--fg)" : c[0] === "#" ? `var(--c-${c.slice(1)},${c})` : c;  // a theme may replace a colour
-const KEYS = 'data-lm-suppress-shortcuts="true"';  // keys pressed in this element are not commands of JupyterLab, where x cuts a cell and arrows leave it
-const px = v => Math.max(-1e4, Math.min(1e4, v)).toFixed(1);
+const SPECIAL = /[&<>"]/g;
+const esc = s => String(s).replace(SPECIAL, c => `&#${c.charCodeAt(0)};`);
 const percent = x => (Math.floor(1000 * x + 0.5) / 10).toFixed(1) + "%";  // as chart.percent
+const short = v => String(+v.toPrecision(6));
+const number = (v, format) => format === "%" ? Math.round(100 * v) + "%" : short(v);
+const px = v => Math.max(-1e4, Math.min(1e4, v)).toFixed(1);
 
-// ---- charts: an SVG string of a given width ---------------------------------------------------------------------------
+// Keys pressed in this element are not commands of JupyterLab, where x cuts a cell.
+const KEYS = 'data-lm-suppress-shortcuts="true"';
 
-function ticks([a, b], n = 5) {
-  const raw = (b - a) / n, p = 10 ** Math.floor(Math.log10(raw)), step = [1, 2, 5, 10].find(m => m * p >= raw * 0.999) * p;
-  const at = [];
-  for (let i = Math.ceil(a / step - 1e-9); i * step <= b + 1e-9; i++) at.push(i * step);
-  return at;
+// ---- how a mark looks -----------------------------------------------------------------------
+
+const DASH = {
+  dash: "8 4", dot: "2 3", dashdot: "8 3 2 3", longdash: "14 4", longdashdot: "14 3 2 3",
+};
+const dashes = name => `stroke-dasharray="${DASH[name] ?? ""}"`;
+
+function paint(color) {  // a theme may replace a colour
+  if (!color || color === "fg") return "var(--fg)";
+  return color[0] === "#" ? `var(--c-${color.slice(1)},${color})` : color;
 }
 
-const number = (v, format) => format === "%" ? Math.round(100 * v) + "%" : String(+v.toPrecision(6));
-const polygon = (n, turn, inner) => [...Array(inner ? 2 * n : n).keys()].map(i => {
-  const r = inner && i % 2 ? inner : 1, a = turn + 2 * Math.PI * i / (inner ? 2 * n : n);
-  return [r * Math.sin(a), -r * Math.cos(a)];
-});
-const SHAPES = {square: polygon(4, Math.PI / 4), diamond: polygon(4, 0), "triangle-up": polygon(3, 0), "triangle-down": polygon(3, Math.PI), pentagon: polygon(5, 0), star: polygon(5, 0, 0.45),
-  hexagram: polygon(6, 0, 0.5), cross: polygon(4, Math.PI / 4, 0.3), x: polygon(4, 0, 0.3)};
-
-function outline(name, x, y, r) {  // the path of a symbol around (x, y)
-  const q = 0.9 * r;
-  return SHAPES[name] ? `M${SHAPES[name].map(([u, v]) => px(x + 1.15 * r * u) + " " + px(y + 1.15 * r * v)).join("L")}Z` : `M${px(x - q)} ${px(y)}a${q} ${q} 0 1 0 ${2 * q} 0a${q} ${q} 0 1 0 ${-2 * q} 0Z`;
+function polygon(n, turn, inner) {  // corners on the unit circle; with `inner`, a star
+  const corners = inner ? 2 * n : n;
+  return [...Array(corners).keys()].map(i => {
+    const r = inner && i % 2 ? inner : 1, a = turn + 2 * Math.PI * i / corners;
+    return [r * Math.sin(a), -r * Math.cos(a)];
+  });
 }
 
-// One function per kind of mark: (mark, X, Y, width, height) -> SVG. Arrays may hold null: a gap.
+const SHAPES = {
+  square: polygon(4, Math.PI / 4),
+  diamond: polygon(4, 0),
+  "triangle-up": polygon(3, 0),
+  "triangle-down": polygon(3, Math.PI),
+  pentagon: polygon(5, 0),
+  star: polygon(5, 0, 0.45),
+  hexagram: polygon(6, 0, 0.5),
+  cross: polygon(4, Math.PI / 4, 0.3),
+  x: polygon(4, 0, 0.3),
+};
+
+function outline(symbol, x, y, r) {  // its path around (x, y)
+  const shape = SHAPES[symbol], q = 0.9 * r, half = `a${q} ${q} 0 1 0`;
+  if (!shape) return `M${px(x - q)} ${px(y)}${half} ${2 * q} 0${half} ${-2 * q} 0Z`;  // a circle
+  const corners = shape.map(([u, v]) => px(x + 1.15 * r * u) + " " + px(y + 1.15 * r * v));
+  return `M${corners.join("L")}Z`;
+}
+
+// ---- marks: (mark, X, Y, width, height) -> SVG. Arrays may hold null: a gap. ----------------
+
 const MARKS = {
   line(m, X, Y) {
     let d = "", pen = "M";
@@ -40,16 +62,22 @@ const MARKS = {
       d += pen + px(X(m.x[i])) + " " + px(Y(m.y[i]));
       pen = "L";
     }
-    return `<path d="${d}" fill="none" stroke="${paint(m.color)}" stroke-width="${m.width ?? 2}" stroke-opacity="${m.opacity ?? 1}" stroke-dasharray="${DASH[m.dash] ?? ""}"/>`;
+    const stroke = `stroke="${paint(m.color)}" stroke-width="${m.width ?? 2}" ${dashes(m.dash)}`;
+    return `<path d="${d}" fill="none" ${stroke} stroke-opacity="${m.opacity ?? 1}"/>`;
   },
+
   bars(m, X, Y) {
     let d = "";
     for (let i = 0; i < m.y.length; i++) {
-      const base = m.base?.[i] ?? 0;
-      if (m.y[i] !== 0) d += `M${px(X(m.x0[i]) + 0.5)} ${px(Y(base))}V${px(Y(base + m.y[i]))}H${px(X(m.x1[i]) - 0.5)}V${px(Y(base))}Z`;
+      if (m.y[i] === 0) continue;
+      const base = m.base?.[i] ?? 0, foot = px(Y(base)), top = px(Y(base + m.y[i]));
+      d += `M${px(X(m.x0[i]) + 0.5)} ${foot}V${top}H${px(X(m.x1[i]) - 0.5)}V${foot}Z`;
     }
-    return `<path d="${d}" fill="${paint(m.color)}" fill-opacity="${m.outline ? 0.3 : 0.85}" stroke="${paint(m.color)}" stroke-width="${m.outline ? 1.5 : 0}" stroke-dasharray="${m.outline ? "3 2" : ""}"/>`;
+    const [opacity, width, dash] = m.outline ? [0.3, 1.5, "3 2"] : [0.85, 0, ""];
+    const edge = `stroke="${paint(m.color)}" stroke-width="${width}" stroke-dasharray="${dash}"`;
+    return `<path d="${d}" fill="${paint(m.color)}" fill-opacity="${opacity}" ${edge}/>`;
   },
+
   points(m, X, Y) {
     const style = `fill="${paint(m.color)}" fill-opacity="${m.opacity ?? 1}"`;
     let bars = "", all = "", texts = "";
@@ -58,89 +86,201 @@ const MARKS = {
       const x = X(m.x[i]), y = Y(m.y[i]), d = outline(m.symbol, x, y, m.size?.[i] ?? m.size ?? 5);
       if (m.ylow) bars += `M${px(x)} ${px(Y(m.ylow[i]))}V${px(Y(m.yhigh[i]))}`;
       if (m.xlow) bars += `M${px(X(m.xlow[i]))} ${px(y)}H${px(X(m.xhigh[i]))}`;
-      if (m.title) texts += `<path d="${d}" ${style}><title>${esc(m.title[i])}</title></path>`; else all += d;
-      if (m.label?.[i]) texts += `<text class="halo" x="${px(x + 8)}" y="${px(y - 7)}">${esc(m.label[i])}</text>`;
+      if (m.title) texts += `<path d="${d}" ${style}><title>${esc(m.title[i])}</title></path>`;
+      else all += d;  // one path for all: quick to redraw
+      const place = `x="${px(x + 8)}" y="${px(y - 7)}"`;
+      if (m.label?.[i]) texts += `<text class="halo" ${place}>${esc(m.label[i])}</text>`;
     }
-    return `<path d="${bars}" stroke="${paint(m.color)}" stroke-width="1.5"/><path d="${all}" ${style}/>${texts}`;  // one path for all: quick to redraw
+    const intervals = `<path d="${bars}" stroke="${paint(m.color)}" stroke-width="1.5"/>`;
+    return `${intervals}<path d="${all}" ${style}/>${texts}`;
   },
+
   segments(m, X, Y) {
-    return m.x0.map((_, i) => `<path d="M${px(X(m.x0[i]))} ${px(Y(m.y0[i]))}L${px(X(m.x1[i]))} ${px(Y(m.y1[i]))}" stroke="${paint(m.color)}" stroke-width="${px(m.width[i])}" stroke-opacity="${m.opacity ?? 1}" stroke-linecap="round"/>`).join("");
+    const stroke = `stroke="${paint(m.color)}" stroke-opacity="${m.opacity ?? 1}"`;
+    return m.x0.map((_, i) => {
+      const d = `M${px(X(m.x0[i]))} ${px(Y(m.y0[i]))}L${px(X(m.x1[i]))} ${px(Y(m.y1[i]))}`;
+      return `<path d="${d}" ${stroke} stroke-width="${px(m.width[i])}" stroke-linecap="round"/>`;
+    }).join("");
   },
+
   text(m, X, Y) {
-    return m.x.map((_, i) => `<text x="${px(X(m.x[i]) + (m.dx ?? 0))}" y="${px(Y(m.y[i]) + (m.dy ?? 4))}" text-anchor="${m.anchor ?? "middle"}" ${m.halo ? 'class="halo"' : ""}>${esc(m.text[i])}</text>`).join("");
+    const style = `text-anchor="${m.anchor ?? "middle"}" ${m.halo ? 'class="halo"' : ""}`;
+    return m.x.map((_, i) => {
+      const x = px(X(m.x[i]) + (m.dx ?? 0)), y = px(Y(m.y[i]) + (m.dy ?? 4));
+      return `<text x="${x}" y="${y}" ${style}>${esc(m.text[i])}</text>`;
+    }).join("");
   },
+
   rule(m, X, Y, w, h) {
-    const upright = m.x != null, at = upright ? X(m.x) : Y(m.y), end = upright && at > w - 70;
-    const line = upright ? `M${px(at)} 0V${h}` : `M0 ${px(at)}H${w}`;
-    const label = m.label ? `<text class="halo" x="${upright ? px(at + (end ? -5 : 5)) : w - 4}" y="${upright ? 12 + 15 * (m.row ?? 0) : px(at < 18 ? at + 15 : at - 5)}" text-anchor="${!upright || end ? "end" : "start"}">${esc(m.label)}</text>` : "";
-    return `<path d="${line}" stroke="${paint(m.color)}" stroke-width="1.5" stroke-dasharray="${DASH[m.dash ?? "dot"] ?? ""}"/>${label}`;
+    const upright = m.x != null, at = upright ? X(m.x) : Y(m.y);
+    const style = `stroke="${paint(m.color)}" stroke-width="1.5" ${dashes(m.dash ?? "dot")}`;
+    const line = `<path d="${upright ? `M${px(at)} 0V${h}` : `M0 ${px(at)}H${w}`}" ${style}/>`;
+    if (!m.label) return line;
+    const end = !upright || at > w - 70;  // near the right edge, the text stands on the left
+    const x = upright ? px(at + (end ? -5 : 5)) : w - 4;
+    const y = upright ? 12 + 15 * (m.row ?? 0) : px(at < 18 ? at + 15 : at - 5);
+    const place = `x="${x}" y="${y}" text-anchor="${end ? "end" : "start"}"`;
+    return `${line}<text class="halo" ${place}>${esc(m.label)}</text>`;
   },
+
   band(m, X, Y, w, h) {
     const x0 = m.x0 == null ? 0 : X(m.x0), x1 = m.x1 == null ? w : X(m.x1);
-    return `<rect x="${px(x0)}" y="0" width="${px(Math.max(0, x1 - x0))}" height="${h}" fill="${paint(m.color)}" fill-opacity="0.1"/>`;
+    const size = `x="${px(x0)}" y="0" width="${px(Math.max(0, x1 - x0))}" height="${h}"`;
+    return `<rect ${size} fill="${paint(m.color)}" fill-opacity="0.1"/>`;
   },
 };
 
+// ---- charts: an SVG string of a given width -------------------------------------------------
+
+function ticks([a, b], n = 5) {  // about n round numbers between a and b
+  const raw = (b - a) / n, power = 10 ** Math.floor(Math.log10(raw));
+  const step = [1, 2, 5, 10].find(m => m * power >= raw * 0.999) * power;
+  const at = [];
+  for (let i = Math.ceil(a / step - 1e-9); i * step <= b + 1e-9; i++) at.push(i * step);
+  return at;
+}
+
+function labelled(axis, n) {  // pairs (position, text)
+  return axis.ticks ?? ticks(axis.range, n).map(v => [v, number(v, axis.format)]);
+}
+
+function grid(c, X, Y, w, h) {  // lines, numbers and names of both axes
+  let found = "";
+  for (const [v, text] of labelled(c.x, w / 60)) {
+    if (!c.x.ticks) found += `<path class="grid" d="M${px(X(v))} 0V${h}"/>`;
+    found += `<text x="${px(X(v))}" y="${h + 16}" text-anchor="middle">${esc(text)}</text>`;
+  }
+  for (const [v, text] of labelled(c.y, h / 40)) {
+    found += `<path class="grid" d="M0 ${px(Y(v))}H${w}"/>`;
+    found += `<text x="-7" y="${px(Y(v) + 4)}" text-anchor="end">${esc(text)}</text>`;
+  }
+  const below = `x="${w / 2}" y="${h + 34}"`;
+  const left = `transform="translate(-45 ${h / 2})rotate(-90)"`;
+  found += `<text class="axis" ${below} text-anchor="middle">${esc(c.x.label)}</text>`;
+  return found + `<text class="axis" ${left} text-anchor="middle">${esc(c.y.label)}</text>`;
+}
+
+function key(m) {  // a mark as the legend shows it
+  const color = paint(m.color);
+  if (m.kind === "points") return `<path d="${outline(m.symbol, 14, 6, 5)}" fill="${color}"/>`;
+  if (m.kind === "bars") {
+    const one = {...m, x0: [3], x1: [25], y: [1], base: [0]};
+    return MARKS.bars(one, x => x, y => 11 - 10 * y);
+  }
+  const width = Math.max(2, m.width ?? 2.5);
+  return `<path d="M1 6H27" stroke="${color}" stroke-width="${width}" ${dashes(m.dash)}/>`;
+}
+
 function legend(marks) {
-  const items = marks.filter(m => m.name).map(m => {
-    const line = `<path d="M1 6H27" stroke="${paint(m.color)}" stroke-width="${Math.max(2, m.width ?? 2.5)}" stroke-dasharray="${DASH[m.dash] ?? ""}"/>`;
-    const key = m.kind === "points" ? `<path d="${outline(m.symbol, 14, 6, 5)}" fill="${paint(m.color)}"/>` : m.kind === "bars" ? MARKS.bars({...m, x0: [3], x1: [25], y: [1], base: [0]}, x => x, y => 11 - 10 * y) : line;
-    return `<span><svg width="28" height="12" aria-hidden="true">${key}</svg>${esc(m.name)}</span>`;
-  });
+  const svg = m => `<svg width="28" height="12" aria-hidden="true">${key(m)}</svg>`;
+  const items = marks.filter(m => m.name).map(m => `<span>${svg(m)}${esc(m.name)}</span>`);
   return items.length ? `<div class="legend">${items.join("")}</div>` : "";
 }
 
 function chart(c, width) {
-  const bare = c.axes === false, L = bare ? 12 : 58, R = 16, T = 8, B = bare ? 4 : 40, H = c.height ?? 230, w = width - L - R, h = H - T - B;
+  const bare = c.axes === false, height = c.height ?? 230;
+  const [left, right, top, bottom] = bare ? [12, 16, 8, 4] : [58, 16, 8, 40];
+  const w = width - left - right, h = height - top - bottom;
   const [x0, x1] = c.x.range, [y0, y1] = c.y.range;
   const X = v => (v - x0) / (x1 - x0) * w, Y = v => h - (v - y0) / (y1 - y0) * h;
-  let grid = "";
-  if (!bare) {
-    const xs = c.x.ticks ?? ticks(c.x.range, w / 60).map(v => [v, number(v, c.x.format)]), ys = c.y.ticks ?? ticks(c.y.range, h / 40).map(v => [v, number(v, c.y.format)]);
-    for (const [v, text] of xs) grid += (c.x.ticks ? "" : `<path class="grid" d="M${px(X(v))} 0V${h}"/>`) + `<text x="${px(X(v))}" y="${h + 16}" text-anchor="middle">${esc(text)}</text>`;
-    for (const [v, text] of ys) grid += `<path class="grid" d="M0 ${px(Y(v))}H${w}"/><text x="-7" y="${px(Y(v) + 4)}" text-anchor="end">${esc(text)}</text>`;
-    grid += `<text class="axis" x="${w / 2}" y="${h + 34}" text-anchor="middle">${esc(c.x.label)}</text><text class="axis" transform="translate(-45 ${h / 2})rotate(-90)" text-anchor="middle">${esc(c.y.label)}</text>`;
-  }
-  const inside = c.marks.map(m => MARKS[m.kind](m, X, Y, w, h)).join("");
-  return `<figure><figcaption>${esc(c.title)}</figcaption>${legend(c.marks)}<svg role="img" aria-label="${esc(c.alt ?? c.title)}" width="${width}" height="${H}">` +
-    `<g transform="translate(${L} ${T})">${grid}<svg x="-6" y="-6" width="${w + 12}" height="${h + 12}" viewBox="-6 -6 ${w + 12} ${h + 12}" overflow="hidden">${inside}</svg></g></svg></figure>`;
+  const axes = bare ? "" : grid(c, X, Y, w, h);
+  const marks = c.marks.map(m => MARKS[m.kind](m, X, Y, w, h)).join("");
+  const size = `width="${w + 12}" height="${h + 12}" viewBox="-6 -6 ${w + 12} ${h + 12}"`;
+  const inside = `<svg x="-6" y="-6" ${size} overflow="hidden">${marks}</svg>`;
+  const label = `role="img" aria-label="${esc(c.alt ?? c.title)}"`;
+  return `<figure><figcaption>${esc(c.title)}</figcaption>${legend(c.marks)}` +
+    `<svg ${label} width="${width}" height="${height}">` +
+    `<g transform="translate(${left} ${top})">${axes}${inside}</g></svg></figure>`;
 }
 
-// ---- other blocks -----------------------------------------------------------------------------------------------------
+// ---- other blocks: block -> HTML ------------------------------------------------------------
 
 const BLOCKS = {
   chart,
-  numbers: b => {
-    const noted = b.items.some(i => i.note);
-    return `<div class="numbers">${b.items.map(i => `<div><span>${esc(i.label)}</span> <b>${esc(i.value)}</b> ${noted ? `<small>${esc(i.note ?? "")}</small>` : ""}</div>`).join("")}</div>`;
+
+  numbers(b) {
+    const noted = b.items.some(i => i.note), note = i => `<small>${esc(i.note ?? "")}</small>`;
+    const item = i => `<span>${esc(i.label)}</span> <b>${esc(i.value)}</b> ${noted ? note(i) : ""}`;
+    return `<div class="numbers">${b.items.map(i => `<div>${item(i)}</div>`).join("")}</div>`;
   },
-  text: b => `<p class="${b.alert ? "alert" : "prose"}" ${b.alert ? 'role="alert"' : ""}>${esc(b.text)}</p>`,
-  code: b => `<pre ${KEYS} class="code" tabindex="0" aria-label="Python that reproduces this"><code>${esc(b.text)}</code></pre>`,
-  table: b => `<div class="scroll"><table><caption>${esc(b.title)}</caption><tr>${b.columns.map(c => `<th scope="col">${esc(c)}</th>`).join("")}</tr>${b.rows.map(r => `<tr>${r.map(c => `<td>${esc(c)}</td>`).join("")}</tr>`).join("")}</table></div>`,
-  tokens: b => `<div class="tokens" role="listbox" aria-label="${esc(b.label)}">${b.tokens.map((t, i) => {
-    const strong = t.level > 0.55;
-    return `<button ${KEYS} type="button" role="option" aria-selected="${i === b.selected}" tabindex="${i === b.selected ? 0 : -1}" data-token="${i}" title="${esc(t.title)}" style="background:color-mix(in srgb, #D55E00 ${Math.round(100 * t.level)}%, var(--bg))${strong ? ";color:#fff" : ""}">${esc(t.text)}</button>`;
-  }).join("")}</div>`,
+
+  text: b => b.alert
+    ? `<p class="alert" role="alert">${esc(b.text)}</p>`
+    : `<p class="prose">${esc(b.text)}</p>`,
+
+  code(b) {
+    const label = 'tabindex="0" aria-label="Python that reproduces this"';
+    return `<pre ${KEYS} class="code" ${label}><code>${esc(b.text)}</code></pre>`;
+  },
+
+  table(b) {
+    const head = b.columns.map(c => `<th scope="col">${esc(c)}</th>`).join("");
+    const row = cells => `<tr>${cells.map(c => `<td>${esc(c)}</td>`).join("")}</tr>`;
+    const body = `<tr>${head}</tr>${b.rows.map(row).join("")}`;
+    return `<div class="scroll"><table><caption>${esc(b.title)}</caption>${body}</table></div>`;
+  },
+
+  tokens(b) {
+    const all = b.tokens.map((t, i) => token(t, i, i === b.selected)).join("");
+    return `<div class="tokens" role="listbox" aria-label="${esc(b.label)}">${all}</div>`;
+  },
 };
 
-// ---- controls ---------------------------------------------------------------------------------------------------------
+function token(t, i, selected) {  // one token as a button, shaded by its level in [0, 1]
+  const shade = `color-mix(in srgb, #D55E00 ${Math.round(100 * t.level)}%, var(--bg))`;
+  const style = `background:${shade}${t.level > 0.55 ? ";color:#fff" : ""}`;
+  const role = `role="option" aria-selected="${selected}" tabindex="${selected ? 0 : -1}"`;
+  const data = `data-token="${i}" title="${esc(t.title)}"`;
+  return `<button ${KEYS} type="button" ${role} ${data} style="${style}">${esc(t.text)}</button>`;
+}
+
+// ---- controls: control -> HTML --------------------------------------------------------------
+
+const literalValue = v => `value="${esc(JSON.stringify(v))}"`;
+const option = ([v, text]) => `<option ${literalValue(v)}>${esc(text)}</option>`;
+
+function box(c, text, more = "") {  // a box to tick, with its text
+  const input = `<input ${KEYS} type="checkbox" data-name="${c.name}" ${more}>`;
+  return `<label class="check">${input}<span>${esc(text)}</span></label>`;
+}
 
 const CONTROLS = {
-  range: c => `<label class="range"><span>${esc(c.label)}</span><input ${KEYS} type="range" data-name="${c.name}" min="${c.min}" max="${c.max}" step="${c.step}"><output></output></label>`,
-  select: c => `<label class="select ${c.options.some(([_, text]) => text.length > 24) ? "long" : ""}"><span>${esc(c.label)}</span><select ${KEYS} data-name="${c.name}">${c.options.map(([v, text]) => `<option value="${esc(JSON.stringify(v))}">${esc(text)}</option>`).join("")}</select></label>`,
-  checkbox: c => `<label class="check"><input ${KEYS} type="checkbox" data-name="${c.name}"><span>${esc(c.label)}</span></label>`,
-  checks: c => `<fieldset><legend>${esc(c.label)}</legend>${c.options.map(([v, text]) => `<label class="check"><input ${KEYS} type="checkbox" data-name="${c.name}" value="${esc(JSON.stringify(v))}"><span>${esc(text)}</span></label>`).join("")}</fieldset>`,
-  buttons: c => `<div class="buttons" role="group" aria-label="${esc(c.label)}">${c.items.map((b, i) => `<button ${KEYS} type="button" data-group="${c.name}" data-item="${i}">${esc(b.label)}</button>`).join("")}</div>`,
+  range(c) {
+    const ends = `min="${c.min}" max="${c.max}" step="${c.step}"`;
+    const input = `<input ${KEYS} type="range" data-name="${c.name}" ${ends}>`;
+    return `<label class="range"><span>${esc(c.label)}</span>${input}<output></output></label>`;
+  },
+
+  select(c) {
+    const long = c.options.some(([_, text]) => text.length > 24) ? "long" : "";
+    const menu = `<select ${KEYS} data-name="${c.name}">${c.options.map(option).join("")}</select>`;
+    return `<label class="select ${long}"><span>${esc(c.label)}</span>${menu}</label>`;
+  },
+
+  checkbox: c => box(c, c.label),
+
+  checks(c) {
+    const boxes = c.options.map(([v, text]) => box(c, text, literalValue(v))).join("");
+    return `<fieldset><legend>${esc(c.label)}</legend>${boxes}</fieldset>`;
+  },
+
+  buttons(c) {
+    const all = c.items.map((b, i) => {
+      const data = `data-group="${c.name}" data-item="${i}"`;
+      return `<button ${KEYS} type="button" ${data}>${esc(b.label)}</button>`;
+    });
+    return `<div class="buttons" role="group" aria-label="${esc(c.label)}">${all.join("")}</div>`;
+  },
 };
 
-function show(root, controls, values) {  // write the values into the controls, except into the one that is being moved
+function show(root, controls, values) {  // write the values into the controls
   for (const c of controls) for (const input of root.querySelectorAll(`[data-name="${c.name}"]`)) {
     const v = values[c.name];
     if (c.type === "checks") input.checked = v.includes(JSON.parse(input.value));
     else if (c.type === "checkbox") input.checked = v;
     else if (c.type === "select") input.value = JSON.stringify(v);
     else {
-      if (+input.value !== v) input.value = v;
+      if (+input.value !== v) input.value = v;  // not into the slider that is being moved
       const text = number(v) + (c.unit ? " " + c.unit : "");
       input.setAttribute("aria-valuetext", text);
       input.nextElementSibling.textContent = text;
@@ -148,50 +288,116 @@ function show(root, controls, values) {  // write the values into the controls, 
   }
 }
 
-function read(root, c, input) {
-  if (c.type === "checks") return [...root.querySelectorAll(`[data-name="${c.name}"]:checked`)].map(i => JSON.parse(i.value));
+function read(root, c, input) {  // the value that a control shows
   if (c.type === "checkbox") return input.checked;
-  return c.type === "select" ? JSON.parse(input.value) : +input.value;
+  if (c.type === "select") return JSON.parse(input.value);
+  if (c.type === "range") return +input.value;
+  const ticked = root.querySelectorAll(`[data-name="${c.name}"]:checked`);
+  return [...ticked].map(i => JSON.parse(i.value));
 }
 
-// ---- what is computed in the browser ------------------------------------------------------------------------------------
+// ---- what is computed in the browser --------------------------------------------------------
 
 const floats = text => new Float32Array(Uint8Array.from(atob(text), c => c.charCodeAt(0)).buffer);
-const SAFE = "#0072B2", OVER = "#D55E00";
 
 // (data, values, blocks as Python made them for the first values) -> blocks for these values.
 const COMPUTE = {
   // The budget panel; panel.BudgetPanel._blocks is the same in Python, and tests compare the two.
   budget(data, v, blocks) {
-    const mine = data.traces.filter(t => t.label === v.method && (t.seed ?? v.seed) === v.seed), aim = v.trained === "nearest" ? v.d : v.trained;
-    const away = t => Math.abs((t.budget ?? aim) - aim), t = mine.reduce((best, t) => away(t) < away(best) - 1e-9 ? t : best);
-    for (const k of ["spent", "reward", "correct", "running"]) if (typeof t[k] === "string") t[k] = floats(t[k]);
-    const {d, n} = v, {top, T, low, bins, points} = data, N = t.spent.length, empty = () => ({x: [], y: []});
-    const inside = Array(bins).fill(0), over = Array(bins).fill(0), dots = [empty(), empty()], fan = [empty(), empty()];
-    let within = 0, right = 0, both = 0, total = 0;
-    for (let i = 0; i < N; i++) {
-      const s = t.spent[i], ok = s <= d;
-      within += ok; right += t.correct[i]; both += ok * t.correct[i]; total += s;
-      (ok ? inside : over)[Math.max(0, Math.min(bins - 1, Math.floor(s / (top / bins))))] += 1 / N;
-      if (i >= points || Number.isNaN(t.reward[i])) continue;
-      const p = dots[ok ? 0 : 1];
-      p.x.push(Math.min(s, top)); p.y.push(Math.max(ok ? t.reward[i] : -(n + s), low));
-    }
-    for (let k = 0; k * T < t.running.length; k++) {
-      const {x, y} = fan[t.spent[k] <= d ? 0 : 1];
-      x.push(0); y.push(d);
-      for (let j = 0; j < T && !Number.isNaN(t.running[k * T + j]); j++) { x.push(j + 1); y.push(Math.max(Math.min(d - t.running[k * T + j], d), -top)); }
-      x.push(null); y.push(null);
-    }
-    const rate = k => ({value: percent(k / N), note: `95%: ${percent(data.ci[N][0][k])} to ${percent(data.ci[N][1][k])}`}), line = {x: d, label: `d = ${d}`};
-    const fill = [[rate(within), rate(right), rate(both), {value: (total / N).toFixed(3)}], null, [{y: inside}, {y: over, base: inside}, line], [...fan, {}], [{}, ...dots, line]];
-    return blocks.map((b, i) => b.items ? {...b, items: b.items.map((m, j) => ({...m, ...fill[i][j]}))} : b.marks ? {...b, marks: b.marks.map((m, j) => ({...m, ...fill[i][j]}))} : {...b, text: t.about});
+    const t = nearest(data.traces, v), line = {x: v.d, label: `d = ${v.d}`};
+    const [inside, over] = histogram(t, v.d, data), [reaches, breaks] = fan(t, v.d, data);
+    const bars = [{y: inside}, {y: over, base: inside}, line];
+    const dots = [{}, ...rewards(t, v, data), line];
+    const fill = [rates(t, v.d, data.ci), null, bars, [reaches, breaks, {}], dots];
+    const filled = (list, more) => list.map((m, j) => ({...m, ...more[j]}));
+    return blocks.map((b, i) => {
+      if (b.items) return {...b, items: filled(b.items, fill[i])};
+      return b.marks ? {...b, marks: filled(b.marks, fill[i])} : {...b, text: t.about};
+    });
   },
 };
 
-// ---- the view -----------------------------------------------------------------------------------------------------------
+function nearest(traces, v) {  // the trace that is shown, unpacked
+  const mine = traces.filter(t => t.label === v.method && (t.seed ?? v.seed) === v.seed);
+  const aim = v.trained === "nearest" ? v.d : v.trained;
+  const away = t => Math.abs((t.budget ?? aim) - aim);
+  const found = mine.reduce((best, t) => away(t) < away(best) - 1e-9 ? t : best);
+  for (const k of ["spent", "reward", "correct", "running"])
+    if (typeof found[k] === "string") found[k] = floats(found[k]);
+  return found;
+}
 
-const literal = v => v === true ? "True" : v === false ? "False" : v === null ? "None" : JSON.stringify(v).replace(/,(?=["\d])/g, ", ");
+function rates(t, d, intervals) {  // the numbers under the limit d
+  const n = t.spent.length, [low, high] = intervals[n];
+  let within = 0, right = 0, both = 0, total = 0;
+  for (let i = 0; i < n; i++) {
+    const ok = t.spent[i] <= d;
+    within += ok; right += t.correct[i]; both += ok * t.correct[i]; total += t.spent[i];
+  }
+  const note = k => `95%: ${percent(low[k])} to ${percent(high[k])}`;
+  const rate = k => ({value: percent(k / n), note: note(k)});
+  return [rate(within), rate(right), rate(both), {value: (total / n).toFixed(3)}];
+}
+
+function histogram(t, d, {top, bins}) {  // shares inside and over the limit
+  const found = [Array(bins).fill(0), Array(bins).fill(0)];
+  for (const s of t.spent) {
+    const at = Math.max(0, Math.min(bins - 1, Math.floor(s / (top / bins))));
+    found[s <= d ? 0 : 1][at] += 1 / t.spent.length;
+  }
+  return found;
+}
+
+function fan(t, d, {top, T}) {  // remaining budget of those that stay inside, and of the others
+  const found = [{x: [], y: []}, {x: [], y: []}];
+  for (let k = 0; k * T < t.running.length; k++) {
+    const {x, y} = found[t.spent[k] <= d ? 0 : 1];
+    x.push(0); y.push(d);
+    for (let j = 0; j < T && !Number.isNaN(t.running[k * T + j]); j++) {
+      x.push(j + 1);
+      y.push(Math.max(Math.min(d - t.running[k * T + j], d), -top));
+    }
+    x.push(null); y.push(null);
+  }
+  return found;
+}
+
+function rewards(t, {d, n}, {top, low, points}) {  // modified rewards, inside and over
+  const found = [{x: [], y: []}, {x: [], y: []}];
+  for (let i = 0; i < Math.min(points, t.spent.length); i++) {
+    if (Number.isNaN(t.reward[i])) continue;
+    const s = t.spent[i], ok = s <= d, {x, y} = found[ok ? 0 : 1];
+    x.push(Math.min(s, top));
+    y.push(Math.max(ok ? t.reward[i] : -(n + s), low));
+  }
+  return found;
+}
+
+// ---- the view -------------------------------------------------------------------------------
+
+function literal(v) {  // as Python writes it
+  if (v === true) return "True";
+  if (v === false) return "False";
+  return v === null ? "None" : JSON.stringify(v).replace(/,(?=["\d])/g, ", ");
+}
+
+function python(model) {  // the line that makes this widget as it stands
+  const values = Object.entries(model.get("values")).map(([k, v]) => `${k}=${literal(v)}`);
+  return `${model.get("name")}(${[model.get("given"), ...values].filter(Boolean).join(", ")})`;
+}
+
+function layout(blocks, wide) {  // columns that fit, and for every block how many it spans
+  const charts = blocks.filter(b => b.type === "chart").length;
+  const need = Math.max(278, ...blocks.map(b => b.min ?? 0));  // a chart may ask for more
+  const fit = Math.floor((wide + 12) / (need + 12)), columns = Math.max(1, Math.min(charts, fit));
+  const width = Math.floor((wide - 12 * (columns - 1)) / columns);
+  let left = charts;
+  const spans = blocks.map(b => {
+    const alone = b.type === "chart" && --left === 0 && charts % columns === 1;
+    return Math.min(alone ? columns : b.span ?? 1, columns);  // the last picture fills its row
+  });
+  return {columns, spans, widths: spans.map(span => width * span + 12 * (span - 1))};
+}
 
 function render({model, el}) {
   const root = document.createElement("div");
@@ -200,52 +406,61 @@ function render({model, el}) {
   root.setAttribute("role", "group");
   root.setAttribute("aria-label", model.get("name"));
   el.append(root);
-  const head = root.firstChild, body = root.lastChild, compute = COMPUTE[model.get("compute")], data = model.get("data");
+  const head = root.firstChild, body = root.lastChild;
+  const compute = COMPUTE[model.get("compute")], data = model.get("data");
   let slots = [], shown = "", busy = false;
 
+  const values = () => model.get("values");
+  function focused(part) {  // what the element under the keys is called, if it is in this part
+    const active = document.activeElement;
+    return part.contains(active) ? active.dataset : {};
+  }
+
   function blocks() {
-    const values = model.get("values"), found = compute ? compute(data, values, model.get("blocks")) : model.get("blocks");
-    const code = `${model.get("name")}(${[model.get("given"), ...Object.entries(values).map(([k, v]) => `${k}=${literal(v)}`)].filter(Boolean).join(", ")})`;
-    return [...found, {type: "code", text: code}];
+    const sent = model.get("blocks"), found = compute ? compute(data, values(), sent) : sent;
+    return [...found, {type: "code", text: python(model)}];
   }
 
   function draw() {
-    const all = blocks(), wide = Math.max(300, (root.clientWidth || 900) - 16), charts = all.filter(b => b.type === "chart").length;
-    const need = Math.max(278, ...all.map(b => b.min ?? 0));  // a chart may ask for more, so that its text fits
-    const columns = Math.max(1, Math.min(charts, Math.floor((wide + 12) / (need + 12)))), width = Math.floor((wide - 12 * (columns - 1)) / columns);
+    const all = blocks(), focus = focused(root).token;
+    const {columns, spans, widths} = layout(all, Math.max(300, (root.clientWidth || 900) - 16));
     body.style.setProperty("--columns", columns);
-    if (slots.length !== all.length) { body.innerHTML = all.map(b => `<div class="block is-${b.type}"></div>`).join(""); slots = all.map(() => ""); }
-    const focus = root.contains(document.activeElement) ? document.activeElement.dataset.token : undefined;
-    let left = charts;
+    if (slots.length !== all.length) {
+      body.innerHTML = all.map(b => `<div class="block is-${b.type}"></div>`).join("");
+      slots = all.map(() => "");
+    }
     all.forEach((b, i) => {
-      const alone = b.type === "chart" && --left === 0 && charts % columns === 1, span = Math.min(alone ? columns : b.span ?? 1, columns);  // the last picture fills its row
-      const html = BLOCKS[b.type](b, width * span + 12 * (span - 1));
+      const html = BLOCKS[b.type](b, widths[i]), slot = body.children[i];
       if (html === slots[i]) return;
-      body.children[i].className = `block is-${b.type}`;
-      body.children[i].setAttribute("aria-live", b.type === "numbers" || b.alert ? "polite" : "off");
-      body.children[i].style.gridColumn = b.type === "chart" ? `span ${span}` : "";
-      body.children[i].innerHTML = slots[i] = html;
+      slot.className = `block is-${b.type}`;
+      slot.setAttribute("aria-live", b.type === "numbers" || b.alert ? "polite" : "off");
+      slot.style.gridColumn = b.type === "chart" ? `span ${spans[i]}` : "";
+      slot.innerHTML = slots[i] = html;
     });
     if (focus !== undefined) body.querySelector('[data-token][tabindex="0"]')?.focus();
-    root.dataset.values = JSON.stringify(model.get("values"));
+    root.dataset.values = JSON.stringify(values());
   }
 
   function controls() {
     const list = model.get("controls"), text = JSON.stringify(list);
     if (text !== shown) {
-      const active = head.contains(document.activeElement) ? document.activeElement.dataset.name : undefined;
+      const active = focused(head).name;
       shown = text;
       head.innerHTML = list.map(c => CONTROLS[c.type](c)).join("");
       if (active) head.querySelector(`[data-name="${active}"]`)?.focus();
     }
-    show(head, list, model.get("values"));
+    show(head, list, values());
   }
 
-  function change(values) {
+  function change(changes) {
     const began = performance.now();
-    model.set("values", {...model.get("values"), ...values});
+    model.set("values", {...values(), ...changes});
     controls();
-    if (compute) { draw(); body.getBoundingClientRect(); (root.cmdpTimes ??= []).push(performance.now() - began); }
+    if (compute) {
+      draw();
+      body.getBoundingClientRect();
+      (root.cmdpTimes ??= []).push(performance.now() - began);
+    }
     model.save_changes();
   }
 
@@ -254,24 +469,37 @@ function render({model, el}) {
     if (c) change({[c.name]: read(head, c, e.target)});
   });
   head.addEventListener("click", e => {
-    const item = model.get("controls").find(c => c.name === e.target.dataset.group)?.items[e.target.dataset.item];
-    if (item?.set) change(item.set);
-    else if (item) model.send({press: item.press});
+    const {group, item} = e.target.dataset;
+    const button = model.get("controls").find(c => c.name === group)?.items[item];
+    if (button?.set) change(button.set);
+    else if (button) model.send({press: button.press});
   });
-  const token = i => { if (i !== undefined && +i !== model.get("values").token) change({token: +i}); };
-  body.addEventListener("pointermove", e => { if (e.movementX || e.movementY) token(e.target.dataset?.token); });  // a redraw under a resting pointer is no choice
-  body.addEventListener("focusin", e => token(e.target.dataset?.token));
+
+  const choose = i => { if (i !== undefined && +i !== values().token) change({token: +i}); };
+  body.addEventListener("pointermove", e => {  // a redraw under a resting pointer is no choice
+    if (e.movementX || e.movementY) choose(e.target.dataset?.token);
+  });
+  body.addEventListener("focusin", e => choose(e.target.dataset?.token));
   body.addEventListener("keydown", e => {
-    const step = {ArrowRight: 1, ArrowLeft: -1}[e.key], to = step && body.querySelector(`[data-token="${+e.target.dataset.token + step}"]`);
+    const step = {ArrowRight: 1, ArrowLeft: -1}[e.key];
+    const to = step && body.querySelector(`[data-token="${+e.target.dataset.token + step}"]`);
     if (to) { e.preventDefault(); to.focus(); }
   });
 
-  const redraw = () => { controls(); draw(); };
-  for (const name of ["values", "controls", "blocks"]) model.on(`change:${name}`, () => { if (!busy) { busy = true; queueMicrotask(() => { busy = false; redraw(); }); } });
+  function redraw() {  // once for all that changed at a time
+    if (busy) return;
+    busy = true;
+    queueMicrotask(() => { busy = false; controls(); draw(); });
+  }
+  for (const name of ["values", "controls", "blocks"]) model.on(`change:${name}`, redraw);
   controls();
   draw();
   let seen = root.clientWidth;
-  const watch = new ResizeObserver(() => { if (root.clientWidth && root.clientWidth !== seen) { seen = root.clientWidth; draw(); } });
+  const watch = new ResizeObserver(() => {
+    if (!root.clientWidth || root.clientWidth === seen) return;
+    seen = root.clientWidth;
+    draw();
+  });
   watch.observe(root);
   root.cmdpBlocks = blocks;
   return () => watch.disconnect();

@@ -20,7 +20,7 @@ import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from cmdp_nbdev.plot import BLACK, SYMBOLS, frontier_figure, method_color
+from cmdp_nbdev.plot import BLACK, frontier_figure, method_look
 from cmdp_nbdev.task import chain_dataset, chain_frontier
 from studies.lab import groups, half_width
 from studies.methods.study import BUDGETS, DEFAULT, HERE, N_EVAL, read
@@ -36,7 +36,8 @@ def draw(figure: go.Figure, panel: int, runs: pd.DataFrame, x: str, label: Calla
     """
     runs = runs.dropna(subset=x)  # some were judged at one budget only
     method = runs["method"].iloc[0]
-    look = {"color": method_color(method), "symbol": SYMBOLS.get(method, "circle")}
+    drawn = method_look(method)
+    look = {"color": drawn.color, "symbol": drawn.symbol}
     place = {"row": 1, "col": panel}
     small, large = {**look, "size": 4, "opacity": 0.45}, {**look, "size": 10}
     seeds = go.Scatter(x=runs[x], y=runs["accuracy"], mode="markers", marker=small)

@@ -17,24 +17,13 @@ NAMES = {"grpo", "soft", "saute", "cmdp", "hinge", "cmdp-rate"}
 
 def advantages(name: str, rewards: list[float], spent: list[float]) -> list[float]:
     "The signal of a method for completions of one prompt, one token each, at 0.8 nats."
-    cost = torch.tensor(spent).unsqueeze(-1)
-    ones = torch.ones_like(cost)
-    settings = (
-        {"scale_rewards": "none"} if "scale_rewards" in METHODS[name].settings else {}
-    )
-    batch = Batch(
-        torch.tensor(rewards),
-        torch.zeros(len(rewards)),
-        ones,
-        -ones,
-        -ones,
-        {"divergence": cost},
-    )
-    return (
-        METHODS[name](batch, Budget(0.8), {}, **settings)
-        .advantage.reshape(len(rewards), -1)[:, 0]
-        .tolist()
-    )
+    cost, prompt = torch.tensor(spent).unsqueeze(-1), torch.zeros(len(rewards))
+    one = torch.ones_like(cost)
+    batch = Batch(torch.tensor(rewards), prompt, one, -one, -one, {"divergence": cost})
+    method = METHODS[name]
+    settings = {"scale_rewards": "none"} if "scale_rewards" in method.settings else {}
+    signal = method(batch, Budget(0.8), {}, **settings)
+    return signal.advantage.reshape(len(rewards), -1)[:, 0].tolist()
 
 
 @exercise(
@@ -143,7 +132,7 @@ def margin(function) -> str:
         )
     return (
         "To train it, put it into a method like `ramp`: see `hinge` in"
-        " nbs/04_objective, which also gives it a multiplier."
+        " nbs/05_methods, which also gives it a multiplier."
     )
 
 
