@@ -44,7 +44,7 @@ from cmdp_nbdev.plot import (
     tradeoff_figure,
     training_curves,
 )
-from .prepare import AtLeastOne, NotBelowZero, progress_style
+from .prepare import AtLeastOne, NotBelowZero
 from .task import chain_dataset, chain_frontier, chain_reward, step_validity
 from .tasks import KINDS, TASKS, load_rows, open_task, task_kind, with_template
 from .trainer import CMDPTrainer
@@ -349,12 +349,13 @@ def describe_teacher(teacher) -> dict:
         return {"callable": repr(teacher)}
     path = teacher.name_or_path
     files = sorted(Path(path).glob("*.safetensors")) if path else []
-    return {
+    about = {
         "path": path,
         "revision": getattr(teacher.config, "_commit_hash", None),
-        "bytes": sum(p.numel() * p.element_size() for p in teacher.parameters()),
         "sha256": _sha256(files) if files else None,
     }
+    size = sum(p.numel() * p.element_size() for p in teacher.parameters())
+    return {**about, "bytes": size} if size else about  # DeepSpeed leaves nothing to count
 
 # %% ../nbs/20_cli.ipynb #sha256
 def _sha256(files: list[Path]) -> str:
@@ -382,7 +383,7 @@ def build_trainer(run: RunArguments, config: CMDPConfig) -> CMDPTrainer:
 
 # %% ../nbs/20_cli.ipynb #distil
 def distil(run: RunArguments, config: CMDPConfig) -> dict:
-    "A whole run; returns its summary, with `output_dir` ({} on processes other than the main one)."
+    "A whole run; returns its summary, with `output_dir` ({} on all processes but the main one)."
     began = time.perf_counter()
     trainer = build_trainer(run, config)
     train_until_stopped(trainer)
@@ -555,7 +556,7 @@ def main(argv: list[str] | None = None) -> int:
     "Entry point of `cmdp-distill`."
     run, values = parse_args(argv)
     hf_logging.disable_progress_bar()
-    if progress_style(values["disable_tqdm"]) != "bar":
+    if values["disable_tqdm"] or not sys.stderr.isatty():
         datasets.disable_progress_bars()
     try:
         _run(run, values)

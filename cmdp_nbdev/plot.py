@@ -99,13 +99,10 @@ def training_curves(
     for key, name, color, dash, col in CURVES:
         line = {"color": color, "width": 2.5, "dash": dash}
         _raw_and_mean(fig, steps, [m[key] for m in rows], smooth, name, line, col)
-    top = 1
-    if rows:
-        top = max(4 * (budget or 0.5), float(np.quantile([m["kl_p95"] for m in rows], 0.25)))
     if budget is not None:
         _limit(fig, y=budget, annotation_text="budget d", row=1, col=2)
     fig.update_yaxes(range=[0, 1.02], row=1, col=1)
-    fig.update_yaxes(range=[0, top], row=1, col=2)
+    fig.update_yaxes(range=[0, _kl_top(rows, budget)], row=1, col=2)
     fig.update_xaxes(title_text="update")
     return _styled(fig, "Training", width=960)
 
@@ -117,6 +114,13 @@ def _raw_and_mean(fig, x: list, y: list, smooth: int, name: str, line: dict, col
     fig.add_scatter(x=x, y=y, mode="lines", row=1, col=col, **raw)
     mean = running_mean(y, smooth)
     fig.add_scatter(x=x, y=mean, mode="lines", name=name, line=line, row=1, col=col)
+
+# %% ../nbs/15_plot.ipynb #kl-top
+def _kl_top(rows: list[dict], budget: float | None) -> float:
+    "Where the axis of the divergence ends: four limits, or where a run spends most of its time."
+    if not rows:
+        return 1
+    return max(4 * (budget or 0.5), float(np.quantile([m["kl_p95"] for m in rows], 0.25)))
 
 # %% ../nbs/15_plot.ipynb #spent-histogram
 def spent_histogram(records: list[dict], budget: Budget, bins: int = 40) -> go.Figure:
@@ -256,14 +260,14 @@ def _by_method(rows: list[dict]) -> dict[str, list[dict]]:
         groups.setdefault(r["method"], []).append(r)
     return groups
 
-
+# %% ../nbs/15_plot.ipynb #marker
 def _marker(name: str) -> dict:
     "Colour and symbol of a method."
     look = method_look(name)
     edge = {"color": "white", "width": 1}
     return {"color": look.color, "symbol": look.symbol, "size": 11, "line": edge}
 
-
+# %% ../nbs/15_plot.ipynb #bars
 def _bars(rows: list[dict], key: str) -> dict | None:
     "Asymmetric error bars from `<key>_low` and `<key>_high`, where the rows have them."
     if not all(f"{key}_low" in r for r in rows):
@@ -280,19 +284,23 @@ def tradeoff_figure(
     satisfaction_rate; optional label); a fixed-λ sweep is joined by a line."""
     fig = go.Figure()
     for name, mine in _by_method(rows).items():
-        mine = sorted(mine, key=lambda r: r["satisfaction_rate"])
-        x, y = ([r[k] for r in mine] for k in ("satisfaction_rate", "accuracy"))
-        bars = {"error_x": _bars(mine, "satisfaction_rate"), "error_y": _bars(mine, "accuracy")}
-        texts = {"text": [r.get("label", "") for r in mine], "textposition": "bottom left"}
-        mode = "lines+markers+text" if name == "soft" else "markers+text"
-        line = {"color": method_color(name), "dash": "dash", "width": 1}
-        look = {"name": name, "mode": mode, "marker": _marker(name), "line": line}
-        fig.add_scatter(x=x, y=y, **bars, **texts, **look)
+        _add_runs(fig, name, sorted(mine, key=lambda r: r["satisfaction_rate"]))
     if target:
         _limit(fig, x=target, annotation_text=f"{target:.0%}", annotation_position="top left")
     fig.update_xaxes(title="satisfaction rate", range=list(x_range), tickformat=".0%")
     fig.update_yaxes(title="accuracy", range=list(y_range), tickformat=".0%")
     return _styled(fig, "Accuracy against satisfaction", height=460)
+
+# %% ../nbs/15_plot.ipynb #add-runs
+def _add_runs(fig: go.Figure, name: str, runs: list[dict]) -> None:
+    "Runs of one method, sorted by satisfaction, with their intervals and labels."
+    x, y = ([r[k] for r in runs] for k in ("satisfaction_rate", "accuracy"))
+    bars = {"error_x": _bars(runs, "satisfaction_rate"), "error_y": _bars(runs, "accuracy")}
+    texts = {"text": [r.get("label", "") for r in runs], "textposition": "bottom left"}
+    mode = "lines+markers+text" if name == "soft" else "markers+text"
+    line = {"color": method_color(name), "dash": "dash", "width": 1}
+    look = {"name": name, "mode": mode, "marker": _marker(name), "line": line}
+    fig.add_scatter(x=x, y=y, **bars, **texts, **look)
 
 # %% ../nbs/15_plot.ipynb #report
 _STYLE = """

