@@ -349,12 +349,13 @@ def describe_teacher(teacher) -> dict:
         return {"callable": repr(teacher)}
     path = teacher.name_or_path
     files = sorted(Path(path).glob("*.safetensors")) if path else []
-    return {
+    about = {
         "path": path,
         "revision": getattr(teacher.config, "_commit_hash", None),
-        "bytes": sum(p.numel() * p.element_size() for p in teacher.parameters()),
         "sha256": _sha256(files) if files else None,
     }
+    size = sum(p.numel() * p.element_size() for p in teacher.parameters())
+    return {**about, "bytes": size} if size else about  # DeepSpeed leaves nothing to count
 
 # %% ../nbs/20_cli.ipynb #sha256
 def _sha256(files: list[Path]) -> str:

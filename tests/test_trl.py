@@ -18,6 +18,7 @@ from transformers import AutoModelForCausalLM  # noqa: E402
 from trl import GRPOTrainer  # noqa: E402
 
 from cmdp_nbdev.budget import Budget  # noqa: E402
+from cmdp_nbdev.cli import describe_teacher, main  # noqa: E402
 from cmdp_nbdev.config import CMDPConfig  # noqa: E402
 from cmdp_nbdev.methods import METHODS  # noqa: E402
 from cmdp_nbdev.reward import length_cost  # noqa: E402
@@ -130,6 +131,23 @@ def test_budgets_per_prompt_and_further_budgets(make_trainer, tmp_path):
     assert 0 < ours["satisfaction_rate_ones"] < 1
     for k in set(ours) - {"seconds"}:
         assert inside[k] == pytest.approx(ours[k], rel=1e-4, abs=1e-6), k
+
+
+def test_chat_prompts(make_trainer, pair, tmp_path):
+    "Messages in, messages out; the template is applied once."
+    tokenizer = copy.deepcopy(pair[2])
+    tokenizer.chat_template = "{% for m in messages %}{{ m['content'] }}{% endfor %}"
+    texts = UNEVEN["prompt"]
+    chat = UNEVEN.remove_columns("prompt").add_column(
+        "prompt", [[{"role": "user", "content": text}] for text in texts]
+    )
+
+    def reward(completions, answer):
+        return [float(c[0]["content"].endswith(a)) for c, a in zip(completions, answer)]
+
+    config = dict(train_dataset=chat, processing_class=tokenizer, reward_funcs=reward)
+    (ours, a), (inside, b) = both(make_trainer, tmp_path, **config)
+    assert relative(b, a) < GRADIENT and inside["reward"] == ours["reward"]
 
 
 @pytest.mark.parametrize("iterations, decay", [(1, 0.1), (2, 0.0)])
@@ -283,6 +301,14 @@ def test_a_teacher_as_a_function_and_a_reward_of_few_words(make, make_trainer, p
     assert last["reward"] == pytest.approx(1 - last["truncated_rate"])
 
 
+def test_a_teacher_that_no_process_has_is_not_copied(pair):
+    "DeepSpeed leaves empty weights behind; the command must not take them for a small model."
+    assert describe_teacher(pair[1])["bytes"] > 0
+    for weight in pair[1].parameters():
+        weight.data = torch.empty(0)
+    assert "bytes" not in describe_teacher(pair[1])
+
+
 def test_ids_that_the_teacher_lacks_are_never_sampled(make, pair):
     "A student whose head has more rows than its teacher's."
     student, teacher, tok = copy.deepcopy(pair)
@@ -376,6 +402,18 @@ def test_a_loss_that_is_not_finite_stops_before_anything_is_updated(make, pair):
     with pytest.raises(FloatingPointError, match="nothing was updated"):
         trainer.train()
     assert torch.equal(flat(trainer.student), before)
+
+
+def test_the_command(tmp_path):
+    "cmdp-distill --engine trl leaves the folder that it always leaves."
+    out, small = tmp_path / "run", "--max_steps 2 --n_eval 16 --per_device_train_batch_size 16"
+    options = f"--engine trl --output_dir {out} {small} --device cpu --disable_tqdm"
+    assert main(options.split()) == 0
+    names = "student teacher config.json metrics.jsonl eval.jsonl summary.json report.html"
+    assert set(names.split()) == {p.name for p in out.iterdir()}
+    summary = json.loads((out / "summary.json").read_text())
+    assert summary["steps"] == 2 and summary["n_eval"] == 16 and "start_accuracy" in summary
+    assert json.loads((out / "config.json").read_text())["run"]["engine"] == "trl"
 
 
 def test_there_is_no_single_step(make):

@@ -45,7 +45,7 @@ from cmdp_nbdev.config import CMDPConfig  # noqa: E402
 from cmdp_nbdev.model import default_pair  # noqa: E402
 from cmdp_nbdev.reward import length_cost  # noqa: E402
 from cmdp_nbdev.task import chain_dataset, chain_reward  # noqa: E402
-from cmdp_nbdev.trainer import CMDPTrainer
+from cmdp_nbdev.trainer import CMDPTrainer  # noqa: E402
 
 trl.WHOLE = 0  # divide even this teacher where students are divided
 SMALL = dict(
