@@ -84,6 +84,18 @@ def _as_in_a_file(value):
     return float(value) if isinstance(value, Number) else str(value)
 
 
+def settings_of(job: dict, folder: str) -> dict:
+    "A job's keywords for CMDPConfig: method and settings, seed, further settings, a folder."
+    return {
+        "method": job["method"],
+        "method_kwargs": job["settings"],
+        "seed": job["seed"],
+        "output_dir": folder,
+        "disable_tqdm": True,
+        **job["config"],
+    }
+
+
 def made_with() -> dict[str, str]:
     "The last columns of a row: versions, and the machine."
     import torch

@@ -28,7 +28,16 @@ from cmdp_nbdev.evaluate import envelope, summarize
 from cmdp_nbdev.model import default_pair
 from cmdp_nbdev.task import chain_dataset, chain_reward, step_validity
 from cmdp_nbdev.trainer import CMDPConfig, CMDPTrainer
-from studies.lab import Runs, groups, made_with, paired, put_between, table, with_interval
+from studies.lab import (
+    Runs,
+    groups,
+    made_with,
+    paired,
+    put_between,
+    settings_of,
+    table,
+    with_interval,
+)
 
 HERE = Path(__file__).resolve().parent
 LAMBDAS = (0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 5.0)
@@ -121,14 +130,7 @@ def read(stage: str) -> pd.DataFrame:
 def trainer_of(job: dict, folder: str) -> CMDPTrainer:
     "The trainer of a run."
     student, teacher, tokenizer = default_pair()
-    config = CMDPConfig(
-        method=job["method"],
-        method_kwargs=job["settings"],
-        seed=job["seed"],
-        output_dir=folder,
-        disable_tqdm=True,
-        **job["config"],
-    )
+    config = CMDPConfig(**settings_of(job, folder))
     return CMDPTrainer(
         student,
         teacher,

@@ -42,7 +42,7 @@ from cmdp_nbdev.evaluate import evaluate_records, summarize
 from cmdp_nbdev.model import default_pair, load_model, load_tokenizer
 from cmdp_nbdev.task import ChainTask, Flaw, chain_dataset, chain_reward, step_validity
 from cmdp_nbdev.trainer import CMDPConfig, CMDPTrainer
-from studies.lab import Runs, made_with
+from studies.lab import Runs, made_with, settings_of
 
 HERE = Path(__file__).resolve().parent
 SEEDS, TUNE_SEED, N_EVAL = range(5), 100, 4096
@@ -279,14 +279,7 @@ def reward_in(unit: float):
 def trainer_of(job: dict, models: tuple, prompts, folder: str) -> CMDPTrainer:
     "The trainer of a run."
     student, teacher, tokenizer, task = models
-    config = CMDPConfig(
-        method=job["method"],
-        method_kwargs=job["settings"],
-        seed=job["seed"],
-        output_dir=folder,
-        disable_tqdm=True,
-        **job["config"],
-    )
+    config = CMDPConfig(**settings_of(job, folder))
     return CMDPTrainer(
         student,
         teacher,
