@@ -1,4 +1,5 @@
 "Package metadata. Everything is read from settings.ini: edit there, not here."
+
 from configparser import ConfigParser
 from pathlib import Path
 

@@ -60,8 +60,8 @@ from .tasks import TASKS, open_task, task_kind, with_template, worked_text
 from .trainer import CMDPTrainer
 
 # %% auto #0
-__all__ = ['PACKAGE', 'WEIGHTS', 'SHA256', 'INSTALL', 'AtLeastTwenty', 'AtLeastOne', 'NotBelowZero', 'CHAIN_SUM', 'MEASURED',
-           'ABOUT', 'find_smollm2', 'cache_dir', 'complete_or_absent', 'smollm2', 'worked_dataset', 'solutions',
+__all__ = ['PACKAGE', 'WEIGHTS', 'SHA256', 'INSTALL', 'AtLeastTwenty', 'AtLeastOne', 'NotBelowZero', 'ABOUT', 'CHAIN_SUM',
+           'MEASURED', 'find_smollm2', 'cache_dir', 'complete_or_absent', 'smollm2', 'worked_dataset', 'solutions',
            'cross_entropy', 'collate', 'training_arguments', 'with_adapters', 'ProgressBar', 'finetune', 'layer_name',
            'prune_layers', 'rank_splits', 'healing_config', 'longest_completion', 'heal', 'PrepareArguments',
            'argument_problems', 'settings_of', 'check_unchanged', 'Preparation', 'prepare', 'next_command', 'main',
@@ -510,6 +510,10 @@ AtLeastOne = Annotated[int, Range(">= 1", lambda v: v >= 1)]
 NotBelowZero = Annotated[int, Range(">= 0", lambda v: v >= 0)]
 
 # %% ../nbs/18_prepare.ipynb #prepare-arguments
+ABOUT = (
+    "Prepare a pair for constrained distillation: a teacher fine-tuned on worked solutions, a "
+    "student of some of its layers. Stages that exist are not made again."
+)
 CHAIN_SUM = "reasoning_gym:chain_sum,min_terms=2,max_terms=3,min_digits=1,max_digits=2"
 
 
@@ -741,12 +745,6 @@ def next_command(args: PrepareArguments, pair: Path) -> str:
     return shlex.join(["cmdp-distill", *(word for pair in given for word in pair)])
 
 # %% ../nbs/18_prepare.ipynb #main
-ABOUT = (
-    "Prepare a pair for constrained distillation: a teacher fine-tuned on worked solutions, a "
-    "student of some of its layers. Stages that exist are not made again."
-)
-
-
 def main(argv: list[str] | None = None) -> int:
     "Entry point of `cmdp-prepare`."
     parser = HfArgumentParser(PrepareArguments, prog="cmdp-prepare", description=ABOUT)

@@ -316,7 +316,8 @@ def make_accelerator(args: CMDPConfig) -> Accelerator:
 # %% ../nbs/12_run.ipynb #progress
 def progress(total: int, initial: int = 0, desc: str = "", disable: bool = False) -> tqdm:
     "A progress bar that does not flood a file."
-    drawn = sys.stderr.isatty() or "ipykernel" in sys.modules
+    terminal = sys.stderr is not None and sys.stderr.isatty()
+    drawn = terminal or "ipykernel" in sys.modules
     seconds = 0.1 if drawn else 10.0
     off = {"disable": True} if disable else {}  # else the environment decides
     return tqdm(
