@@ -574,8 +574,8 @@ def train(self: TRLTrainer, resume_from_checkpoint: str | None = None) -> dict[s
 # %% ../nbs/14_trl.ipynb #step
 @patch
 def step(self: TRLTrainer):
-    "Raises NotImplementedError: TRL's loop cannot be taken step by step."
-    raise NotImplementedError("the loop is TRL's and cannot be taken step by step; call train()")
+    "Raises RuntimeError: TRL's loop cannot be taken step by step."
+    raise RuntimeError("the loop is TRL's and cannot be taken step by step; call train()")
 
 # %% ../nbs/14_trl.ipynb #save-checkpoint
 @patch

@@ -417,7 +417,7 @@ def test_the_command(tmp_path):
 
 
 def test_there_is_no_single_step(make):
-    with pytest.raises(NotImplementedError, match=r"call train\(\)"):
+    with pytest.raises(RuntimeError, match=r"call train\(\)"):
         make().step()
 
 
