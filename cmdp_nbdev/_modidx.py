@@ -846,6 +846,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
             'cmdp_nbdev.trainer': { 'cmdp_nbdev.trainer.CMDPTrainer': ('trainer.html#cmdptrainer', 'cmdp_nbdev/trainer.py'),
                                     'cmdp_nbdev.trainer.CMDPTrainer.__init__': ( 'trainer.html#cmdptrainer.__init__',
                                                                                  'cmdp_nbdev/trainer.py'),
+                                    'cmdp_nbdev.trainer.CMDPTrainer._measure': ( 'trainer.html#cmdptrainer._measure',
+                                                                                 'cmdp_nbdev/trainer.py'),
                                     'cmdp_nbdev.trainer.CMDPTrainer._parts': ('trainer.html#cmdptrainer._parts', 'cmdp_nbdev/trainer.py'),
                                     'cmdp_nbdev.trainer.CMDPTrainer._prepare': ( 'trainer.html#cmdptrainer._prepare',
                                                                                  'cmdp_nbdev/trainer.py'),

@@ -165,23 +165,16 @@ def update(
 ) -> tuple[float, float]:
     "One optimiser step; `scores` with gradients, or None. Returns loss and gradient norm."
     args, mask, total = self.args, batch.mask, 0.0
+    clip = (args.epsilon, args.epsilon_high)
     if args.mask_truncated_completions:
         mask = mask * rollout.terminated[:, None]
     tokens = mask.sum().clamp(min=1)
     for k, part in enumerate(self._parts(rollout)):
         score = scores[k] if scores else self.score(select(rollout, part))
-        mine = {name: price[part] for name, price in signal.multipliers.items()}
+        prices = {name: price[part] for name, price in signal.multipliers.items()}
+        mine = Signal(signal.advantage[part], prices)
         old = batch.logp[part] if args.num_iterations > 1 else None
-        loss = signal_loss(
-            Signal(signal.advantage[part], mine),
-            score.logp,
-            score.costs,
-            mask[part],
-            tokens,
-            old,
-            args.epsilon,
-            args.epsilon_high,
-        )
+        loss = signal_loss(mine, score.logp, score.costs, mask[part], tokens, old, *clip)
         check_finite(loss, self.global_step + 1)
         self.accelerator.backward(loss)
         total += loss.detach()
@@ -189,6 +182,15 @@ def update(
     self.optimizer.step()
     self.optimizer.zero_grad()
     return float(total), float(norm)
+
+# %% ../nbs/13_trainer.ipynb #measure
+@patch
+def _measure(self: CMDPTrainer, rollout, earned, scores, batch, signal, limit) -> dict[str, float]:
+    "The update's metrics."
+    kl, task = torch.cat([score.kl for score in scores]), replace(batch, rewards=earned.task)
+    terminated, correct_at = rollout.terminated, self.args.correct_at
+    metrics = step_metrics(task, kl, signal, limit, terminated, correct_at)
+    return metrics | earned_metrics(earned, self.reward_funcs)
 
 # %% ../nbs/13_trainer.ipynb #step
 @patch
@@ -213,10 +215,7 @@ def step(self: CMDPTrainer) -> dict[str, float]:
     self.global_step += 1
     metrics = {"step": self.global_step, "loss": loss, "grad_norm": grad_norm}
     metrics["learning_rate"] = self.scheduler.get_last_lr()[0]
-    kl = torch.cat([score.kl for score in scores])
-    task = replace(batch, rewards=earned.task)
-    metrics |= step_metrics(task, kl, signal, limit, rollout.terminated, args.correct_at)
-    metrics |= earned_metrics(earned, self.reward_funcs)
+    metrics |= self._measure(rollout, earned, scores, batch, signal, limit)
     return self.finish_update(metrics | {"seconds": time.perf_counter() - began})
 
 # %% ../nbs/13_trainer.ipynb #train
