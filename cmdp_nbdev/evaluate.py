@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -24,10 +24,10 @@ from .reward import call_cost, call_reward, constrained_reward, task_rewards
 from .rollout import Sampling, completion_logits, generate
 
 # %% auto #0
-__all__ = ['VALUES', 'SEED_METRICS', 'measure', 'judge_budgets', 'rollout_records', 'evaluate_records', 'metric_values',
-           'at_budget', 'mean_interval', 'summarize', 'evaluate', 'Earned', 'earn', 'earned_metrics', 'step_metrics',
-           'share_of_equal_groups', 'mcnemar', 'difference_interval', 'summarize_seeds', 'compare', 'frontier',
-           'envelope', 'envelope_band', 'above_envelope']
+__all__ = ['VALUES', 'SEED_METRICS', 'measure', 'charges', 'judge_budgets', 'rollout_records', 'evaluate_records',
+           'metric_values', 'at_budget', 'mean_interval', 'summarize', 'evaluate', 'Earned', 'earn', 'earned_metrics',
+           'step_metrics', 'share_of_equal_groups', 'mcnemar', 'difference_interval', 'summarize_seeds', 'compare',
+           'frontier', 'envelope', 'envelope_band', 'above_envelope']
 
 # %% ../nbs/09_evaluate.ipynb #measure
 @torch.no_grad()
@@ -41,6 +41,15 @@ def measure(model, teacher, rollout: Rollout, cost: Cost = Cost()) -> tuple[Tens
     return token_cost(student, target, rollout.completion_ids, mask, cost), kl
 
 # %% ../nbs/09_evaluate.ipynb #judge-budgets
+def charges(
+    rollout: Rollout, constraints: dict[str, tuple[Callable, Budget]]
+) -> Iterator[tuple[str, Tensor, Budget]]:
+    "Of every further budget its name, what each token was charged (B, T), and the limits."
+    for name, (function, budget) in constraints.items():
+        charged, column = call_cost(function, rollout), f"budget_{name}"
+        yield name, charged, row_budget(budget, rollout.columns, charged.device, column=column)
+
+
 def judge_budgets(
     rollout: Rollout,
     cost: Tensor,  # (B, T) nats per token
@@ -48,12 +57,10 @@ def judge_budgets(
     constraints: dict[str, tuple[Callable, Budget]] | None = None,
 ) -> dict[str, Tensor]:
     "`spent` and `within_budget` (B,), and the same of further budgets, `spent_<name>` and so on."
-    mask, device = rollout.completion_mask, cost.device
-    limit = row_budget(budget, rollout.columns, device)
+    mask = rollout.completion_mask
+    limit = row_budget(budget, rollout.columns, cost.device)
     judged = {"spent": budget.spent(cost, mask), "within_budget": ~limit.violated(cost, mask)}
-    for name, (function, own) in (constraints or {}).items():
-        charged = call_cost(function, rollout)
-        limit = row_budget(own, rollout.columns, device, column=f"budget_{name}")
+    for name, charged, limit in charges(rollout, constraints or {}):
         judged[f"spent_{name}"] = limit.spent(charged, mask)
         judged[f"within_budget_{name}"] = (~limit.violated(charged, mask)).float()
     return judged
@@ -260,11 +267,9 @@ def earn(
     "Call reward and cost functions on a rollout; see reward.task_rewards and constrained_reward."
     task, each = task_rewards(reward_funcs, rollout, reward_weights, truncated_reward)
     charged, spent, limits = {}, {}, {}
-    for name, (function, budget) in constraints.items():
-        limit = row_budget(budget, rollout.columns, task.device, column=f"budget_{name}")
-        charged[name] = call_cost(function, rollout)
-        spent[name] = limit.spent(charged[name], rollout.completion_mask)
-        limits[name] = limit.limit
+    for name, cost, budget in charges(rollout, constraints):
+        charged[name], limits[name] = cost, budget.limit
+        spent[name] = budget.spent(cost, rollout.completion_mask)
     modified = constrained_reward(task, spent, limits, penalty)
     return Earned(task, each, modified, charged, spent, limits)
 

@@ -22,7 +22,7 @@ from .config import CMDPConfig, Rules, refuse
 from .cost import token_divergence
 from .mdp import Rollout
 from .methods import METHODS
-from .model import check_pair, check_vocab, load_model, load_tokenizer
+from .model import check_pair, check_vocab, load_model, load_tokenizer, num_ids
 from .reward import call_cost, task_rewards
 from .rollout import completion_logits, encode_prompts, eos_token_ids, generate, is_chat
 
@@ -396,14 +396,13 @@ def check_job(job: Job) -> None:
 def write_probe(job: Job, generator: torch.Generator) -> Rollout:
     "Two short completions of the first prompts, by the student."
     columns = job.train_dataset[:2]
-    ids = max(job.tokenizer.get_vocab().values()) + 1  # both models have at least these
     return generate(
         job.model,
         job.tokenizer,
         columns.pop("prompt"),
         columns,
         generator=generator,
-        vocab_size=ids,
+        vocab_size=num_ids(job.tokenizer),  # both models have at least these
         max_completion_length=min(8, job.args.max_completion_length),
     )
 

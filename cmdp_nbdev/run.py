@@ -565,8 +565,13 @@ def load_checkpoint(self: Run, checkpoint: str | os.PathLike) -> None:
     "Continue from a checkpoint folder as if never stopped. Raises for one of other settings."
     saved, now = read_state(checkpoint), self.settings()
     check_resumable({**now, **saved["args"]}, now, Path(checkpoint))
-    self.method_state = read_checkpoint(checkpoint, self.accelerator)
-    self.global_step = saved["global_step"]
+    self.go_on_from(saved, read_checkpoint(checkpoint, self.accelerator))
+
+
+@patch
+def go_on_from(self: Run, saved: dict, method_state: dict) -> None:
+    "Take up a checkpoint's number of updates, the method's state, and a budget that was chosen."
+    self.method_state, self.global_step = method_state, saved["global_step"]
     if self.args.budget_quantile is not None and self.global_step > self.args.distill_steps:
         self.choose_budget(saved["budget"])
 

@@ -620,10 +620,8 @@ def load_checkpoint(self: TRLTrainer, checkpoint: str | os.PathLike) -> None:
     "Continue from a checkpoint of this engine; TRL reads its part when training begins."
     saved, now = read_run_state(checkpoint), self.settings()
     check_resumable({**now, **saved["args"]}, now, Path(checkpoint))
-    self.checkpoint, self.method_state = str(checkpoint), saved["method_state"]
-    self.global_step = saved["global_step"]
-    if self.args.budget_quantile is not None and self.global_step > self.args.distill_steps:
-        self.choose_budget(saved["budget"])
+    self.checkpoint = str(checkpoint)
+    self.go_on_from(saved, saved["method_state"])
 
 # %% ../nbs/14_trl.ipynb #claim
 @patch
