@@ -1,0 +1,29 @@
+"What people set and bring: types, paths, data and files as users of transformers and TRL give them."
+
+import ast
+
+import pytest
+from conftest import ROOT
+
+# ---- files ----------------------------------------------------------------------------------
+
+
+def calls_without_encoding(tree):
+    "Reads and writes of text that leave the encoding to the locale."
+    for call in ast.walk(tree):
+        name = getattr(
+            getattr(call, "func", None), "attr", getattr(getattr(call, "func", None), "id", "")
+        )
+        binary = any(
+            isinstance(a, ast.Constant) and "b" in str(a.value)
+            for a in getattr(call, "args", [])[1:]
+        )
+        if name in ("open", "read_text", "write_text") and not binary:
+            if not any(k.arg in ("encoding", "timeout") for k in call.keywords):
+                yield ast.unparse(call)
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "cmdp_nbdev").rglob("*.py")), ids=lambda p: p.stem)
+def test_texts_are_utf8(path):
+    "Under an ASCII locale an accent in a file would be a traceback."
+    assert not [*calls_without_encoding(ast.parse(path.read_text(encoding="utf-8")))]
