@@ -11,16 +11,13 @@ from conftest import ROOT
 def calls_without_encoding(tree):
     "Reads and writes of text that leave the encoding to the locale."
     for call in ast.walk(tree):
-        name = getattr(
-            getattr(call, "func", None), "attr", getattr(getattr(call, "func", None), "id", "")
-        )
-        binary = any(
-            isinstance(a, ast.Constant) and "b" in str(a.value)
-            for a in getattr(call, "args", [])[1:]
-        )
-        if name in ("open", "read_text", "write_text") and not binary:
-            if not any(k.arg in ("encoding", "timeout") for k in call.keywords):
-                yield ast.unparse(call)
+        if not isinstance(call, ast.Call):
+            continue
+        name = getattr(call.func, "attr", getattr(call.func, "id", ""))
+        binary = any(getattr(a, "value", None) in ("rb", "wb", "ab") for a in call.args)
+        stated = binary or {"encoding", "timeout"} & {k.arg for k in call.keywords}
+        if name in ("open", "read_text", "write_text") and not stated:
+            yield ast.unparse(call)
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "cmdp_nbdev").rglob("*.py")), ids=lambda p: p.stem)
