@@ -1,4 +1,4 @@
-"What people set and bring: types, paths, data and files as users of transformers and TRL give them."
+"What people set and bring: types, paths, data and files as transformers and TRL take them."
 
 import ast
 
