@@ -1,7 +1,6 @@
 "Models and tokenizers: what can be loaded, what makes a pair, and how the tiny pair learns."
 
 import time
-from types import SimpleNamespace
 
 import pytest
 import torch
