@@ -1092,6 +1092,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                            'cmdp_nbdev/widgets/microscope.py'),
                                                'cmdp_nbdev.widgets.microscope.TokenMicroscope._worth': ( 'widgets/microscope.html#tokenmicroscope._worth',
                                                                                                          'cmdp_nbdev/widgets/microscope.py'),
+                                               'cmdp_nbdev.widgets.microscope._answer': ( 'widgets/microscope.html#_answer',
+                                                                                          'cmdp_nbdev/widgets/microscope.py'),
                                                'cmdp_nbdev.widgets.microscope._answers': ( 'widgets/microscope.html#_answers',
                                                                                            'cmdp_nbdev/widgets/microscope.py'),
                                                'cmdp_nbdev.widgets.microscope._title': ( 'widgets/microscope.html#_title',

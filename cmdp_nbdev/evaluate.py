@@ -35,7 +35,7 @@ from .rollout import Sampling, completion_logits, generate
 
 # %% auto #0
 __all__ = ['RECORD', 'VALUES', 'SEED_METRICS', 'measure', 'charges', 'judge_budgets', 'verdicts', 'rollout_records',
-           'evaluate_records', 'metric_values', 'name_problems', 'record_column_problems', 'at_budget', 'to_json',
+           'metric_values', 'name_problems', 'record_column_problems', 'evaluate_records', 'at_budget', 'to_json',
            'mean_interval', 'summarize', 'evaluate', 'Earned', 'earn', 'earned_metrics', 'step_metrics',
            'share_of_equal_groups', 'mcnemar', 'difference_interval', 'summarize_seeds', 'compare', 'frontier',
            'envelope', 'envelope_band', 'above_envelope']
@@ -121,52 +121,6 @@ def _number(x: Tensor) -> float | None:
     "A value as a Python number; None for NaN."
     return None if x.isnan() else x.item()
 
-# %% ../nbs/09_evaluate.ipynb #records
-@torch.no_grad()
-def evaluate_records(
-    model,
-    teacher,  # a causal LM, or a function, see rollout.completion_logits
-    dataset: Dataset,  # column `prompt`, and whatever the reward functions read
-    tokenizer,
-    reward_funcs: Callable | list[Callable],
-    budget: Budget = Budget(),
-    *,
-    cost: Cost = Cost(),  # what the budget is put on
-    sampling: Sampling = Sampling(),
-    metrics: dict[str, Callable] | None = None,  # further scores by name, functions as for rewards
-    constraints: dict[str, tuple[Callable, Budget]] | None = None,  # see reward.call_cost
-    reward_weights: list[float] | None = None,
-    correct_at: float = 1.0,  # an answer is correct if its total reward is at least this
-    batch_size: int = 256,  # completions at a time
-    vocab_size: int | None = None,  # sample only ids below this (those that both models have)
-    seed: int = 0,
-    more: dict | None = None,  # what functions can ask for beside the data, reward.trl_arguments
-    **settings,  # fields of Sampling, instead of or on top of `sampling`
-) -> list[dict]:
-    """Sample and score completions of every prompt of `dataset`; one dict per completion.
-
-    Raises ValueError, before anything is sampled, for names that collide.
-    """
-    asked = metrics or {}, constraints or {}
-    taken = [*name_problems(*asked), *record_column_problems(dataset.column_names, *asked)]
-    if taken:
-        raise ValueError("\n".join(taken))
-    funcs = reward_funcs if isinstance(reward_funcs, (list, tuple)) else [reward_funcs]
-    sampling = replace(sampling, **settings)
-    generator = torch.Generator(next(model.parameters()).device).manual_seed(seed)
-    size, records = max(1, batch_size // sampling.num_generations), []
-    for start in range(0, len(dataset), size):
-        columns = dataset[start : start + size]
-        prompts = columns.pop("prompt")
-        r = generate(model, tokenizer, prompts, columns, sampling, generator, vocab_size)
-        reward, _ = task_rewards(funcs, r, reward_weights, more=more)
-        correct = verdicts(reward, r.terminated, correct_at)
-        scores = {name: call_reward(f, r, more) for name, f in (metrics or {}).items()}
-        token, kl = measure(model, teacher, r, cost)
-        judged = judge_budgets(r, token, budget, constraints, more)
-        records += rollout_records(r, reward, correct, token, kl, scores | judged)
-    return records
-
 # %% ../nbs/09_evaluate.ipynb #values
 VALUES: dict[str, Callable[[dict], float]] = {
     "accuracy": lambda r: r["correct"],
@@ -229,6 +183,52 @@ def record_column_problems(
         if column in taken - {"prompt", "completion", *OFFERED}:
             yield f"column {column!r} would be overwritten by a record's own; rename_column() it"
     yield from column_problems(columns)
+
+# %% ../nbs/09_evaluate.ipynb #records
+@torch.no_grad()
+def evaluate_records(
+    model,
+    teacher,  # a causal LM, or a function, see rollout.completion_logits
+    dataset: Dataset,  # column `prompt`, and whatever the reward functions read
+    tokenizer,
+    reward_funcs: Callable | list[Callable],
+    budget: Budget = Budget(),
+    *,
+    cost: Cost = Cost(),  # what the budget is put on
+    sampling: Sampling = Sampling(),
+    metrics: dict[str, Callable] | None = None,  # further scores by name, functions as for rewards
+    constraints: dict[str, tuple[Callable, Budget]] | None = None,  # see reward.call_cost
+    reward_weights: list[float] | None = None,
+    correct_at: float = 1.0,  # an answer is correct if its total reward is at least this
+    batch_size: int = 256,  # completions at a time
+    vocab_size: int | None = None,  # sample only ids below this (those that both models have)
+    seed: int = 0,
+    more: dict | None = None,  # what functions can ask for beside the data, reward.trl_arguments
+    **settings,  # fields of Sampling, instead of or on top of `sampling`
+) -> list[dict]:
+    """Sample and score completions of every prompt of `dataset`; one dict per completion.
+
+    Raises ValueError, before anything is sampled, for names that collide.
+    """
+    asked = metrics or {}, constraints or {}
+    taken = [*name_problems(*asked), *record_column_problems(dataset.column_names, *asked)]
+    if taken:
+        raise ValueError("\n".join(taken))
+    funcs = reward_funcs if isinstance(reward_funcs, (list, tuple)) else [reward_funcs]
+    sampling = replace(sampling, **settings)
+    generator = torch.Generator(next(model.parameters()).device).manual_seed(seed)
+    size, records = max(1, batch_size // sampling.num_generations), []
+    for start in range(0, len(dataset), size):
+        columns = dataset[start : start + size]
+        prompts = columns.pop("prompt")
+        r = generate(model, tokenizer, prompts, columns, sampling, generator, vocab_size)
+        reward, _ = task_rewards(funcs, r, reward_weights, more=more)
+        correct = verdicts(reward, r.terminated, correct_at)
+        scores = {name: call_reward(f, r, more) for name, f in (metrics or {}).items()}
+        token, kl = measure(model, teacher, r, cost)
+        judged = judge_budgets(r, token, budget, constraints, more)
+        records += rollout_records(r, reward, correct, token, kl, scores | judged)
+    return records
 
 # %% ../nbs/09_evaluate.ipynb #at-budget
 def at_budget(records: list[dict], budget: Budget) -> list[dict]:

@@ -1,16 +1,19 @@
-"A run that is stopped, interrupted or broken off goes on as if nothing had happened."
+"A run that is stopped or interrupted goes on as if nothing had happened; what it writes."
 
 import json
 import math
 import signal
+from dataclasses import dataclass
 
 import pytest
 import torch
 from accelerate import tracking
 from conftest import flat, read_lines
 
+from cmdp_nbdev import cli
+from cmdp_nbdev.plot import training_curves
+from cmdp_nbdev.reward import UPDATE
 from cmdp_nbdev.run import uninterrupted
-from cmdp_nbdev.trainer import CMDPTrainer
 
 TINY = dict(
     max_steps=3,
@@ -43,12 +46,42 @@ def metrics_of(trainer) -> list[dict]:
     return [{k: v for k, v in line.items() if k != "seconds"} for line in lines]
 
 
+@dataclass
+class Left:
+    "What a run left."
+
+    weights: torch.Tensor
+    metrics: list[dict]
+    method_state: dict
+    checkpoints: set[str]
+
+
+def left_by(trainer) -> Left:
+    "What a run has left."
+    folders = {p.name for p in trainer.output_dir.glob("checkpoint-*")}
+    return Left(flat(trainer.student), metrics_of(trainer), trainer.method_state, folders)
+
+
+def same(trainer, whole: Left) -> bool:
+    "Whether a run has left the same, to the last digit."
+    left = left_by(trainer)
+    return torch.equal(left.weights, whole.weights) and all(
+        getattr(left, name) == getattr(whole, name)
+        for name in ("metrics", "method_state", "checkpoints")
+    )
+
+
+UNINTERRUPTED = []
+
+
 @pytest.fixture
 def whole(make_trainer, tmp_path):
-    "An uninterrupted run."
-    trainer = make_trainer(**TINY, output_dir=str(tmp_path / "whole"))
-    trainer.train()
-    return trainer
+    "What an uninterrupted run leaves."
+    if not UNINTERRUPTED:
+        trainer = make_trainer(**TINY, output_dir=str(tmp_path / "whole"))
+        trainer.train()
+        UNINTERRUPTED.append(left_by(trainer))
+    return UNINTERRUPTED[0]
 
 
 # where, and at which call; an update has two micro-batches, scored twice each
@@ -74,35 +107,29 @@ def test_an_update_is_all_or_nothing(phase, make_trainer, whole):
     Once(trainer, name, call)
     with pytest.raises(KeyboardInterrupt):
         trainer.train()
-    last = trainer.train()
-    assert torch.equal(flat(trainer.student), flat(whole.student))
-    assert metrics_of(trainer) == metrics_of(whole)
-    assert trainer.method_state == whole.method_state
-    assert last["step"] == 3 and seen == [1, 2, 3]
-    folders = [{p.name for p in t.output_dir.glob("checkpoint-*")} for t in (trainer, whole)]
-    assert folders[0] >= folders[1]
+    assert trainer.train()["step"] == 3
+    assert seen == [1, 2, 3]
+    assert same(trainer, whole)
 
 
-@pytest.mark.parametrize("inside", ["backward", "clip_grad_norm_"])
-@pytest.mark.parametrize("error", [KeyboardInterrupt, torch.OutOfMemoryError])
-def test_an_error_in_the_backward_pass(inside, error, make_trainer, whole):
+@pytest.mark.parametrize("inside, call", [("backward", 4), ("clip_grad_norm_", 2)])
+def test_an_error_in_the_backward_pass(inside, call, make_trainer, whole):
     "Gradients of the first micro-batch do not enter the update that is made instead."
     trainer = make_trainer(**TINY)
-    Once(trainer.accelerator, inside, 4 if inside == "backward" else 2, error)
-    with pytest.raises(error):
+    Once(trainer.accelerator, inside, call, torch.OutOfMemoryError)
+    with pytest.raises(torch.OutOfMemoryError):
         trainer.train()
     trainer.train()
-    assert torch.equal(flat(trainer.student), flat(whole.student))
-    assert metrics_of(trainer) == metrics_of(whole)
+    assert same(trainer, whole)
 
 
 @pytest.mark.parametrize("iterations", [1, 2])
 def test_ctrl_c_while_the_weights_move_waits(iterations, make_trainer, tmp_path):
     "Half a step of the optimiser cannot be taken back, so the update is finished first."
     settings = {**TINY, "num_iterations": iterations, "eval_steps": 0}
-    whole = make_trainer(**settings, output_dir=str(tmp_path / "whole"))
-    whole.train()
-    trainer = make_trainer(**settings)
+    trainer = make_trainer(**settings, output_dir=str(tmp_path / "whole"))
+    trainer.train()
+    whole, trainer = left_by(trainer), make_trainer(**settings)
     step = trainer.optimizer.step
 
     def pressed():
@@ -116,8 +143,7 @@ def test_ctrl_c_while_the_weights_move_waits(iterations, make_trainer, tmp_path)
         trainer.train()
     assert trainer.global_step == 2
     trainer.train()
-    assert torch.equal(flat(trainer.student), flat(whole.student))
-    assert metrics_of(trainer) == metrics_of(whole)
+    assert same(trainer, whole)
 
 
 def test_ctrl_c_in_an_optimiser_that_has_not_moved_anything(make_trainer, whole):
@@ -126,7 +152,7 @@ def test_ctrl_c_in_an_optimiser_that_has_not_moved_anything(make_trainer, whole)
     with pytest.raises(KeyboardInterrupt):
         trainer.train()
     trainer.train()
-    assert torch.equal(flat(trainer.student), flat(whole.student))
+    assert same(trainer, whole)
 
 
 def test_ctrl_c_is_as_before_outside_of_the_block():
@@ -151,7 +177,7 @@ def test_a_callback_that_raises_is_not_called_again(make_trainer, whole):
     with pytest.raises(RuntimeError, match="mine"):
         trainer.train()
     assert trainer.train()["step"] == 3 and seen == [1, 2, 3]
-    assert metrics_of(trainer) == metrics_of(whole)
+    assert same(trainer, whole)
 
 
 @pytest.mark.parametrize("name", ["write_config", "open_trackers", "evaluate"])
@@ -182,18 +208,15 @@ def test_stop_and_train_again(make_trainer, whole):
     assert trainer.train()["step"] == 1
     assert trainer.step()["step"] == 2
     assert trainer.train()["step"] == 3
-    assert torch.equal(flat(trainer.student), flat(whole.student))
-    assert metrics_of(trainer) == metrics_of(whole)
+    assert same(trainer, whole)
 
 
-def test_train_after_the_end_returns_the_last_update(make_trainer, whole):
+def test_train_after_the_end_returns_the_last_update(make_trainer):
     "Of this process, and of a run that is resumed after its end."
-    last = whole.train()
-    assert last["step"] == 3 and last["loss"] == metrics_of(whole)[-1]["loss"]
-    trainer = make_trainer(**{**TINY, "max_steps": 2})
-    done = trainer.train()
-    again = make_trainer(**{**TINY, "max_steps": 2}).train("auto")
-    assert again == json.loads(json.dumps(done))
+    settings = {"max_steps": 2, "save_steps": 2}
+    trainer = make_trainer(**settings)
+    assert trainer.train() == trainer.train() == read_lines(trainer.output_dir / "metrics.jsonl")[1]
+    assert make_trainer(**settings).train("auto") == trainer.last
 
 
 class Board(tracking.GeneralTracker):
@@ -220,7 +243,7 @@ class Board(tracking.GeneralTracker):
     def log(self, values, step=None, **unused):
         if self.finished:
             raise RuntimeError("Run is finished")
-        assert all(isinstance(v, (int, float)) and math.isfinite(v) for v in values.values())
+        assert not any(math.isnan(v) for v in values.values())
         self.rows.append(step)
 
     def finish(self):
@@ -309,5 +332,71 @@ def test_the_learning_rate_is_the_one_that_was_used(make_trainer):
     assert [m["learning_rate"] for m in metrics_of(trainer)] == used == [0, 5e-4]
 
 
-def test_trainer_classes_share_what_stops_them():
-    assert CMDPTrainer.stop.__qualname__ == "Run.stop"
+# ------------------------------------------------------------- what is written
+
+
+def strict(path) -> list:
+    "The JSON lines of a file; NaN and Infinity are none."
+    text = path.read_text(encoding="utf-8")
+    lines = text.splitlines() if path.suffix == ".jsonl" else [text]
+    return [json.loads(line, parse_constant=pytest.fail) for line in lines]
+
+
+def test_strict_json_in_every_file(make_trainer):
+    "Rewards of None, no limit: null and a text, and the run is resumed as the same."
+    settings = dict(reward_funcs=[never, never], budget=math.inf, method="grpo", **TINY)
+    trainer = make_trainer(**settings, epsilon_high=math.inf)
+    assert math.isnan(trainer.train()["reward"])
+    lines = strict(trainer.output_dir / "metrics.jsonl")
+    assert [line["accuracy"] for line in lines] == [None] * 3
+    assert [line["rewards/never_2"] for line in lines] == [None] * 3
+    assert lines[1]["eval_accuracy"] is None and lines[1]["eval_n_verdict"] == 0
+    assert strict(trainer.output_dir / "config.json")[0]["budget"] == "inf"
+    state = trainer.output_dir / "checkpoint-2" / "trainer_state.json"
+    assert strict(state)[0]["args"]["epsilon_high"] == "inf"
+    text = state.read_text(encoding="utf-8")
+    state.write_text(text.replace('"inf"', "Infinity"), encoding="utf-8")  # as 0.1 wrote it
+    again = make_trainer(**{**settings, "max_steps": 4}, epsilon_high=math.inf)
+    with pytest.raises(ValueError, match="max_steps was 3, now 4$"):
+        again.train("auto")
+    make_trainer(**settings, epsilon_high=math.inf).train("auto")
+    training_curves(trainer.output_dir / "metrics.jsonl")
+
+
+def test_the_command_without_verdicts(tmp_path, monkeypatch, capsys, boards):
+    "null in the files, nothing in the table; the final evaluation reaches the tracker."
+    monkeypatch.setattr(cli, "chain_reward", never)
+    out = tmp_path / "run"
+    options = "--max_steps 1 --n_eval 8 --per_device_train_batch_size 8 --report_to tensorboard"
+    assert cli.main(f"--output_dir {out} --device cpu --budget inf {options}".split()) == 0
+    summary = strict(out / "summary.json")[0]
+    assert (summary["accuracy"], summary["start_accuracy"], summary["n_verdict"]) == (None, None, 0)
+    assert {r["correct"] for r in strict(out / "eval.jsonl")} == {None}
+    assert "accuracy" in cli.format_summary(summary | {"budget": 1.0})
+    assert "nan" not in capsys.readouterr().out
+    assert [(b.rows, b.finished) for b in boards] == [([0, 1, 1], True)]
+
+
+def test_reward_functions_as_trl_calls_them(make_trainer):
+    "The state is that of the update, what is logged is a metric, and coroutines are awaited."
+    seen = []
+
+    async def shaped(completions, trainer_state, log_metric, **columns):
+        seen.append((trainer_state.global_step, trainer_state.max_steps))
+        log_metric("half", 0.5)
+        return [1.0] * len(completions)
+
+    trainer = make_trainer(reward_funcs=[shaped, shaped])
+    trainer.train()
+    assert seen[-4:] == [(0, 2)] * 2 + [(1, 2)] * 2
+    line = read_lines(trainer.output_dir / "metrics.jsonl")[-1]
+    assert line["half"] == 0.5 and line["rewards/shaped"] == line["rewards/shaped_2"]
+    trainer.evaluate()
+    assert seen[-1] == (2, 2)
+    assert "`shaped`, `shaped_2`" in trainer.card()
+
+
+def test_the_log_has_the_names_that_are_kept_for_it(make_trainer):
+    "`log_metric` refuses what an update holds anyway."
+    found = set(make_trainer(method="grpo").step())
+    assert found == set(UPDATE) - {"n_verdict"}
