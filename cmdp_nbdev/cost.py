@@ -5,6 +5,7 @@
 # %% ../nbs/01_cost.ipynb #imports
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
@@ -12,14 +13,16 @@ from itertools import repeat
 from typing import Protocol
 
 import torch
+import torch.nn.functional as F
 from fastcore.basics import patch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 # %% auto #0
-__all__ = ['COSTS', 'KINDS', 'align_vocab', 'Rows', 'CostKind', 'register_cost', 'kl', 'with_floor', 'reverse_kl', 'forward_kl',
-           'jsd', 'log_ratio', 'surprisal', 'token_logps', 'sampled_divergence', 'Cost', 'cost_problems', 'TeacherRows',
-           'DenseRows', 'token_cost', 'Score', 'score_tokens', 'token_divergence']
+__all__ = ['COSTS', 'KINDS', 'RESOLUTION', 'align_vocab', 'Rows', 'CostKind', 'register_cost', 'kl', 'with_floor', 'reverse_kl',
+           'forward_kl', 'jsd', 'log_ratio', 'surprisal', 'token_logps', 'sampled_divergence', 'Cost', 'cost_problems',
+           'TeacherRows', 'DenseRows', 'as_rows', 'merge_rest', 'TopKRows', 'check_top_k', 'what_it_is', 'top_k',
+           'token_cost', 'Score', 'score_tokens', 'token_divergence']
 
 # %% ../nbs/01_cost.ipynb #align-vocab
 def align_vocab(student_logits: Tensor, teacher_logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -45,6 +48,7 @@ class Rows:
     student: Tensor  # (n, S) log-probabilities, nats; float32 or float64
     teacher: Tensor  # (n, S)
     chosen: Tensor | None = None  # (n,) index of the event that was sampled; None = not known
+    uniform: Tensor | None = None  # (n, S) log of each event's share of the ids; None = 1/S each
 
     def happened(self, logps: Tensor) -> Tensor:
         "Of log-probabilities (n, S) those of the sampled events, (n,)."
@@ -60,6 +64,7 @@ class CostKind:
     gradient: str = "full"  # "full", "weighted" or "none"
     bounded: bool = False  # finite for any two models: a floor has no use
     source: str = ""
+    merged: str | None = None  # what is left if tokens are merged: "lower bound" or "exact"
 
     def __call__(self, rows: Rows, cost: Cost) -> Tensor:
         return self.function(rows, cost)
@@ -69,21 +74,29 @@ COSTS: dict[str, CostKind] = {}
 
 # %% ../nbs/01_cost.ipynb #register-cost
 def register_cost(
-    name: str, *, gradient: str = "full", bounded: bool = False, source: str = ""
+    name: str,
+    *,
+    gradient: str = "full",
+    bounded: bool = False,
+    source: str = "",
+    merged: str | None = None,
 ) -> Callable:
     """Decorator: make a function `(rows, cost) -> (n,)` available as `Cost(name)`.
 
     gradient: "full", "weighted" or "none", see nbs/01_cost; bounded: finite whatever the models
-    say. Raises ValueError for another gradient, or a name that is taken.
+    say; merged: "lower bound" or "exact" if it may be asked of a teacher known by its top k
+    tokens, None if not. Raises ValueError for another value, or a name that is taken.
     """
     if gradient not in ("full", "weighted", "none"):
         raise ValueError(f"gradient must be 'full', 'weighted' or 'none', got {gradient!r}")
+    if merged not in (None, "lower bound", "exact"):
+        raise ValueError(f"merged must be 'lower bound', 'exact' or None, got {merged!r}")
 
     def add(function):
         known = COSTS.get(name)
         if known is not None and known.function.__qualname__ != function.__qualname__:
             raise ValueError(f"a cost named {name!r} is registered already; choose another name")
-        COSTS[name] = CostKind(name, function, gradient, bounded, source)
+        COSTS[name] = CostKind(name, function, gradient, bounded, source, merged)
         return function
 
     return add
@@ -96,28 +109,32 @@ def kl(logp: Tensor, logq: Tensor) -> Tensor:
     return (p * (torch.where(support, logp, zero) - torch.where(support, logq, zero))).sum(-1)
 
 # %% ../nbs/01_cost.ipynb #floor
-def with_floor(logps: Tensor, floor: float) -> Tensor:
-    "Log-probabilities (..., S) of (1-floor)·p + floor/S, computed in log space."
+def with_floor(logps: Tensor, floor: float, uniform: Tensor | None = None) -> Tensor:
+    """Log-probabilities (..., S) of (1-floor)·p + floor/S, computed in log space.
+
+    `uniform`: the log of what each event gets instead of 1/S, see Rows.
+    """
     if not floor:
         return logps
     kept = logps + torch.log1p(torch.tensor(-floor))
-    uniform = torch.full_like(logps, floor / logps.shape[-1]).log()
-    return torch.logaddexp(kept, uniform)
+    if uniform is None:
+        return torch.logaddexp(kept, torch.full_like(logps, floor / logps.shape[-1]).log())
+    return torch.logaddexp(kept, uniform + math.log(floor))
 
 # %% ../nbs/01_cost.ipynb #reverse-kl
-@register_cost("reverse_kl", source="arXiv 2509.22921, cost C_pi")
+@register_cost("reverse_kl", source="arXiv 2509.22921, cost C_pi", merged="lower bound")
 def reverse_kl(rows: Rows, cost: Cost) -> Tensor:
     "KL(student‖teacher)."
-    return kl(rows.student, with_floor(rows.teacher, cost.floor))
+    return kl(rows.student, with_floor(rows.teacher, cost.floor, rows.uniform))
 
 # %% ../nbs/01_cost.ipynb #forward-kl
-@register_cost("forward_kl", source="arXiv 1503.02531")
+@register_cost("forward_kl", source="arXiv 1503.02531", merged="lower bound")
 def forward_kl(rows: Rows, cost: Cost) -> Tensor:
     "KL(teacher‖student)."
-    return kl(rows.teacher, with_floor(rows.student, cost.floor))
+    return kl(rows.teacher, with_floor(rows.student, cost.floor, rows.uniform))
 
 # %% ../nbs/01_cost.ipynb #jsd
-@register_cost("jsd", bounded=True, source="arXiv 2306.13649, eq. 1")
+@register_cost("jsd", bounded=True, source="arXiv 2306.13649, eq. 1", merged="lower bound")
 def jsd(rows: Rows, cost: Cost) -> Tensor:
     "Generalised Jensen–Shannon divergence with the teacher's weight `beta`."
     student, teacher = rows.student, rows.teacher
@@ -136,16 +153,17 @@ def jsd(rows: Rows, cost: Cost) -> Tensor:
 KINDS = ("reverse_kl", "forward_kl", "jsd")  # divergences of whole distributions
 
 # %% ../nbs/01_cost.ipynb #log-ratio
-@register_cost("log_ratio", gradient="weighted", source="nbs/theory/02_guarantees")
+@register_cost("log_ratio", gradient="weighted", source="nbs/theory/02_guarantees", merged="exact")
 def log_ratio(rows: Rows, cost: Cost) -> Tensor:
     "log of student over teacher at the sampled token; may be negative."
-    return rows.happened(rows.student) - rows.happened(with_floor(rows.teacher, cost.floor))
+    teacher = with_floor(rows.teacher, cost.floor, rows.uniform)
+    return rows.happened(rows.student) - rows.happened(teacher)
 
 # %% ../nbs/01_cost.ipynb #surprisal
-@register_cost("surprisal", gradient="none", source="arXiv 2610.00332")
+@register_cost("surprisal", gradient="none", source="arXiv 2610.00332", merged="exact")
 def surprisal(rows: Rows, cost: Cost) -> Tensor:
     "-log of the teacher's probability of the sampled token."
-    return -rows.happened(with_floor(rows.teacher, cost.floor))
+    return -rows.happened(with_floor(rows.teacher, cost.floor, rows.uniform))
 
 # %% ../nbs/01_cost.ipynb #token-logps
 def token_logps(logits: Tensor, ids: Tensor, temperature: float = 1.0) -> Tensor:
@@ -226,8 +244,14 @@ def gradient(self: Cost) -> str:
 
 @patch(as_prop=True)
 def is_kl(self: Cost) -> bool:
-    "Whether this is the exact reverse KL at temperature 1 without a floor."
-    return replace(self, beta=0.5, chunk_size=None) == Cost()
+    "Whether this is the reverse KL that is reported itself."
+    return replace(self, beta=0.5) == self.reported
+
+
+@patch(as_prop=True)
+def reported(self: Cost) -> Cost:
+    "The reverse KL at temperature 1 that is reported beside this cost; it keeps the floor."
+    return Cost(floor=self.floor, chunk_size=self.chunk_size)
 
 
 @patch
@@ -237,10 +261,22 @@ def of(self: Cost, kind: str) -> Cost:
 
 # %% ../nbs/01_cost.ipynb #teacher-rows
 class TeacherRows(Protocol):
-    "A teacher at N token positions."
+    "What a teacher says at token positions (..., )."
+
+    bound: str | None  # what a divergence from it is, in words; None = exact
+    shape: torch.Size  # the positions, and how much is said of each
+
+    def __getitem__(self, inside: Tensor) -> TeacherRows:
+        "The positions inside a mask, (N, ), or another part of the first axes."
 
     def split(self, size: int) -> list[TeacherRows]:
         "The same rows in pieces of `size`, as `Tensor.split` does."
+
+    def align(self, student_logits: Tensor) -> tuple[Tensor, TeacherRows, Tensor]:
+        "Both over the ids they share, and the mass that was lost; see align_vocab."
+
+    def logps(self, ids: Tensor, mask: Tensor) -> Tensor:
+        "Log-probabilities (..., ) of `ids` at temperature 1; anything outside the mask."
 
     def meet(self, student_logits: Tensor, ids: Tensor | None, cost: Cost) -> Rows:
         "Both models over the same events, for the student's logits (N, V) and sampled ids (N,)."
@@ -248,13 +284,32 @@ class TeacherRows(Protocol):
 # %% ../nbs/01_cost.ipynb #dense-rows
 @dataclass
 class DenseRows:
-    "A teacher that says everything: logits or log-probabilities (N, V_t)."
+    "A teacher that says everything: logits or log-probabilities (..., V_t)."
 
     logits: Tensor
+    bound = None
+
+    @property
+    def shape(self) -> torch.Size:
+        "(..., V_t)."
+        return self.logits.shape
+
+    def __getitem__(self, inside) -> DenseRows:
+        "A part of the positions."
+        return DenseRows(self.logits[inside])
 
     def split(self, size: int) -> list[DenseRows]:
         "The same rows in pieces of `size`."
         return [DenseRows(part) for part in self.logits.split(size)]
+
+    def align(self, student_logits: Tensor) -> tuple[Tensor, DenseRows, Tensor]:
+        "Both over the ids they share, see align_vocab."
+        student, teacher, lost = align_vocab(student_logits, self.logits)
+        return student, DenseRows(teacher), lost
+
+    def logps(self, ids: Tensor, mask: Tensor) -> Tensor:
+        "Log-probabilities of `ids`, everywhere."
+        return token_logps(self.logits, ids)
 
     def meet(self, student_logits: Tensor, ids: Tensor | None, cost: Cost) -> Rows:
         "Both models over the ids they share, each at its temperature."
@@ -264,11 +319,187 @@ class DenseRows:
         return Rows(student, teacher, ids)
 
 
+def as_rows(teacher: Tensor | TeacherRows) -> TeacherRows:
+    "Logits as rows; rows as they are."
+    return DenseRows(teacher) if isinstance(teacher, Tensor) else teacher
+
+
 def _log_probabilities(logits: Tensor, temperature: float) -> Tensor:
     "Float64 stays float64, everything else becomes float32."
     if temperature != 1:
         logits = logits / temperature
     return logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(-1)
+
+# %% ../nbs/01_cost.ipynb #merge-rest
+def merge_rest(logps: Tensor, ids: Tensor) -> Tensor:
+    "Log-probabilities (N, k+1) of the `ids` (N, k), -inf for an id of -1, and of all other ids."
+    V, low = logps.shape[-1], torch.finfo(logps.dtype).min / 4  # -inf would have no gradient
+    column = ids.where(ids >= 0, V)
+    padded = F.pad(logps, (0, 1), value=low)
+    rest = padded.scatter(-1, column, low).logsumexp(-1, keepdim=True)
+    merged = torch.cat([padded.gather(-1, column), rest], -1)
+    return merged.masked_fill(merged <= low, -torch.inf)
+
+# %% ../nbs/01_cost.ipynb #top-k-rows
+RESOLUTION = 1e-6  # what 1 - sum of float32 probabilities cannot tell from 0
+
+
+@dataclass
+class TopKRows:
+    """A teacher that names some tokens at each position (...,), the sampled one among them.
+
+    Raises ValueError for log-probabilities that are none, or an id that is named twice.
+    """
+
+    ids: Tensor  # (..., k) int64; -1 = nothing, where a position has fewer
+    values: Tensor  # (..., k) log-probabilities, nats
+    rest: Tensor | None = None  # (...,) log-probability of all other ids; None = 1 - sum
+    vocab_size: int | None = None  # the teacher's ids are below this; None = not known
+    k: int | None = None  # what was asked for; None = as many as there are
+
+    def __post_init__(self):
+        if self.rest is None:
+            self.values = self.values.masked_fill(self.ids < 0, -torch.inf)
+            check_top_k(self.ids, self.values)
+            rest = 1 - self.values.exp().sum(-1)
+            self.rest = rest.clamp(min=RESOLUTION).log()
+
+    @property
+    def shape(self) -> torch.Size:
+        "(..., k)."
+        return self.ids.shape
+
+    @property
+    def bound(self) -> str:
+        "What a divergence is."
+        return f"lower bound (teacher known by its top {self.k or self.ids.shape[-1]} tokens)"
+
+# %% ../nbs/01_cost.ipynb #check-top-k
+def check_top_k(ids: Tensor, values: Tensor) -> None:
+    "Raise ValueError unless these are log-probabilities of different ids."
+    if ids.shape != values.shape or ids.is_floating_point():
+        shapes = f"ids {tuple(ids.shape)} of {ids.dtype}, values {tuple(values.shape)}"
+        raise ValueError(f"a top-k teacher names ids and as many log-probabilities, got {shapes}")
+    sums, ordered = values.exp().sum(-1), ids.sort(-1).values
+    if not (sums <= 1 + 1e-3).all():
+        raise ValueError(
+            "a top-k teacher must name log-probabilities: those of one position add up to a "
+            f"probability of {float(sums.max()):.4g}"
+        )
+    twice = (ordered.diff(dim=-1) == 0) & (ordered[..., 1:] >= 0)
+    if twice.any():
+        raise ValueError(f"a top-k teacher names id {int(ordered[..., 1:][twice][0])} twice")
+
+# %% ../nbs/01_cost.ipynb #top-k-parts
+@patch
+def parts(self: TopKRows, change: Callable) -> TopKRows:
+    "The same with its three tensors changed."
+    ids, values, rest = map(change, (self.ids, self.values, self.rest))
+    return replace(self, ids=ids, values=values, rest=rest)
+
+
+@patch
+def __getitem__(self: TopKRows, inside) -> TopKRows:
+    "A part of the positions."
+    return self.parts(lambda x: x[inside])
+
+
+@patch
+def split(self: TopKRows, size: int) -> list[TopKRows]:
+    "The same rows in pieces of `size`."
+    pieces = zip(*(x.split(size) for x in (self.ids, self.values, self.rest)))
+    return [replace(self, ids=i, values=v, rest=r) for i, v, r in pieces]
+
+# %% ../nbs/01_cost.ipynb #top-k-only
+@patch
+def only(self: TopKRows, vocab_size: int | None, holes: tuple[int, ...] = ()) -> TopKRows:
+    "Without ids from `vocab_size` on (None = all stay) and without `holes`."
+    sizes = [n for n in (vocab_size, self.vocab_size) if n is not None]
+    size = min(sizes, default=None)
+    out = torch.isin(self.ids, torch.tensor(holes, dtype=torch.long, device=self.ids.device))
+    if size is not None:
+        out |= self.ids >= size
+    values = self.values.masked_fill(out, -torch.inf)
+    left = torch.logaddexp(values.logsumexp(-1), self.rest)
+    left = torch.where(out.any(-1), left.clamp(min=torch.finfo(left.dtype).min), 0)
+    ids, rest = self.ids.masked_fill(out, -1), self.rest - left
+    return replace(self, ids=ids, values=values - left[..., None], rest=rest, vocab_size=size)
+
+
+@patch
+def align(self: TopKRows, student_logits: Tensor) -> tuple[Tensor, TopKRows, Tensor]:
+    "Both over the ids that they share, as far as the teacher says what it has."
+    rows = self.only(student_logits.shape[-1])
+    student, lost = student_logits[..., : rows.vocab_size], student_logits.new_zeros(())
+    return student, rows, lost.float()
+
+# %% ../nbs/01_cost.ipynb #top-k-logps
+@patch
+def index_of(self: TopKRows, ids: Tensor, mask: Tensor | None = None) -> Tensor:
+    "Where `ids` stand among the named ones, (...,). Raises ValueError if one is missing."
+    named = self.ids == ids.unsqueeze(-1)
+    missing = ~named.any(-1) if mask is None else ~named.any(-1) & mask.bool()
+    if missing.any():
+        raise ValueError(
+            f"the teacher's top {self.ids.shape[-1]} tokens leave out the sampled token "
+            f"{int(ids[missing][0])}: it must always be among them"
+        )
+    return named.int().argmax(-1)
+
+
+@patch
+def logps(self: TopKRows, ids: Tensor, mask: Tensor) -> Tensor:
+    "Log-probabilities of `ids`; 0 outside the mask."
+    found = self.values.gather(-1, self.index_of(ids, mask).unsqueeze(-1)).squeeze(-1)
+    return torch.where(mask.bool(), found, 0)
+
+# %% ../nbs/01_cost.ipynb #top-k-meet
+@patch
+def meet(self: TopKRows, student_logits: Tensor, ids: Tensor | None, cost: Cost) -> Rows:
+    "Both models over the named tokens and the rest. Raises ValueError for what cannot be had."
+    self.refuse(cost)
+    student = _log_probabilities(student_logits, cost.student_temperature)
+    rows = self.only(student.shape[-1])
+    teacher = torch.cat([rows.values, rows.rest.unsqueeze(-1)], -1).to(student.dtype)
+    nothing = torch.zeros_like(student[0]).log_softmax(-1)  # that a uniform teacher would say
+    uniform = merge_rest(nothing.expand_as(student), rows.ids) if cost.floor else None
+    chosen = None if ids is None else rows.index_of(ids)
+    return Rows(merge_rest(student, rows.ids), teacher, chosen, uniform)
+
+
+@patch
+def refuse(self: TopKRows, cost: Cost) -> None:
+    "Raise ValueError for a cost that needs the whole distribution."
+    if COSTS[cost.kind].merged is None:
+        raise ValueError(
+            f"divergence={cost.kind!r} needs the teacher's whole distribution, and this teacher "
+            "is known by its top k tokens; if merging tokens cannot raise the cost, say so with "
+            "register_cost(merged='lower bound')"
+        )
+    if cost.teacher_temperature != 1:
+        raise ValueError(
+            f"teacher_temperature={cost.teacher_temperature} needs the teacher's whole "
+            "distribution, and this teacher is known by its top k tokens; set it to 1"
+        )
+
+# %% ../nbs/01_cost.ipynb #said
+def what_it_is(teacher: TeacherRows, cost: Cost) -> str | None:
+    "What `spent` and `kl` are, in words; None if both are exact."
+    if teacher.bound is None:
+        return None
+    exact = COSTS[cost.kind].merged == "exact"
+    return f"{'kl' if exact else 'spent and kl'}: {teacher.bound}"
+
+# %% ../nbs/01_cost.ipynb #top-k
+@torch.no_grad()
+def top_k(logits: Tensor, ids: Tensor, k: int) -> TopKRows:
+    "What a teacher with `logits` (..., V) says if it names k tokens, the sampled `ids` among them."
+    logps = _log_probabilities(logits, 1.0)
+    named = logps.topk(min(k, logps.shape[-1])).indices
+    missing = ~(named == ids.unsqueeze(-1)).any(-1)
+    named[..., -1] = torch.where(missing, ids, named[..., -1])
+    rest = logps.scatter(-1, named, -torch.inf).logsumexp(-1)
+    return TopKRows(named, logps.gather(-1, named), rest, logps.shape[-1], k)
 
 # %% ../nbs/01_cost.ipynb #cost-call
 @patch
@@ -295,7 +526,7 @@ def _piece(cost: Cost, student: Tensor, teacher: TeacherRows, ids: Tensor | None
 # %% ../nbs/01_cost.ipynb #token-cost
 def token_cost(
     student_logits: Tensor,  # (B, T, V_s), any float dtype
-    teacher_logits: Tensor,  # (B, T, V_t), any float dtype; gradients are stopped by the caller
+    teacher_logits: Tensor | TeacherRows,  # (B, T, V_t), or rows; no gradients: the caller's task
     ids: Tensor | None,  # (B, T) sampled tokens; None where the cost does not read them
     mask: Tensor | None = None,  # (B, T), 1 = compute; None = every position
     cost: Cost = Cost(),
@@ -307,7 +538,7 @@ def token_cost(
         )
     else:
         inside = mask.bool()
-    teacher = DenseRows(teacher_logits[inside])
+    teacher = as_rows(teacher_logits)[inside]
     value = cost(student_logits[inside], teacher, None if ids is None else ids[inside])
     return torch.zeros(inside.shape, dtype=value.dtype, device=value.device).masked_scatter(
         inside, value
@@ -326,35 +557,35 @@ class Score:
 
 def score_tokens(
     student_logits: Tensor,  # (B, T, V_s)
-    teacher_logits: Tensor,  # (B, T, V_t)
+    teacher_logits: Tensor | TeacherRows,  # (B, T, V_t), or rows
     ids: Tensor,  # (B, T)
     mask: Tensor,  # (B, T)
     costs: dict[str, Cost],  # by name; "divergence" is the one that the budget is put on
     temperature: float = 1.0,  # of the sampling
 ) -> Score:
-    "Log-probabilities, costs and exact KL of completions under two models' logits."
-    student, teacher, _ = align_vocab(student_logits, teacher_logits)
+    "Log-probabilities, costs and reverse KL of completions under two models."
+    student, teacher, _ = as_rows(teacher_logits).align(student_logits)
     values = {name: token_cost(student, teacher, ids, mask, c) for name, c in costs.items()}
     main = costs["divergence"]
     with torch.no_grad():
         if main.is_kl:
             kl = values["divergence"].detach()
         else:
-            kl = token_cost(student, teacher, ids, mask, Cost(chunk_size=main.chunk_size))
-    logp, teacher_logp = token_logps(student, ids, temperature), token_logps(teacher, ids)
+            kl = token_cost(student, teacher, ids, mask, main.reported)
+    logp, teacher_logp = token_logps(student, ids, temperature), teacher.logps(ids, mask)
     return Score(logp, teacher_logp, values, kl)
 
 # %% ../nbs/01_cost.ipynb #token-divergence
 def token_divergence(
     student_logits: Tensor,  # (B, T, V_s)
-    teacher_logits: Tensor,  # (B, T, V_t)
+    teacher_logits: Tensor | TeacherRows,  # (B, T, V_t), or rows
     kind: str = "reverse_kl",  # one of KINDS
     beta: float = 0.5,  # weight of the teacher in the "jsd" mixture, in [0, 1]
     mask: Tensor | None = None,  # (B, T), 1 = compute; None = every position
     floor: float = 0.0,  # uniform share mixed into the denominator of a KL, in [0, 1)
     chunk_size: int | None = None,  # positions converted to float32 at a time; None = all at once
 ) -> Tensor:  # (B, T) nats per token
-    """Exact divergence over the full vocabulary at every position; see `token_cost`.
+    """Divergence at every position, exact for logits; see `token_cost`.
 
     Sources: arXiv 2509.22921, cost C_pi; arXiv 2306.13649 for "jsd". Raises ValueError for an
     unknown `kind`, or `beta` or `floor` out of range. Warns when cropping to the common
@@ -363,10 +594,10 @@ def token_divergence(
     if kind not in KINDS:
         raise ValueError(f"divergence kind {kind!r} is unknown; choose one of {', '.join(KINDS)}")
     cost = Cost(kind, beta=beta, floor=floor, chunk_size=chunk_size)
-    student_logits, teacher_logits, lost = align_vocab(student_logits, teacher_logits)
+    student_logits, teacher, lost = as_rows(teacher_logits).align(student_logits)
     if lost > 1e-3:
         warnings.warn(
             f"cropping to the {student_logits.shape[-1]} ids common to student and teacher loses "
             f"{lost:.1%} of the probability mass: are these two models a pair?"
         )
-    return token_cost(student_logits, teacher_logits, None, mask, cost)
+    return token_cost(student_logits, teacher, None, mask, cost)

@@ -18,7 +18,7 @@ from scipy.stats import t as student_t
 from torch import Tensor
 
 from .budget import Budget, row_budget, satisfaction_interval
-from .cost import Cost, token_cost, token_divergence
+from .cost import Cost, token_cost, token_divergence, what_it_is
 from .mdp import Rollout, masked, trajectory_cost
 from .model import check_vocab
 from .objective import Batch, Signal
@@ -32,10 +32,18 @@ from cmdp_nbdev.reward import (
     task_rewards,
     trl_arguments,
 )
-from .rollout import Sampling, completion_logits, core, generate, still
+from cmdp_nbdev.rollout import (
+    Sampling,
+    completion_logits,
+    core,
+    generate,
+    innermost,
+    still,
+    teacher_rows,
+)
 
 # %% auto #0
-__all__ = ['RECORD', 'VALUES', 'SEED_METRICS', 'measure', 'charges', 'judge_budgets', 'verdicts', 'rollout_records',
+__all__ = ['RECORD', 'VALUES', 'SEED_METRICS', 'measured', 'measure', 'charges', 'judge_budgets', 'verdicts', 'rollout_records',
            'metric_values', 'name_problems', 'record_column_problems', 'evaluate_records', 'at_budget', 'to_json',
            'mean_interval', 'summarize', 'evaluate', 'Earned', 'earn', 'earned_metrics', 'step_metrics',
            'share_of_equal_groups', 'mcnemar', 'difference_interval', 'summarize_seeds', 'compare', 'frontier',
@@ -43,15 +51,23 @@ __all__ = ['RECORD', 'VALUES', 'SEED_METRICS', 'measure', 'charges', 'judge_budg
 
 # %% ../nbs/09_evaluate.ipynb #measure
 @torch.no_grad()
-def measure(model, teacher, rollout: Rollout, cost: Cost = Cost()) -> tuple[Tensor, Tensor]:
-    "What every token costs, and its exact reverse KL, both (B, T) nats per token."
+def measured(
+    model, teacher, rollout: Rollout, cost: Cost = Cost()
+) -> tuple[Tensor, Tensor, str | None]:
+    "What every token costs and its reverse KL, (B, T) nats per token; what they are, if no exact."
     mask = rollout.completion_mask
     with still(model, teacher):
-        student, target = (completion_logits(m, rollout) for m in (model, teacher))
-    kl = token_divergence(student, target, mask=mask, chunk_size=cost.chunk_size)
+        student, target = completion_logits(model, rollout), teacher_rows(teacher, rollout)
+    how = dict(mask=mask, floor=cost.floor, chunk_size=cost.chunk_size)
+    kl, said = token_divergence(student, target, **how), what_it_is(target, cost)
     if cost.is_kl:
-        return kl, kl
-    return token_cost(student, target, rollout.completion_ids, mask, cost), kl
+        return kl, kl, said
+    return token_cost(student, target, rollout.completion_ids, mask, cost), kl, said
+
+
+def measure(model, teacher, rollout: Rollout, cost: Cost = Cost()) -> tuple[Tensor, Tensor]:
+    "What every token costs, and its reverse KL, both (B, T) nats per token."
+    return measured(model, teacher, rollout, cost)[:2]
 
 # %% ../nbs/09_evaluate.ipynb #judge-budgets
 def charges(
@@ -90,7 +106,7 @@ def verdicts(reward: Tensor, terminated: Tensor, correct_at: float) -> Tensor:
 # %% ../nbs/09_evaluate.ipynb #rollout-records
 RECORD = (
     "prompt completion completion_ids reward correct cost_per_token spent within_budget kl "
-    "terminated"
+    "terminated bound"
 ).split()
 
 
@@ -190,7 +206,7 @@ def record_column_problems(
 @torch.no_grad()
 def evaluate_records(
     model,
-    teacher,  # a causal LM, or a function, see rollout.completion_logits
+    teacher,  # a causal LM, a function or an object, see rollout.teacher_rows
     dataset: Dataset,  # column `prompt`, and whatever the reward functions read
     tokenizer,
     reward_funcs: Callable | list[Callable],
@@ -218,7 +234,7 @@ def evaluate_records(
         raise ValueError("\n".join(taken))
     funcs = reward_funcs if isinstance(reward_funcs, (list, tuple)) else [reward_funcs]
     sampling = replace(sampling, **settings)
-    for what, m in {"model": model, "teacher": teacher}.items():
+    for what, m in {"model": model, "teacher": innermost(teacher)}.items():
         if isinstance(m, torch.nn.Module):
             check_vocab(core(m), tokenizer, what)
     generator = torch.Generator(next(model.parameters()).device).manual_seed(seed)
@@ -230,9 +246,10 @@ def evaluate_records(
         reward, _ = task_rewards(funcs, r, reward_weights, more=more)
         correct = verdicts(reward, r.terminated, correct_at)
         scores = {name: call_reward(f, r, more) for name, f in (metrics or {}).items()}
-        token, kl = measure(model, teacher, r, cost)
+        token, kl, said = measured(model, teacher, r, cost)
         judged = judge_budgets(r, token, budget, constraints, more)
-        records += rollout_records(r, reward, correct, token, kl, scores | judged)
+        made = rollout_records(r, reward, correct, token, kl, scores | judged)
+        records += [record | {"bound": said} for record in made] if said else made
     return records
 
 # %% ../nbs/09_evaluate.ipynb #at-budget
@@ -302,7 +319,9 @@ def summarize(
             out[name], out[f"{name}_low"], out[f"{name}_high"] = mean_interval(x, level)
     judged = int((~np.isnan(columns["accuracy"])).sum())
     counts = {"n_eval": len(records), "n_verdict": judged}
-    return out | {k: n for k, n in counts.items() if k == "n_eval" or n < len(records)}
+    out |= {k: n for k, n in counts.items() if k == "n_eval" or n < len(records)}
+    said = dict.fromkeys(r["bound"] for r in records if r.get("bound"))
+    return out | ({"bound": "; ".join(said)} if said else {})
 
 
 def _constraint_columns(records: list[dict], within: np.ndarray, names: list[str]) -> dict:

@@ -25,7 +25,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from .budget import Budget, row_budget
 from .config import CMDPConfig, Rules, refuse
-from .cost import token_divergence, token_logps
+from .cost import TeacherRows, token_cost, token_divergence, token_logps, what_it_is
 from .evaluate import name_problems, record_column_problems
 from .mdp import Rollout, masked, select, trim
 from .methods import METHODS
@@ -40,6 +40,8 @@ from cmdp_nbdev.rollout import (
     eos_token_ids,
     generate,
     given_text,
+    innermost,
+    teacher_rows,
 )
 
 logger = logging.getLogger("cmdp_nbdev")
@@ -53,8 +55,8 @@ __all__ = ['logger', 'rule', 'APART', 'SAID', 'PATIENCE', 'Job', 'is_function', 
            'metrics_are_functions_with_names', 'an_evaluation_holds_every_name_once', 'columns_are_seen',
            'constraints_need_a_method_that_reads_the_reward', 'a_quantile_has_prompts_to_be_measured_on',
            'limits_per_prompt_are_numbers', 'check_job', 'extreme_rows', 'write_probe', 'check_functions',
-           'probe_distances', 'distance_problems', 'precision_of', 'check_shapes', 'check_probe', 'preflight',
-           'stay_in_eval', 'checkpoint_gradients']
+           'probe_distances', 'distance_problems', 'precision_of', 'check_shapes', 'check_bound', 'check_probe',
+           'preflight', 'stay_in_eval', 'checkpoint_gradients']
 
 # %% ../nbs/11_preflight.ipynb #job
 @dataclass
@@ -63,13 +65,14 @@ class Job:
 
     args: CMDPConfig
     model: torch.nn.Module  # the student
-    teacher: object  # a model, or a function (input_ids, attention_mask) -> log-probabilities
+    teacher: object  # a model, a function or an object, see rollout.teacher_rows
     tokenizer: object
     reward_funcs: list
     train_dataset: Dataset | None
     eval_dataset: Dataset | None = None
     constraints: dict = field(default_factory=dict)  # name -> (cost function, Budget)
     eval_metrics: dict = field(default_factory=dict)  # name -> function, further scores
+    bound: str | None = None  # what `spent` and `kl` are, if not exact; the probe finds out
 
     @property
     def datasets(self) -> dict[str, Dataset | None]:
@@ -79,8 +82,9 @@ class Job:
 
 
 def is_function(teacher) -> bool:
-    "A teacher given as a function `(input_ids, attention_mask) -> log-probabilities`."
-    return callable(teacher) and not isinstance(teacher, torch.nn.Module)
+    "A teacher that is no module, see rollout.teacher_rows."
+    says = callable(teacher) or hasattr(teacher, "rows")
+    return says and not isinstance(teacher, torch.nn.Module)
 
 # %% ../nbs/11_preflight.ipynb #check-identity
 def check_identity(model, teacher) -> None:
@@ -158,11 +162,12 @@ def load_job(
             "processing_class is missing and the model does not say where it was loaded from; "
             "pass the tokenizer"
         )
-    check_identity(model, teacher)
+    inside = innermost(teacher)
+    check_identity(model, inside)
     what = "processing_class" if processing_class else "model"
     tokenizer = load_tokenizer(source, what, args.eos_token)
-    if not is_function(teacher):
-        check_teacher_tokenizer(teacher, tokenizer)
+    if not is_function(inside):
+        check_teacher_tokenizer(inside, tokenizer)
     student = load_student(model, tokenizer, **args.model_init_kwargs)
     if not is_function(teacher):
         teacher = load_model(teacher, "teacher", **args.teacher_model_init_kwargs)
@@ -214,7 +219,7 @@ def adapters_can_be_merged(job: Job):
 # %% ../nbs/11_preflight.ipynb #rule-vocabulary
 @rule
 def models_have_a_row_for_every_id(job: Job):
-    models = {"model": job.model, "teacher": job.teacher}
+    models = {"model": job.model, "teacher": innermost(job.teacher)}
     for what, model in models.items():
         if is_function(model):
             continue
@@ -477,21 +482,28 @@ def check_functions(job: Job, probe: Rollout) -> None:
         budget.spent(call_cost(function, probe), probe.completion_mask)
 
 # %% ../nbs/11_preflight.ipynb #probe-distances
+def _logps(model, rollout: Rollout, temperature: float) -> Tensor:
+    "Log-probabilities (B, T) of the tokens; those of a teacher that is no module at 1."
+    ids, mask = rollout.completion_ids, rollout.completion_mask
+    if is_function(model):
+        return teacher_rows(model, rollout).logps(ids, mask)
+    return token_logps(completion_logits(model, rollout), ids, temperature)
+
+
 def probe_distances(model, probe: Rollout, temperature: float = 1.0) -> dict[str, float]:
     """How far apart a model's log-probabilities of the probe's tokens are, nats, at most.
 
     'sampled': as they were sampled and as they are scored, where the probe is the model's own;
     'padded': scored in a batch and alone.
     """
-    ids, mask = probe.completion_ids, probe.completion_mask
-    scored = token_logps(completion_logits(model, probe), ids, temperature).detach()
-    scored, found = masked(scored, mask), {"padded": 0.0}
+    scored = _logps(model, probe, temperature).detach()
+    scored, found = masked(scored, probe.completion_mask), {"padded": 0.0}
     if probe.sampled_logps is not None:
         found["sampled"] = float((scored - probe.sampled_logps).abs().max())
     for row in probe.group_ids.unique().tolist():
         row = int((probe.group_ids == row).nonzero()[0])
         alone = trim(select(probe, [row]))
-        logps = token_logps(completion_logits(model, alone), alone.completion_ids, temperature)
+        logps = _logps(model, alone, temperature)
         distance = (logps[0].detach() - scored[row, : logps.shape[1]]).abs().max()
         found["padded"] = max(found["padded"], float(distance))
     return found
@@ -532,14 +544,24 @@ def precision_of(model: torch.nn.Module) -> str:
 # %% ../nbs/11_preflight.ipynb #check-probe
 def check_shapes(job: Job, probe: Rollout) -> int:
     "The number of ids that both models answer for. Raises ValueError for a teacher that does not."
-    student, teacher = (completion_logits(m, probe) for m in (job.model, job.teacher))
+    student, teacher = completion_logits(job.model, probe), teacher_rows(job.teacher, probe)
     if teacher.shape[:2] != student.shape[:2]:
         raise ValueError(
             f"teacher must answer (B, L, V) for ids of shape (B, L), got {tuple(teacher.shape)} "
             f"where {tuple(student.shape[:2])} completion positions were asked for"
         )
     token_divergence(student, teacher, mask=probe.completion_mask)
-    return min(student.shape[-1], teacher.shape[-1])
+    check_bound(job, probe, student, teacher)
+    return teacher.align(student)[0].shape[-1]
+
+
+def check_bound(job: Job, probe: Rollout, student: Tensor, teacher: TeacherRows) -> None:
+    "Note what the job's numbers are. Raises ValueError for a cost that this teacher cannot tell."
+    cost = job.args.cost
+    job.bound = what_it_is(teacher, cost)
+    for kind in (cost.kind, *METHODS[job.args.method].costs) if job.bound else ():
+        told = probe.completion_ids, probe.completion_mask, cost.of(kind)
+        token_cost(student, teacher, *told)
 
 
 def check_probe(job: Job, probe: Rollout, generator: torch.Generator) -> int:
@@ -560,7 +582,9 @@ def check_probe(job: Job, probe: Rollout, generator: torch.Generator) -> int:
     for what, (model, rollout) in written.items():
         with torch.set_grad_enabled(model is job.model):
             distances = probe_distances(model, rollout, job.args.temperature)
-        problems += distance_problems(what, distances, precision_of(job.model))
+        own = getattr(model, "precision", None) if is_function(model) else None
+        precision = own or precision_of(job.model)
+        problems += distance_problems(what, distances, precision)
     refuse(problems)
     return vocab_size
 

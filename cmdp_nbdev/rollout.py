@@ -22,7 +22,7 @@ from torch import Tensor
 from transformers import GenerationMixin, PreTrainedModel, PreTrainedTokenizerBase
 
 from .budget import Budget
-from .cost import Cost, token_logps
+from .cost import Cost, DenseRows, TeacherRows, TopKRows, token_logps
 from .mdp import Rollout, completion_mask, position_ids
 from .model import ids_of
 from .moved import forwards
@@ -33,7 +33,8 @@ __all__ = ['TEMPLATE_COLUMNS', 'OURS', 'READINGS', 'SHORT', 'LONG', 'STEPS', 'CA
            'row_settings', 'prompt_texts', 'ids_before', 'encode_prompts', 'Sampling', 'nucleus', 'sample_token',
            'core', 'accepted', 'cache_name', 'Reader', 'own_preparation', 'aligned', 'logits_at', 'ByLength',
            'Rereader', 'Reading', 'find_reading', 'still', 'read_as', 'reading', 'ToldStudent', 'open_reader',
-           'with_tokens', 'sample', 'eos_token_ids', 'generate', 'given_text', 'given_rollout', 'completion_logits']
+           'with_tokens', 'sample', 'eos_token_ids', 'generate', 'given_text', 'given_rollout', 'completion_logits',
+           'Teacher', 'logits_in', 'teacher_rows', 'innermost']
 
 # %% ../nbs/08_rollout.ipynb #encode
 def is_chat(prompt) -> bool:
@@ -788,17 +789,69 @@ def completion_logits(model, rollout: Rollout) -> Tensor:
     """Logits before each completion token, (B, T, V), with gradient if enabled.
 
     `model` is a causal LM, or a callable `(input_ids, attention_mask) -> (B, P+T, V)` logits or
-    log-probabilities. Ids without a token are left out, see with_tokens.
+    log-probabilities. Ids without a token are left out, see with_tokens. Raises TypeError for a
+    teacher that names its top k tokens only; `teacher_rows` reads every teacher.
     """
     if not isinstance(model, torch.nn.Module):
-        T = rollout.completion_ids.shape[1]
-        logits = model(rollout.input_ids, rollout.attention_mask)[:, -T - 1 : -1]
-    elif hasattr(model, "replay"):
+        return _all_of(teacher_rows(model, rollout))
+    if hasattr(model, "replay"):
         logits = _scored(model, rollout, padded=True, **model.replay(rollout))
     else:
         way = reading(model, rollout.prompt_ids, rollout.prompt_mask)
         logits = _scored(model, rollout, way.padded)
     return with_tokens(logits, rollout.vocab_size, rollout.holes)
+
+
+def _all_of(rows: TeacherRows) -> Tensor:
+    "The logits of rows that have them."
+    if not isinstance(rows, DenseRows):
+        raise TypeError(
+            "this teacher does not say everything, so it has no logits; read it with teacher_rows"
+        )
+    return rows.logits
+
+# %% ../nbs/08_rollout.ipynb #teacher
+class Teacher(Protocol):
+    "A teacher that is no model."
+
+    def rows(self, rollout: Rollout) -> TeacherRows:
+        "What it says before each completion token, (B, T, ...), on the rollout's device."
+
+
+def logits_in(answer) -> Tensor | TopKRows:
+    "The logits in what a function answered. Raises TypeError, saying what would do."
+    if isinstance(answer, dict):
+        answer = answer.get("logits")
+    elif isinstance(answer, (tuple, list)) and answer:
+        answer = answer[0]
+    answer = getattr(answer, "logits", answer)
+    if not isinstance(answer, (Tensor, TopKRows)):
+        raise TypeError(
+            "teacher must answer with logits or log-probabilities (B, L, V): a tensor, an output "
+            f"with .logits, a tuple that begins with them, or TopKRows; got {type(answer).__name__}"
+        )
+    return answer
+
+# %% ../nbs/08_rollout.ipynb #teacher-rows
+def teacher_rows(teacher, rollout: Rollout) -> TeacherRows:
+    "What a teacher says before each completion token: a model, a function or a `Teacher`."
+    known = rollout.vocab_size, rollout.holes
+    if isinstance(teacher, torch.nn.Module):
+        return DenseRows(completion_logits(teacher, rollout))
+    if hasattr(teacher, "rows"):
+        return teacher.rows(rollout)
+    T = rollout.completion_ids.shape[1]
+    answer = logits_in(teacher(rollout.input_ids, rollout.attention_mask))[:, -T - 1 : -1]
+    if isinstance(answer, TopKRows):
+        return answer.only(*known)
+    return DenseRows(with_tokens(answer, *known))
+
+
+def innermost(teacher):
+    "The model or function inside of teachers that wrap another one as `teacher`."
+    while not isinstance(teacher, torch.nn.Module) and hasattr(teacher, "teacher"):
+        teacher = teacher.teacher
+    return teacher
 
 # %% ../nbs/08_rollout.ipynb #moved
 __getattr__ = forwards("rollout", "theory.told")

@@ -38,8 +38,8 @@ from .reward import function_names, trl_arguments
 # %% auto #0
 __all__ = ['RESUMABLE', 'EVALUATION', 'CARD', 'prompt_order', 'fold_seed', 'claim_output_dir', 'keep_metrics', 'run_settings',
            'check_resumable', 'run_config', 'write_checkpoint', 'checkpoints', 'newest_checkpoint', 'read_state',
-           'read_checkpoint', 'model_name', 'measured_rows', 'repeat_code', 'model_card', 'make_accelerator',
-           'progress', 'Run', 'uninterrupted', 'make_optimizer']
+           'read_checkpoint', 'model_name', 'measured_rows', 'bound_text', 'repeat_code', 'model_card',
+           'make_accelerator', 'progress', 'Run', 'uninterrupted', 'make_optimizer']
 
 # %% ../nbs/12_run.ipynb #prompt-order
 def prompt_order(size: int, start: int, count: int, seed: int) -> list[int]:
@@ -224,13 +224,22 @@ def measured_rows(measured: tuple[int, dict] | None) -> list[str]:
         interval = f"[{r[f'{name}_low']:.3f}, {r[f'{name}_high']:.3f}]"
         rows.append(f"| {name.replace('_', ' ')} | {r[name]:.3f}, 95% interval {interval} |")
     divergence = f"mean {r['kl_mean']:.3f}, 95th percentile {r['kl_p95']:.3f}"
+    if "bound" not in r:
+        rows.append(f"| violation rate, upper bound | {1 - r['satisfaction_rate_low']:.3f} |")
     return [
         *rows,
-        f"| violation rate, upper bound | {1 - r['satisfaction_rate_low']:.3f} |",
         f"| divergence from the teacher, nats per completion | {divergence} |",
         f"| divergence, nats per token | {r['kl_per_token_mean']:.4f} |",
         f"| length, tokens | {r['length_mean']:.1f} |",
     ]
+
+# %% ../nbs/12_run.ipynb #bound-text
+def bound_text(bound: str) -> str:
+    "The card's words on numbers that are not exact, see cost.what_it_is."
+    text = f"What the numbers on the divergence are: {bound}."
+    if bound.startswith("spent"):
+        text += " A completion may have spent more, and fewer may have kept the budget."
+    return text
 
 # %% ../nbs/12_run.ipynb #repeat-code
 def repeat_code(args: CMDPConfig, command: str | None) -> list[str]:
@@ -269,9 +278,9 @@ tags: [distillation, reinforcement-learning, cmdp_nbdev]
 | seed | {seed} |
 {measured}
 
-The rates hold for prompts like the evaluated ones, sampled at the temperature of the evaluation; \
-no bound is promised for other prompts. The student needs neither the teacher nor the package \
-that trained it.
+{bound}The rates hold for prompts like the evaluated ones, sampled at the temperature of the \
+evaluation; no bound is promised for other prompts. The student needs neither the teacher nor \
+the package that trained it.
 
 {repeat}
 """
@@ -286,6 +295,7 @@ def model_card(
     rewards: list[str],  # names of the reward functions
     measured: tuple[int, dict] | None,  # update and result of an evaluation, if there was one
     command: str | None = None,  # the command line of the run, if there was one
+    bound: str | None = None,  # what spent and kl are, if not exact
 ) -> str:
     "The README.md of a saved student, with the metadata that the Hugging Face hub reads."
     settings = f" {json.dumps(dict(args.method_kwargs))}" if args.method_kwargs else ""
@@ -299,6 +309,7 @@ def model_card(
         prompts=prompts,
         seed=args.seed,
         measured="\n".join(measured_rows(measured)),
+        bound=f"{bound_text(bound)}\n\n" if bound else "",
         repeat="\n".join(repeat_code(args, command)),
     )
 
@@ -493,7 +504,8 @@ def write_config(self: Run) -> None:
     if not self.is_main_process:
         return
     constraints = self.settings()["constraints"]
-    config = run_config(self.args, constraints=constraints, **self.run_info)
+    bound = {"bound": self.job.bound} if self.job.bound else {}
+    config = run_config(self.args, constraints=constraints, **bound, **self.run_info)
     text = to_json(config, indent=1) + "\n"
     (self.output_dir / "config.json").write_text(text, encoding="utf-8")
 
@@ -501,7 +513,7 @@ def write_config(self: Run) -> None:
 @patch
 def evaluation(self: Run) -> dict:
     "An evaluation's metrics as the log names them."
-    return {f"eval_{k}": v for k, v in self.evaluate().items()}
+    return {f"eval_{k}": v for k, v in self.evaluate().items() if k != "bound"}
 
 # %% ../nbs/12_run.ipynb #whole
 @contextmanager
@@ -647,7 +659,7 @@ def card(self: Run) -> str:
         limit = f"{self.budget.limit:g} nats"
     rewards = function_names(self.reward_funcs)
     command, step = self.run_info.get("command"), self.global_step
-    about = (step, len(data), rewards, self.measured, command)
+    about = (step, len(data), rewards, self.measured, command, self.job.bound)
     return model_card(self.names, self.args, limit, *about)
 
 # %% ../nbs/12_run.ipynb #checkpoints

@@ -24,7 +24,7 @@ from .methods import METHODS
 from .moved import forwards
 from .objective import Batch, Signal, check_finite, signal_loss
 from .preflight import checkpoint_gradients, is_function, load_job, preflight
-from .rollout import completion_logits, generate, given_rollout
+from .rollout import completion_logits, generate, given_rollout, teacher_rows
 from .run import Run, make_accelerator, make_optimizer, model_name, uninterrupted
 
 # %% auto #0
@@ -36,13 +36,13 @@ class CMDPTrainer(Run):
 
     model, teacher: a causal LM, a folder or a hub name (the student is then loaded in float32).
     The model may be wrapped by peft; the teacher may be a function `(input_ids, attention_mask)
-    -> (B, L, V)` log-probabilities. reward_funcs: one or several, as in TRL, `f(prompts,
-    completions, **columns) -> list[float | None]`. train_dataset, eval_dataset: a column
-    `prompt` (text or chat messages); others reach the reward functions, `budget` gives every
-    prompt a limit of its own. processing_class: tokenizer, folder or name; None = the model's.
-    eval_metrics: further scores of evaluations, name -> function as for rewards. callbacks:
-    functions `(trainer, metrics)`, called after every update. constraints: further budgets,
-    name -> (cost function, Budget), see reward.call_cost, kept through the reward.
+    -> (B, L, V)` log-probabilities, or one of nbs/19_teachers. reward_funcs: one or several, as
+    in TRL, `f(prompts, completions, **columns) -> list[float | None]`. train_dataset and
+    eval_dataset: a column `prompt` (text or chat messages); others reach the reward functions,
+    `budget` gives every prompt a limit of its own. processing_class: tokenizer, folder or name;
+    None = the model's. eval_metrics: further scores of evaluations, name -> function as for
+    rewards. callbacks: functions `(trainer, metrics)`, called after every update. constraints:
+    further budgets, name -> (cost function, Budget), see reward.call_cost, kept by the reward.
     Raises ValueError, one line for everything that cannot work, before any update.
     """
 
@@ -118,7 +118,7 @@ def score(self: CMDPTrainer, rollout: Rollout) -> Score:
     ids, mask = rollout.completion_ids, rollout.completion_mask
     student = completion_logits(self.model, rollout)
     with torch.no_grad(), self.accelerator.autocast():
-        teacher = completion_logits(self.teacher, rollout)
+        teacher = teacher_rows(self.teacher, rollout)
     return score_tokens(student, teacher, ids, mask, self.costs, self.args.temperature)
 
 # %% ../nbs/13_trainer.ipynb #reward

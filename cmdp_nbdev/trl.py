@@ -54,6 +54,7 @@ from cmdp_nbdev.rollout import (
     encode_prompts,
     read_as,
     reading,
+    teacher_rows,
 )
 from .run import check_resumable, prompt_order
 from .trainer import CMDPTrainer
@@ -379,7 +380,7 @@ def score(self: TRLTrainer, rollout: Rollout, model=None) -> Score:
     with self.accelerator.autocast():
         student = completion_logits(model or self.student, rollout)
         with torch.no_grad():
-            teacher = completion_logits(self.teacher, rollout)
+            teacher = teacher_rows(self.teacher, rollout)
     return score_tokens(student, teacher, ids, mask, self.costs, self.args.temperature)
 
 # %% ../nbs/14_trl.ipynb #hook-logps
