@@ -40,7 +40,7 @@ from cmdp_nbdev.rollout import (
 # %% auto #0
 __all__ = ['MEASURES', 'JUDGE_TEMPLATE', 'text_of', 'score_judge', 'pairwise', 'judge_records', 'agreement', 'arithmetic_steps',
            'check_arithmetic', 'arithmetic_validity', 'likelihood', 'parse_verdict', 'prompted_judge', 'model_judge',
-           'chat_completion', 'endpoint_judge']
+           'check_address', 'asked', 'chat_completion', 'endpoint_judge']
 
 # %% ../nbs/16_judge.ipynb #text-of
 def text_of(x: str | list[dict]) -> str:
@@ -745,6 +745,38 @@ def _content(reply: str, url: str, key: str) -> str:
         raise RuntimeError(f"{url} {said}") from e
     return content if isinstance(content, str) else ""
 
+# %% ../nbs/16_judge.ipynb #asked
+def check_address(base_url: str) -> None:
+    "Raise ValueError for a base_url that is no http(s) address."
+    if not re.match(r"https?://[^/]", base_url):
+        example = "e.g. 'http://localhost:8000/v1'"
+        raise ValueError(
+            f"base_url must begin with http:// or https://, {example}, got {base_url!r}"
+        )
+
+
+def asked(
+    url: str,
+    body: dict,
+    read: Callable,  # (reply, url, key) -> what the reply says
+    api_key: str | None = None,
+    timeout: float = 60.0,
+    retries: int = 3,
+    wait: float = 1.0,
+):
+    "What a server answers to `body`; arguments and errors are those of chat_completion."
+    key = (os.environ.get("OPENAI_API_KEY", "") if api_key is None else api_key).strip()
+    data, failure = json.dumps(body).encode(), None
+    for attempt in range(retries + 1):
+        try:
+            return read(_post(url, data, key, timeout), url, key)
+        except _MayPass as e:
+            failure = str(e)
+            pause = wait * 2**attempt if e.pause is None else e.pause
+        if attempt < retries:
+            time.sleep(min(60.0, pause))
+    raise RuntimeError(f"{url} gave no answer in {retries + 1} attempts, last: {failure}")
+
 # %% ../nbs/16_judge.ipynb #chat-completion
 def chat_completion(
     messages: list[dict],
@@ -766,25 +798,11 @@ def chat_completion(
     that is no http(s) address, RuntimeError when the server refuses, cannot be reached or answers
     something else.
     """
-    if not re.match(r"https?://[^/]", base_url):
-        example = "e.g. 'http://localhost:8000/v1'"
-        raise ValueError(
-            f"base_url must begin with http:// or https://, {example}, got {base_url!r}"
-        )
-    key = (os.environ.get("OPENAI_API_KEY", "") if api_key is None else api_key).strip()
-    url = base_url.rstrip("/") + "/chat/completions"
+    check_address(base_url)
     given = {k: v for k, v in options.items() if v is not None}
-    body = json.dumps({"model": model, "messages": messages, **given}).encode()
-    failure = None
-    for attempt in range(retries + 1):
-        try:
-            return _content(_post(url, body, key, timeout), url, key)
-        except _MayPass as e:
-            failure = str(e)
-            pause = wait * 2**attempt if e.pause is None else e.pause
-        if attempt < retries:
-            time.sleep(min(60.0, pause))
-    raise RuntimeError(f"{url} gave no answer in {retries + 1} attempts, last: {failure}")
+    body = {"model": model, "messages": messages, **given}
+    url = base_url.rstrip("/") + "/chat/completions"
+    return asked(url, body, _content, api_key, timeout, retries, wait)
 
 # %% ../nbs/16_judge.ipynb #endpoint-judge
 def endpoint_judge(
