@@ -104,7 +104,8 @@ def register_cost(
 # %% ../nbs/01_cost.ipynb #kl
 def kl(logp: Tensor, logq: Tensor) -> Tensor:
     "KL(p‖q) of log-probabilities over the last axis, nats; no value or gradient where p is 0."
-    p, support = logp.exp(), logp > -torch.inf
+    p = logp.exp()
+    support = p > 0
     zero = torch.zeros((), dtype=logp.dtype, device=logp.device)
     return (p * (torch.where(support, logp, zero) - torch.where(support, logq, zero))).sum(-1)
 
@@ -359,8 +360,8 @@ class TopKRows:
 
     def __post_init__(self):
         if self.rest is None:
-            self.values = self.values.masked_fill(self.ids < 0, -torch.inf)
             check_top_k(self.ids, self.values)
+            self.values = self.values.masked_fill(self.ids < 0, -torch.inf)
             rest = 1 - self.values.exp().sum(-1)
             self.rest = rest.clamp(min=RESOLUTION).log()
 
@@ -380,7 +381,7 @@ def check_top_k(ids: Tensor, values: Tensor) -> None:
     if ids.shape != values.shape or ids.is_floating_point():
         shapes = f"ids {tuple(ids.shape)} of {ids.dtype}, values {tuple(values.shape)}"
         raise ValueError(f"a top-k teacher names ids and as many log-probabilities, got {shapes}")
-    sums, ordered = values.exp().sum(-1), ids.sort(-1).values
+    sums, ordered = values.exp().where(ids >= 0, 0).sum(-1), ids.sort(-1).values
     if not (sums <= 1 + 1e-3).all():
         raise ValueError(
             "a top-k teacher must name log-probabilities: those of one position add up to a "
@@ -460,11 +461,14 @@ def meet(self: TopKRows, student_logits: Tensor, ids: Tensor | None, cost: Cost)
     self.refuse(cost)
     student = _log_probabilities(student_logits, cost.student_temperature)
     rows = self.only(student.shape[-1])
-    teacher = torch.cat([rows.values, rows.rest.unsqueeze(-1)], -1).to(student.dtype)
-    nothing = torch.zeros_like(student[0]).log_softmax(-1)  # that a uniform teacher would say
-    uniform = merge_rest(nothing.expand_as(student), rows.ids) if cost.floor else None
+    merged = merge_rest(student, rows.ids)
+    guessed = rows.rest < math.log(2 * RESOLUTION)
+    rest = rows.rest.masked_fill(guessed & (merged[:, -1].exp() == 0), -torch.inf)
+    teacher = torch.cat([rows.values, rest.unsqueeze(-1)], -1).to(student.dtype)
+    same = torch.zeros_like(student).log_softmax(-1)
+    uniform = merge_rest(same, rows.ids) if cost.floor else None
     chosen = None if ids is None else rows.index_of(ids)
-    return Rows(merge_rest(student, rows.ids), teacher, chosen, uniform)
+    return Rows(merged, teacher, chosen, uniform)
 
 
 @patch
