@@ -276,6 +276,8 @@ def _prompt_problem(
 def prompts_can_be_answered(job: Job):
     config = getattr(core(job.model), "config", None)
     context = getattr(config and config.get_text_config(), "max_position_embeddings", None)
+    if context is not None and context <= 0:  # without a limit
+        context = None
     for name, data in {"train_dataset": job.train_dataset, **job.datasets}.items():
         yield from dataset_problems(
             name,
