@@ -35,8 +35,8 @@ from .task import ChainTask, Flaw, chain_prompts, write_chain
 
 # %% auto #0
 __all__ = ['CHAIN_CHARS', 'DATA', 'char_tokenizer', 'tiny_model', 'load_model', 'load_tokenizer', 'inner_model', 'copy_to',
-           'untie', 'tie_equals', 'merged', 'save_plain', 'check_pair', 'num_ids', 'check_vocab', 'pretrain',
-           'default_pair']
+           'untie', 'tie_equals', 'merged', 'no_progress_bar', 'save_plain', 'check_pair', 'num_ids', 'check_vocab',
+           'pretrain', 'default_pair']
 
 # %% ../nbs/07_model.ipynb #char-tokenizer
 CHAIN_CHARS = "0123456789+-*=;#"
@@ -197,7 +197,7 @@ def merged(model: torch.nn.Module) -> PreTrainedModel:
 
 # %% ../nbs/07_model.ipynb #no-progress
 @contextmanager
-def _no_progress_bar() -> Iterator[None]:
+def no_progress_bar() -> Iterator[None]:
     "Load and save without the progress bars of transformers, and leave them as they were."
     shown = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
@@ -221,7 +221,7 @@ def save_plain(
             warnings.filterwarnings("ignore", "Model with `tie_word_embeddings=True`")
             warnings.filterwarnings("ignore", "Input and output embeddings are no longer tied")
             model, state_dict = merged(model), None
-    with _no_progress_bar():
+    with no_progress_bar():
         model.save_pretrained(path, state_dict=state_dict)
 
 # %% ../nbs/07_model.ipynb #differing
@@ -331,7 +331,7 @@ DATA = Path(str(files("cmdp_nbdev"))) / "data"
 # %% ../nbs/07_model.ipynb #default-pair
 def default_pair() -> tuple[PreTrainedModel, PreTrainedModel, PreTrainedTokenizerBase]:
     "The embedded (student, teacher, tokenizer), fresh copies in float32 on the CPU."
-    with _no_progress_bar():
+    with no_progress_bar():
         student, teacher = (
             AutoModelForCausalLM.from_pretrained(DATA / name, dtype=torch.float32)
             for name in ("student", "teacher")
