@@ -171,9 +171,16 @@ def load_job(
 rule = Rules()
 
 
+def _has_adapters(module: torch.nn.Module) -> bool:
+    "Whether it is what peft makes of a model."
+    return hasattr(module, "merge_and_unload")
+
+
 @rule
 def adapters_come_from_peft(job: Job):
-    if getattr(job.model, "_hf_peft_config_loaded", False):
+    inside = any(hasattr(part, "adapter_layer_names") for part in job.model.modules())
+    alone = inside and not any(map(_has_adapters, job.model.modules()))
+    if alone or getattr(job.model, "_hf_peft_config_loaded", False):
         yield (
             "model carries adapters that transformers put into it (load_adapter, add_adapter), "
             "and would be saved without its own weights; wrap the base with peft: "
@@ -231,11 +238,6 @@ def adapters_can_be_merged(job: Job):
             f"model has adapters that cannot be merged into its weights ({problem}), so it could "
             "not be saved as a model that loads alone; use other settings or another method of peft"
         )
-
-
-def _has_adapters(module: torch.nn.Module) -> bool:
-    "Whether it is what peft makes of a model."
-    return hasattr(module, "merge_and_unload")
 
 
 def merging_problem(model: torch.nn.Module) -> str | None:
