@@ -21,6 +21,7 @@ from transformers import PreTrainedModel
 from .budget import Budget, row_budget
 from .config import CMDPConfig, Rules, refuse
 from .cost import token_divergence
+from .evaluate import name_problems, record_column_problems
 from .mdp import Rollout
 from .methods import METHODS
 from cmdp_nbdev.model import (
@@ -32,8 +33,16 @@ from cmdp_nbdev.model import (
     load_tokenizer,
     num_ids,
 )
-from .reward import call_cost, task_rewards
-from .rollout import completion_logits, encode_prompts, eos_token_ids, generate, is_chat
+from .reward import call_cost, column_problems, task_rewards
+from cmdp_nbdev.rollout import (
+    TEMPLATE_COLUMNS,
+    PromptError,
+    completion_logits,
+    encode_prompts,
+    eos_token_ids,
+    generate,
+    given_text,
+)
 
 # %% auto #0
 __all__ = ['rule', 'Job', 'is_function', 'check_identity', 'check_teacher_tokenizer', 'check_trackers', 'load_student',
@@ -42,6 +51,7 @@ __all__ = ['rule', 'Job', 'is_function', 'check_identity', 'check_teacher_tokeni
            'models_have_a_row_for_every_id', 'dataset_problems', 'prompts_can_be_answered',
            'given_completions_are_texts', 'a_teacher_that_writes_is_a_model', 'rewards_are_functions',
            'one_finite_weight_per_reward', 'constraints_are_costs_with_budgets', 'constraints_have_names_of_their_own',
+           'metrics_are_functions_with_names', 'an_evaluation_holds_every_name_once', 'columns_are_seen',
            'constraints_need_a_method_that_reads_the_reward', 'a_quantile_has_prompts_to_be_measured_on',
            'limits_per_prompt_are_numbers', 'check_job', 'write_probe', 'check_probe', 'preflight', 'no_dropout',
            'checkpoint_gradients']
@@ -59,6 +69,7 @@ class Job:
     train_dataset: Dataset | None
     eval_dataset: Dataset | None = None
     constraints: dict = field(default_factory=dict)  # name -> (cost function, Budget)
+    eval_metrics: dict = field(default_factory=dict)  # name -> function, further scores
 
     @property
     def datasets(self) -> dict[str, Dataset | None]:
@@ -264,7 +275,12 @@ def models_have_a_row_for_every_id(job: Job):
 
 # %% ../nbs/11_preflight.ipynb #dataset-problems
 def dataset_problems(
-    name: str, dataset, tokenizer, context: int | None, max_completion_length: int
+    name: str,
+    dataset,
+    tokenizer,
+    context: int | None,
+    max_completion_length: int,
+    chat_template_kwargs: dict | None = None,
 ) -> Iterator[str]:
     "What is wrong with the prompts of `dataset`; `context`: tokens that the student can see."
     if dataset is None or len(dataset) == 0:
@@ -277,28 +293,25 @@ def dataset_problems(
         columns = ", ".join(dataset.column_names)
         yield f"{name} has no 'prompt' column, only {columns}; rename_column() it"
         return
-    for start in range(0, len(dataset), 1000):
-        prompts = dataset[start : start + 1000]["prompt"]
-        problem = _prompt_problem(prompts, start, tokenizer, context, max_completion_length)
+    read = {"prompt", *TEMPLATE_COLUMNS} & set(dataset.column_names)
+    prompts = dataset.select_columns(sorted(read))
+    for start in range(0, len(prompts), 1000):
+        columns = prompts[start : start + 1000]
+        encoded = (columns.pop("prompt"), tokenizer, columns, chat_template_kwargs)
+        problem = _prompt_problem(encoded, start, context, max_completion_length)
         if problem:
             yield f"{name}: {problem}"
             return
 
 # %% ../nbs/11_preflight.ipynb #prompt-problem
 def _prompt_problem(
-    prompts: list, start: int, tokenizer, context: int | None, max_completion_length: int
+    encoded: tuple, start: int, context: int | None, max_completion_length: int
 ) -> str | None:
-    "What is wrong with the first bad one of `prompts`, rows `start` and following."
-    for i, prompt in enumerate(prompts, start):
-        if not (isinstance(prompt, str) and prompt or is_chat(prompt)):
-            return (
-                f"prompt {i} is {prompt!r}; a prompt must be a text that is not empty, or a list "
-                "of chat messages"
-            )
+    "What is wrong with the first bad prompt; `encoded`: see encode_prompts, rows from `start` on."
     try:
-        lengths = encode_prompts(prompts, tokenizer)[1].sum(-1)
-    except ValueError as e:
-        return f"prompts {start}..{start + len(prompts) - 1}: {e}"
+        lengths = encode_prompts(*encoded)[1].sum(-1)
+    except PromptError as e:
+        return f"prompt {start + e.row} {e.reason}"
     longest = int(lengths.max())
     if context is not None and longest + max_completion_length > context:
         return (
@@ -314,7 +327,12 @@ def prompts_can_be_answered(job: Job):
     context = getattr(job.model.config.get_text_config(), "max_position_embeddings", None)
     for name, data in {"train_dataset": job.train_dataset, **job.datasets}.items():
         yield from dataset_problems(
-            name, data, job.tokenizer, context, job.args.max_completion_length
+            name,
+            data,
+            job.tokenizer,
+            context,
+            job.args.max_completion_length,
+            job.args.chat_template_kwargs,
         )
 
 # %% ../nbs/11_preflight.ipynb #rule-given
@@ -331,11 +349,10 @@ def given_completions_are_texts(job: Job):
         )
         return
     for i, completion in enumerate(data["completion"]):
-        if not (isinstance(completion, str) or is_chat(completion)):
-            yield (
-                f"train_dataset: completion {i} is {completion!r}; a completion must be a text or "
-                "a list of chat messages"
-            )
+        try:
+            given_text(completion, job.tokenizer.eos_token)
+        except ValueError as e:
+            yield f"train_dataset: completion {i} {e}"
             return
 
 # %% ../nbs/11_preflight.ipynb #rule-writer
@@ -411,6 +428,32 @@ def constraints_have_names_of_their_own(job: Job):
             "choose another name"
         )
 
+# %% ../nbs/11_preflight.ipynb #rule-metrics
+@rule
+def metrics_are_functions_with_names(job: Job):
+    if not isinstance(job.eval_metrics, dict):
+        yield f"eval_metrics must be a dict, name -> function, got {job.eval_metrics!r}"
+        return
+    for name, function in job.eval_metrics.items():
+        if not (isinstance(name, str) and callable(function)):
+            yield f"eval_metrics must name functions, got {name!r}: {function!r}"
+
+
+@rule
+def an_evaluation_holds_every_name_once(job: Job):
+    yield from name_problems(map(str, job.eval_metrics), map(str, job.constraints))
+
+# %% ../nbs/11_preflight.ipynb #rule-columns
+@rule
+def columns_are_seen(job: Job):
+    for what, data in job.datasets.items():
+        if what == "train_dataset":
+            problems = column_problems(data.column_names)
+        else:
+            taken = job.eval_metrics, job.constraints
+            problems = record_column_problems(data.column_names, *taken)
+        yield from (f"{what}: {problem}" for problem in problems)
+
 # %% ../nbs/11_preflight.ipynb #rule-rewardless
 @rule
 def constraints_need_a_method_that_reads_the_reward(job: Job):
@@ -449,8 +492,9 @@ def limits_per_prompt_are_numbers(job: Job):
 def check_job(job: Job) -> None:
     "Raise ValueError with a line for everything that the rules find wrong with a job."
     refuse(the_student_is_a_model_of_transformers(job))
-    if not isinstance(job.constraints, dict):
-        refuse(constraints_are_costs_with_budgets(job))
+    for early in (constraints_are_costs_with_budgets, metrics_are_functions_with_names):
+        if not (isinstance(job.constraints, dict) and isinstance(job.eval_metrics, dict)):
+            refuse(early(job))
     refuse(rule.problems(job))
 
 # %% ../nbs/11_preflight.ipynb #write-probe
@@ -464,6 +508,7 @@ def write_probe(job: Job, generator: torch.Generator) -> Rollout:
         columns,
         generator=generator,
         vocab_size=num_ids(job.tokenizer),  # both models have at least these
+        chat_template_kwargs=job.args.chat_template_kwargs,
         max_completion_length=min(8, job.args.max_completion_length),
     )
 
