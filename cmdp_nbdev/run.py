@@ -21,7 +21,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from datasets import Dataset
@@ -40,12 +39,18 @@ from transformers import (
 from .budget import suggest_budget as quantile_budget
 from .config import CMDPConfig
 from .evaluate import evaluate_records, summarize, to_json
-from .mdp import Rollout, to_device
 from .methods import RENAMED
-from .model import inner_model, no_progress_bar, save_plain
+from .model import ids_of, inner_model, no_progress_bar, save_plain
 from .preflight import Job, check_trackers
 from .reward import function_names, trl_arguments
-from .rollout import Sampling, completion_logits, encode_prompts, eos_token_ids
+from cmdp_nbdev.rollout import (
+    Sampling,
+    accepted,
+    encode_prompts,
+    eos_token_ids,
+    still,
+    with_tokens,
+)
 
 # %% auto #0
 __all__ = ['RESUMABLE', 'EVALUATION', 'CARD', 'HALVES', 'UNPROVEN', 'OF_A_STUDENT', 'prompt_order', 'fold_seed',
@@ -641,6 +646,7 @@ def judged_generation(
 ) -> GenerationConfig:
     "The settings with which `generate()` samples the policy that `sampling` judges."
     rows, base = model.config.get_text_config().vocab_size, model.generation_config
+    never = [*ids_of(tokenizer)[1], *range(vocab_size, rows)]
     habits = {"do_sample": False}
     if sampling.temperature:
         drawn = {"temperature": sampling.temperature, "top_p": sampling.top_p}
@@ -651,7 +657,7 @@ def judged_generation(
         bos_token_id=base.bos_token_id,
         eos_token_id=eos_token_ids(model, tokenizer),
         pad_token_id=tokenizer.pad_token_id,
-        suppress_tokens=list(range(vocab_size, rows)) or None,
+        suppress_tokens=never or None,
     )
 
 # %% ../nbs/12_run.ipynb #tokenizer-settings
@@ -671,16 +677,13 @@ def restore_tokenizer(tokenizer, settings: dict) -> None:
             getattr(inner, f"enable_{name}")(**value)
 
 # %% ../nbs/12_run.ipynb #saving-probe
-def saving_probe(ids: Tensor, mask: Tensor, vocab_size: int, length: int = 32) -> Rollout:
-    "The ends of prompts (B, P), and a row of ids between 0 and `vocab_size`, as a rollout."
-    ids, mask = ids[:, -length:], mask[:, -length:]
-    if ids.shape[1] == 1:
-        ids, mask = F.pad(ids, (1, 0)), F.pad(mask, (1, 0))
-    spread = torch.linspace(0, vocab_size - 1, ids.shape[1]).long()[None]
-    ids, mask = torch.cat([ids, spread]), torch.cat([mask, torch.ones_like(spread)])
-    return Rollout(ids[:, :1], mask[:, :1], ids[:, 1:], mask[:, 1:], None)
+def saving_probe(ids: Tensor, mask: Tensor, vocab_size: int, length: int = 32) -> list[Tensor]:
+    "The ends of prompts (B, P), and a text of ids between 0 and `vocab_size`."
+    ends = [row[inside.bool()][-length:] for row, inside in zip(ids, mask)]
+    spread = torch.linspace(0, vocab_size - 1, max(map(len, ends)))
+    return [*ends, spread.long()]
 
-# %% ../nbs/12_run.ipynb #probe-logps
+# %% ../nbs/12_run.ipynb #full-precision
 @contextmanager
 def full_precision() -> Iterator[None]:
     "Multiply float32 matrices in float32, whatever was chosen for speed."
@@ -691,23 +694,21 @@ def full_precision() -> Iterator[None]:
     finally:
         torch.set_float32_matmul_precision(chosen)
 
-
+# %% ../nbs/12_run.ipynb #probe-logps
 @torch.no_grad()
-def probe_logps(model: PreTrainedModel, probe: Rollout, vocab_size: int) -> Tensor:
-    "Log-probabilities of the next id at every place of the probe, on the CPU."
-    training, probe = model.training, to_device(probe, model.device)
-    model.eval()
-    with full_precision():
-        logits = completion_logits(model, probe)
-    model.train(training)
-    return logits[..., :vocab_size].float().log_softmax(-1).cpu()
+def probe_logps(model: PreTrainedModel, texts: list[Tensor], *tokens) -> Tensor:
+    "Log-probabilities (N, V) of the next id after every id; `tokens`: see with_tokens."
+    logits, quiet = [], accepted(model, use_cache=False)
+    with still(model), full_precision():
+        for text in texts:
+            logits.append(model(text[None].to(model.device), **quiet).logits[0])
+    return with_tokens(torch.cat(logits), *tokens).float().log_softmax(-1).cpu()
 
 # %% ../nbs/12_run.ipynb #policy-gap
-def policy_gap(live: Tensor, saved: Tensor, inside: Tensor) -> float:
-    "Mean difference of log-probabilities (B, L, V) under `live`, at the worst place `inside`."
+def policy_gap(live: Tensor, saved: Tensor) -> float:
+    "Mean difference of log-probabilities (N, V) under `live`, at the worst of the N places."
     p = live.exp()
-    gap = torch.where(p == 0, 0.0, p * (live - saved).abs()).sum(-1)
-    return float(gap[inside.bool()].max())
+    return float(torch.where(p == 0, 0.0, p * (live - saved).abs()).sum(-1).max())
 
 # %% ../nbs/12_run.ipynb #rounding
 HALVES = (torch.bfloat16, torch.float16)
@@ -738,11 +739,13 @@ def unwrapped(model: torch.nn.Module) -> PreTrainedModel:
     return plain
 
 # %% ../nbs/12_run.ipynb #check-saved
-def check_saved(path: str | os.PathLike, student: torch.nn.Module, probe: Rollout, ids: int):
-    "Raise RuntimeError unless a model loaded from `path` is the policy of `student` over `ids`."
+def check_saved(
+    path: str | os.PathLike, student: torch.nn.Module, texts: list[Tensor], *tokens
+) -> None:
+    "Raise RuntimeError unless a model loaded from `path` is the policy of `student`."
     live = unwrapped(student)
-    policies = (probe_logps(model, probe, ids) for model in (live, load_back(path, live)))
-    nats, allowed = policy_gap(*policies, probe.attention_mask[:, :-1]), rounding(live)
+    policies = (probe_logps(model, texts, *tokens) for model in (live, load_back(path, live)))
+    nats, allowed = policy_gap(*policies), rounding(live)
     if not nats <= allowed:
         cause = "its class computes something else than the class that its config names"
         if hasattr(student, "merge_and_unload"):
@@ -811,7 +814,7 @@ def write_student(self: Run, student, path: str | os.PathLike) -> None:
     columns = self.train_dataset[:4]
     told = (self.processing_class, columns, self.args.eval_sampling.chat_template_kwargs)
     probe = saving_probe(*encode_prompts(columns.pop("prompt"), *told), self.vocab_size)
-    check_saved(new, student, probe, self.vocab_size)
+    check_saved(new, student, probe, self.vocab_size, ids_of(self.processing_class)[1])
     put_in_place(new, path)
 
 # %% ../nbs/12_run.ipynb #write-files
