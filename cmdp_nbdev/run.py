@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import sys
 import time
 from dataclasses import asdict, fields, replace
 from importlib.metadata import version
@@ -20,7 +19,6 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from datasets import Dataset
 from fastcore.basics import patch
-from tqdm.auto import tqdm
 from transformers import get_scheduler
 
 from .budget import suggest_budget as quantile_budget
@@ -33,8 +31,8 @@ from .preflight import Job, check_trackers
 # %% auto #0
 __all__ = ['RESUMABLE', 'EVALUATION', 'CARD', 'prompt_order', 'fold_seed', 'claim_output_dir', 'keep_metrics', 'run_settings',
            'check_resumable', 'run_config', 'write_checkpoint', 'checkpoints', 'newest_checkpoint', 'read_state',
-           'read_checkpoint', 'model_name', 'measured_rows', 'repeat_code', 'model_card', 'make_accelerator',
-           'progress', 'Run', 'make_optimizer']
+           'read_checkpoint', 'model_name', 'measured_rows', 'repeat_code', 'model_card', 'make_accelerator', 'Run',
+           'make_optimizer']
 
 # %% ../nbs/12_run.ipynb #prompt-order
 def prompt_order(size: int, start: int, count: int, seed: int) -> list[int]:
@@ -303,7 +301,7 @@ def make_accelerator(args: CMDPConfig) -> Accelerator:
             "devices use the engine inside TRL: cmdp-distill --engine trl, or "
             "cmdp_nbdev.trl.TRLTrainer"
         )
-    precision = "bf16" if args.bf16 else "fp16" if args.fp16 else "no"
+    precision = "bf16" if args.bf16 is True else "fp16" if args.fp16 else "no"
     if AcceleratorState._shared_state and AcceleratorState().mixed_precision != precision:
         AcceleratorState._reset_state()  # an earlier trainer of this process
     return Accelerator(
@@ -311,17 +309,6 @@ def make_accelerator(args: CMDPConfig) -> Accelerator:
         cpu=args.device == "cpu",
         log_with=check_trackers(args.report_to),
         project_dir=args.output_dir or "runs",
-    )
-
-# %% ../nbs/12_run.ipynb #progress
-def progress(total: int, initial: int = 0, desc: str = "", disable: bool = False) -> tqdm:
-    "A progress bar that does not flood a file."
-    terminal = sys.stderr is not None and sys.stderr.isatty()
-    drawn = terminal or "ipykernel" in sys.modules
-    seconds = 0.1 if drawn else 10.0
-    off = {"disable": True} if disable else {}  # else the environment decides
-    return tqdm(
-        total=total, initial=initial, desc=desc, mininterval=seconds, maxinterval=seconds, **off
     )
 
 # %% ../nbs/12_run.ipynb #run
@@ -405,6 +392,7 @@ def records(self: Run, data: Dataset) -> list[dict]:
             batch_size=args.per_device_eval_batch_size,
             vocab_size=self.vocab_size,
             seed=fold_seed(args.seed, self.process_index, 2),
+            disable_tqdm=args.disable_tqdm or not self.is_main_process,
         )
 
 # %% ../nbs/12_run.ipynb #choose-budget
@@ -469,8 +457,8 @@ def write_config(self: Run) -> None:
     "config.json."
     if not self.is_main_process:
         return
-    constraints = self.settings()["constraints"]
-    config = run_config(self.args, constraints=constraints, **self.run_info)
+    more = {"constraints": self.settings()["constraints"], "numbers": self.job.numbers}
+    config = run_config(self.args, **more, **self.run_info)
     (self.output_dir / "config.json").write_text(json.dumps(config, indent=1) + "\n")
 
 # %% ../nbs/12_run.ipynb #evaluation
