@@ -172,7 +172,7 @@ def build_parser() -> argparse.ArgumentParser:
 def read_options(path: str, known: set[str]) -> dict:
     "The options in a YAML file. Raises ValueError, naming the file, for what is none of `known`."
     try:
-        given = yaml.safe_load(Path(path).read_text()) or {}
+        given = yaml.safe_load(Path(path).read_bytes()) or {}
     except (OSError, yaml.YAMLError) as e:
         raise ValueError(f"{path}: {e}") from e
     if not isinstance(given, dict):
@@ -476,8 +476,9 @@ def write_run(trainer: CMDPTrainer, records: list[dict], summary: dict) -> None:
         teacher.save_pretrained(out / "teacher")
         trainer.processing_class.save_pretrained(out / "teacher")
     lines = [json.dumps(r, default=str) + "\n" for r in records]
-    (out / "eval.jsonl").write_text("".join(lines))
-    (out / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
+    (out / "eval.jsonl").write_text("".join(lines), encoding="utf-8")
+    text = json.dumps(summary, indent=1) + "\n"
+    (out / "summary.json").write_text(text, encoding="utf-8")
     args = trainer.args
     title = f"{args.method}, budget {trainer.budget.limit:g} ({args.aggregate})"
     page = report_html(pictures(trainer, records), title, summary)
@@ -548,7 +549,7 @@ def all_configs(values: dict, out: Path) -> list[CMDPConfig]:
 # %% ../nbs/20_cli.ipynb #write-table
 def write_table(rows: list[dict], path: Path) -> None:
     "Summaries as a CSV file, one a line; a column for every key that one of them has."
-    with open(path, "w", newline="") as f:
+    with open(path, "w", newline="", encoding="utf-8") as f:
         writer = csv.DictWriter(f, list(dict.fromkeys(k for r in rows for k in r)))
         writer.writeheader()
         writer.writerows(rows)

@@ -69,7 +69,8 @@ def _limit(fig: go.Figure, **where) -> None:
 # %% ../nbs/15_plot.ipynb #read-jsonl
 def read_jsonl(path: str | os.PathLike) -> list[dict]:
     "The lines of a .jsonl file as dicts."
-    return [json.loads(line) for line in Path(path).read_text().splitlines() if line.strip()]
+    lines = Path(path).read_text(encoding="utf-8").splitlines()
+    return [json.loads(line) for line in lines if line.strip()]
 
 # %% ../nbs/15_plot.ipynb #running-mean
 def running_mean(x, n: int) -> np.ndarray:

@@ -92,10 +92,11 @@ def keep_metrics(path: Path, step: int) -> None:
     "Cut metrics.jsonl back to the lines of updates up to `step`."
     if not path.exists():
         return
-    lines = path.read_text().splitlines(keepends=True)
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
     if lines and not lines[-1].endswith("\n"):
         lines.pop()
-    path.write_text("".join(line for line in lines if json.loads(line)["step"] <= step))
+    kept = [line for line in lines if json.loads(line)["step"] <= step]
+    path.write_text("".join(kept), encoding="utf-8")
 
 # %% ../nbs/12_run.ipynb #resumable
 RESUMABLE = {
@@ -152,7 +153,8 @@ def write_checkpoint(
     accelerator.save_state(str(part))
     torch.save(method_state, part / "method_state.pt")
     state = {"global_step": step, **about}
-    (part / "trainer_state.json").write_text(json.dumps(state, indent=1))
+    text = json.dumps(state, indent=1)
+    (part / "trainer_state.json").write_text(text, encoding="utf-8")
     shutil.rmtree(final, ignore_errors=True)
     part.rename(final)
     return final
@@ -179,7 +181,7 @@ def read_state(checkpoint: str | os.PathLike) -> dict:
             f"resume_from_checkpoint={str(checkpoint)!r} is no checkpoint folder (no "
             "trainer_state.json in it)"
         )
-    state = json.loads(path.read_text())
+    state = json.loads(path.read_text(encoding="utf-8"))
     if "args" not in state:
         raise ValueError(
             f"resume_from_checkpoint={str(checkpoint)!r} was written by the engine inside TRL; "
@@ -424,7 +426,8 @@ def begin(self: Run, resume_from_checkpoint: str | None = None) -> None:
     if checkpoint:
         self.load_checkpoint(checkpoint)
     elif (folder / "metrics.jsonl").exists() and config.exists():  # killed before its first one
-        check_resumable(json.loads(config.read_text()), self.settings(), folder)
+        before = json.loads(config.read_text(encoding="utf-8"))
+        check_resumable(before, self.settings(), folder)
     self.output_dir = folder
     if self.is_main_process:
         keep_metrics(folder / "metrics.jsonl", self.global_step)
@@ -459,7 +462,8 @@ def write_config(self: Run) -> None:
         return
     more = {"constraints": self.settings()["constraints"], "numbers": self.job.numbers}
     config = run_config(self.args, **more, **self.run_info)
-    (self.output_dir / "config.json").write_text(json.dumps(config, indent=1) + "\n")
+    text = json.dumps(config, indent=1) + "\n"
+    (self.output_dir / "config.json").write_text(text, encoding="utf-8")
 
 # %% ../nbs/12_run.ipynb #evaluation
 @patch
@@ -497,7 +501,7 @@ def open_trackers(self: Run) -> None:
 def log(self: Run, metrics: dict) -> None:
     "Append to metrics.jsonl and report to the trackers."
     if self.is_main_process:
-        with open(self.output_dir / "metrics.jsonl", "a") as f:
+        with open(self.output_dir / "metrics.jsonl", "a", encoding="utf-8") as f:
             f.write(json.dumps(metrics) + "\n")
     if self.args.report_to != "none" and metrics["step"] % self.args.logging_steps == 0:
         values = {k: v for k, v in metrics.items() if k != "step"}
@@ -519,7 +523,8 @@ def write_student(self: Run, student, path: str | os.PathLike) -> None:
     "`student` as a folder of its own."
     save_plain(student, path)
     self.processing_class.save_pretrained(path)
-    (Path(path) / "README.md").write_text(self.card(), encoding="utf-8")
+    card = self.card().encode("utf-8", "surrogateescape")  # as the command line was written
+    (Path(path) / "README.md").write_bytes(card)
 
 # %% ../nbs/12_run.ipynb #card
 @patch
