@@ -23,6 +23,7 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from datasets import Dataset
 from fastcore.basics import patch
+from tqdm.auto import tqdm
 from transformers import TrainerState, get_scheduler
 
 from .budget import suggest_budget as quantile_budget
@@ -31,6 +32,7 @@ from .evaluate import evaluate_records, summarize, to_json
 from .methods import RENAMED
 from .model import save_plain
 from .preflight import Job, check_trackers
+from .processor import progress
 from .reward import function_names, trl_arguments
 
 # %% auto #0

@@ -24,7 +24,6 @@ from .methods import METHODS
 from .moved import forwards
 from .objective import Batch, Signal, check_finite, signal_loss
 from .preflight import checkpoint_gradients, is_function, load_job, preflight
-from .processor import progress
 from .rollout import completion_logits, generate, given_rollout
 from .run import Run, make_accelerator, make_optimizer, model_name, uninterrupted
 

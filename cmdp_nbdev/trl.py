@@ -44,7 +44,6 @@ from cmdp_nbdev.preflight import (
     settle,
     write_probe,
 )
-from .processor import progress
 from .reward import function_names
 from .rollout import Reader, completion_logits, encode_prompts
 from .run import check_resumable, prompt_order
