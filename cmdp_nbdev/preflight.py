@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import os
+import re
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -38,7 +39,7 @@ from cmdp_nbdev.rollout import (
 # %% auto #0
 __all__ = ['rule', 'Job', 'is_function', 'check_identity', 'check_teacher_tokenizer', 'check_trackers', 'load_student',
            'load_job', 'adapters_come_from_peft', 'something_is_trained', 'adapters_can_be_merged',
-           'models_have_a_row_for_every_id', 'dataset_problems', 'prompts_can_be_answered',
+           'models_have_a_row_for_every_id', 'dataset_problems', 'prompts_can_be_answered', 'warn_of_unread_settings',
            'given_completions_are_texts', 'a_teacher_that_writes_is_a_model', 'rewards_are_functions',
            'one_finite_weight_per_reward', 'constraints_are_costs_with_budgets', 'constraints_have_names_of_their_own',
            'metrics_are_functions_with_names', 'an_evaluation_holds_every_name_once', 'columns_are_seen',
@@ -275,6 +276,18 @@ def prompts_can_be_answered(job: Job):
             job.args.chat_template_kwargs,
         )
 
+# %% ../nbs/11_preflight.ipynb #unread
+def warn_of_unread_settings(job: Job) -> None:
+    "Warn of `chat_template_kwargs` that the tokenizer's chat template does not name."
+    known = {"tools", "documents", "chat_template"}
+    known |= set(re.findall(r"\w+", str(job.tokenizer.chat_template)))
+    if unread := sorted(set(job.args.chat_template_kwargs) - known):
+        warnings.warn(
+            f"chat_template_kwargs: {', '.join(unread)} is not in the tokenizer's chat template "
+            "and has no effect",
+            stacklevel=2,
+        )
+
 # %% ../nbs/11_preflight.ipynb #rule-given
 @rule
 def given_completions_are_texts(job: Job):
@@ -435,6 +448,7 @@ def check_job(job: Job) -> None:
         if not (isinstance(job.constraints, dict) and isinstance(job.eval_metrics, dict)):
             refuse(early(job))
     refuse(rule.problems(job))
+    warn_of_unread_settings(job)
 
 # %% ../nbs/11_preflight.ipynb #write-probe
 def write_probe(job: Job, generator: torch.Generator) -> Rollout:

@@ -24,10 +24,10 @@ from .mdp import Rollout, completion_mask, position_ids
 from .moved import forwards
 
 # %% auto #0
-__all__ = ['TEMPLATE_COLUMNS', 'OURS', 'is_chat', 'PromptError', 'content_text', 'without_none', 'read_messages', 'check_written',
-           'write_chat', 'row_settings', 'prompt_texts', 'ids_before', 'encode_prompts', 'Sampling', 'nucleus',
-           'sample_token', 'accepted', 'cache_name', 'Reader', 'ToldStudent', 'sample', 'eos_token_ids', 'generate',
-           'given_text', 'given_rollout', 'completion_logits']
+__all__ = ['TEMPLATE_COLUMNS', 'OURS', 'is_chat', 'PromptError', 'content_text', 'without_none', 'knows_parts', 'read_messages',
+           'check_written', 'write_chat', 'row_settings', 'prompt_texts', 'ids_before', 'encode_prompts', 'Sampling',
+           'nucleus', 'sample_token', 'accepted', 'cache_name', 'Reader', 'ToldStudent', 'sample', 'eos_token_ids',
+           'generate', 'given_text', 'given_rollout', 'completion_logits']
 
 # %% ../nbs/08_rollout.ipynb #encode
 def is_chat(prompt) -> bool:
@@ -62,9 +62,15 @@ def without_none(x):
     return [without_none(v) for v in x] if isinstance(x, list) else x
 
 # %% ../nbs/08_rollout.ipynb #read-messages
+@functools.cache
+def knows_parts(template: str) -> bool:
+    "Whether a template reads the `text` of a part."
+    return bool(re.search(r"""\.text\b|['"]text['"]""", template))
+
+
 def read_messages(chat: list, template: str) -> list[dict]:
     "The messages as `template` reads them. Raises ValueError for one without role or text."
-    messages, knows_parts = [], re.search(r"""\.text\b|['"]text['"]""", template)
+    messages = []
     for i, message in enumerate(without_none(chat)):
         if not isinstance(message, dict) or not isinstance(message.get("role"), str):
             raise ValueError(f"has a message {i} without a role: {message!r}")
@@ -73,7 +79,7 @@ def read_messages(chat: list, template: str) -> list[dict]:
                 text = content_text(message.get("content"))
             except ValueError as e:
                 raise ValueError(f"has a message {i} ({message['role']}) with {e}") from e
-            message = message if knows_parts else {**message, "content": text}
+            message = message if knows_parts(template) else {**message, "content": text}
         messages.append(message)
     return messages
 
