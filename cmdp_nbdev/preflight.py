@@ -10,6 +10,7 @@ import json
 import logging
 import math
 import os
+import re
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -72,13 +73,13 @@ __all__ = ['logger', 'rule', 'APART', 'SAID', 'PATIENCE', 'Job', 'is_function', 
            'check_trackers', 'recorded', 'settle', 'is_name', 'teacher_dtype', 'warn_numbers', 'first_line',
            'load_student', 'numbers_of', 'load_job', 'adapters_come_from_peft', 'something_is_trained',
            'adapters_can_be_merged', 'models_have_a_row_for_every_id', 'dataset_problems', 'prompts_can_be_answered',
-           'given_completions_are_texts', 'a_teacher_that_writes_is_a_model', 'rewards_are_functions',
-           'one_finite_weight_per_reward', 'constraints_are_costs_with_budgets', 'constraints_have_names_of_their_own',
-           'metrics_are_functions_with_names', 'an_evaluation_holds_every_name_once', 'columns_are_seen',
-           'constraints_need_a_method_that_reads_the_reward', 'a_quantile_has_prompts_to_be_measured_on',
-           'limits_per_prompt_are_numbers', 'check_job', 'extreme_rows', 'write_probe', 'check_functions',
-           'probe_distances', 'distance_problems', 'precision_of', 'check_shapes', 'check_probe', 'preflight',
-           'stay_in_eval', 'checkpoint_gradients']
+           'warn_of_unread_settings', 'given_completions_are_texts', 'a_teacher_that_writes_is_a_model',
+           'rewards_are_functions', 'one_finite_weight_per_reward', 'constraints_are_costs_with_budgets',
+           'constraints_have_names_of_their_own', 'metrics_are_functions_with_names',
+           'an_evaluation_holds_every_name_once', 'columns_are_seen', 'constraints_need_a_method_that_reads_the_reward',
+           'a_quantile_has_prompts_to_be_measured_on', 'limits_per_prompt_are_numbers', 'check_job', 'extreme_rows',
+           'write_probe', 'check_functions', 'probe_distances', 'distance_problems', 'precision_of', 'check_shapes',
+           'check_probe', 'preflight', 'stay_in_eval', 'checkpoint_gradients']
 
 # %% ../nbs/11_preflight.ipynb #job
 @dataclass
@@ -425,6 +426,18 @@ def prompts_can_be_answered(job: Job):
             job.args.chat_template_kwargs,
         )
 
+# %% ../nbs/11_preflight.ipynb #unread
+def warn_of_unread_settings(job: Job) -> None:
+    "Warn of `chat_template_kwargs` that the tokenizer's chat template does not name."
+    known = {"tools", "documents", "chat_template"}
+    known |= set(re.findall(r"\w+", str(job.tokenizer.chat_template)))
+    if unread := sorted(set(job.args.chat_template_kwargs) - known):
+        warnings.warn(
+            f"chat_template_kwargs: {', '.join(unread)} is not in the tokenizer's chat template "
+            "and has no effect",
+            stacklevel=2,
+        )
+
 # %% ../nbs/11_preflight.ipynb #rule-given
 @rule
 def given_completions_are_texts(job: Job):
@@ -585,6 +598,7 @@ def check_job(job: Job) -> None:
         if not (isinstance(job.constraints, dict) and isinstance(job.eval_metrics, dict)):
             refuse(early(job))
     refuse(rule.problems(job))
+    warn_of_unread_settings(job)
 
 # %% ../nbs/11_preflight.ipynb #write-probe
 def extreme_rows(prompts: list) -> list[int]:
