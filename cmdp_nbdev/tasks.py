@@ -104,6 +104,7 @@ _CLEAN = [
         (r"²", "^2"),
         (r"³", "^3"),
         (_TEN_TO, r"e\1"),
+        (r"(?<![\w.^)}])10\s?\^\s?\{?([-−+]?[0-9]{1,2})(?![0-9])\}?", r"1e\1"),
         (r"\\[dtc]?frac\s*(\d)\s*(\d)", r" \1/\2"),
         (r"\\[dtc]?frac\s*\{([^{}]*)\}\s*\{([^{}]*)\}", r" \1/\2"),
         (rf"(?:{_DEGREES}|\bdegrees?)\s?(?:{_FONT})?\s?([CF])(?:[a-z]{{6,9}})?(?![A-Za-z])\}}?", _letter_unit),
@@ -132,7 +133,7 @@ def _tidy(text: str) -> str:
 # %% ../nbs/17_tasks.ipynb #after-equals
 _VARIABLE = re.compile(r"(?<![A-Za-z\\])[A-Za-z](?![A-Za-z])")
 _EXPRESSION = re.compile(r"[-+*/^]|[0-9]\s?[A-Za-z]")
-_LEFT = re.compile(r"(?:[^=,;<>!≤≥≠]{0,60}=){1,9}\s*")
+_LEFT = re.compile(r"(?:(?:[^=,;<>!≤≥≠]|(?<=[0-9]),(?=[0-9]{3}(?![0-9]))){0,60}=){1,9}\s*")
 
 
 def _after_equals(text: str) -> str | None:
@@ -233,13 +234,20 @@ def braced(text: str, start: int) -> str | None:
 _WHY = "which|where|because|since|as|so that|that is|i\\.e\\.|not|given|based on|after"
 _EXPLAINED = re.compile(
     rf"""
-    (?:[,;]|(?<=[\w%}})$.]))\s+(?:{_WHY})\b                           # 5, which is
+    (?:[,;]|(?<=[\w%}})$.]))\s+(?:{_WHY})\b                            # 5, which is
   | [,;]\s(?=(?:and|this|it|I|we|so|thus)\b[^0-9]*\Z)
   | \s(?:-|–|--)\s(?=[A-Za-z]{{2}}) | \s?—                             # 5 - that is
   | (?<=\S)\s\((?!mod|or\b|approx|about)(?=[^()]*[A-Za-z]{{3}})[^()]*\)\W*\Z  # 5 (see above)
     """,
     re.VERBOSE,
 )
+
+
+def _unexplained(text: str) -> str:
+    "A text without an explanation at its end; the number, if there is one, is no part of that."
+    cut = _EXPLAINED.search(text)
+    head = text[: cut.start()] if cut else text
+    return head if re.search("[0-9]", head) or not re.search("[0-9]", text) else text
 
 # %% ../nbs/17_tasks.ipynb #bare
 def _bare(held: str) -> str:
@@ -264,10 +272,10 @@ def _held_by(mark: re.Match, text: str) -> str | None:
     start, kind = mark.end(), mark[0].lower()
     if kind == "####":
         held = text[start:].partition("\n")[0].lstrip("#").partition("</answer>")[0]
-        held = _EXPLAINED.split(held, maxsplit=1)[0]
+        held = _unexplained(held)
     elif kind == "<answer>":
-        held, closed, _ = text[start:].partition("</answer>")
-        held = held if closed else None
+        closed = re.search("</answer>", text[start:], re.IGNORECASE)
+        held = text[start : start + closed.start()] if closed else None
     elif kind.endswith("{"):
         held = braced(text, start)
     else:
@@ -283,7 +291,7 @@ _SAID = re.compile(
         [ ]? (?:[:=：→—–]|=>|->|-[ ]|是|为)
       | ,? [ ] (?:(?:therefore|thus|hence|then),?[ ])? (?:can|will|would|should|must|has[ ]to)?[ ]?
         (?:is|are|was|be|becomes|equals|comes[ ](?:out[ ])?to)\b
-      | \.? [*_: ]{0,6} (?=\n)                                    # Final Answer, a line of its own
+      | (?P<heading> [*_: ]{0,6} (?=\n) )                         # Final Answer, a line of its own
       | [ ] (?= \(?[A-E]\) | [-−$(]?[0-9] )                       # Answer (C), Answer 72
     )
     """,
@@ -304,23 +312,31 @@ def _sentence(text: str) -> str:
     "The beginning of `text` up to a full stop or the end of the line, without what explains it."
     start = _OPENING.match(text[:200]).end()
     sentence = _STOP.split(text[start : start + 200], maxsplit=1)[0]
-    return _EXPLAINED.split(sentence, maxsplit=1)[0].strip(" \t*_`\"”'’,;:")
+    return _unexplained(sentence).strip(" \t*_`\"”'’,;:")
 
 # %% ../nbs/17_tasks.ipynb #statements
 _OTHER = re.compile(
-    r"\b(?:wrong|incorrect|previous|earlier|initial|first|common|intermediate|partial|another)\W+\Z",
+    r"\b(?:wrong|incorrect|previous|earlier|initial|first|common|intermediate|partial|another)[ ]+\Z",
     re.IGNORECASE,
 )
+_TITLE = re.compile(r"[\W\d_]*(?:(?:the|my|final|correct|so)\W+){0,4}\Z", re.IGNORECASE)
 _ABOUT = re.compile(
     r"(?:indeed |also )?(?:in)?(?:correct|right|wrong|valid|reasonable|consistent|as follows|found)\b",
     re.IGNORECASE,
 )
 
 
+def _is_cue(m: re.Match, text: str) -> bool:
+    "Whether what follows a mention of an answer in `text` is the answer, and the final one."
+    before = text[max(m.start() - 40, 0) : m.start()]
+    title = m["heading"] is None or _TITLE.fullmatch(before.rpartition("\n")[2])
+    return bool(title) and not _OTHER.search(before)
+
+
 def _statements(text: str) -> list[tuple[re.Match, str]]:
     "Where a text says what the answer is, and what it says there."
-    cues = [m for m in _SAID.finditer(text) if not _OTHER.search(text[:m.start()][-20:])]
-    said = [(m, _sentence(text[m.end() : m.end() + 500])) for m in cues[-20:]]
+    cues = [m for m in list(_SAID.finditer(text))[-20:] if _is_cue(m, text)]
+    said = [(m, _sentence(text[m.end() : m.end() + 500])) for m in cues]
     return [(m, s) for m, s in said if s and not _ABOUT.match(s)]
 
 
@@ -331,7 +347,14 @@ def _answer_in(held: str) -> str:
 
 # %% ../nbs/17_tasks.ipynb #last-lines
 _ALIGNED = re.compile(r"\\(?:begin|end)\s*\{(?:align|gather|split|equation|eqnarray)(?:ed)?\*?\}")
-_REMARK = re.compile(r"(?<=\s)\((?=[^()]*[A-Za-z]{3})[^()]*\)|<<[^<>\n]*>>")
+_REMARK = re.compile(
+    r"""
+    (?<=\s)\((?=[^()]*[A-Za-z]{3})[^()]*\) | <<[^<>\n]*>>              # (in total), <<6*3=18>>
+  | (?<=[0-9}$)%])\s(?:when|if|where|for)\s\$?[A-Za-z]\s?=\s?[^\s,.]+  # 72 when x = 3
+  | \\(?:[hv]space|tag|label|ref|eqref|cite)\*?\{[^{}]*\}
+    """,
+    re.VERBOSE,
+)
 
 
 def _last_lines(text: str) -> list[str]:
@@ -340,7 +363,7 @@ def _last_lines(text: str) -> list[str]:
     if _ALIGNED.search(text):
         text = _ALIGNED.sub("\n", text).replace(r"\\", "\n").replace("&", " ")
     lines = [line[-2000:] for line in text.splitlines()]
-    lines = [_REMARK.sub(" ", line) for line in lines]
+    lines = [_REMARK.sub("", line) for line in lines]
     return [line for line in lines if re.search("[0-9]", line)][-4:]
 
 # %% ../nbs/17_tasks.ipynb #tokens
@@ -378,10 +401,9 @@ def _undressed(token: str) -> str:
     "A part of a line without emphasis, quotes, punctuation and what holds all of it."
     for _ in range(3):
         token = token.lstrip("*_`\"'“”‘|~≈").rstrip("*_`\"'“”’|.,;:!?…\0")
-        if token.count(")") > token.count("("):
-            token = token.removesuffix(")")
-        if token.count("(") > token.count(")"):
-            token = token.removeprefix("(")
+        opened, closed = len(re.findall(r"[(\[]", token)), len(re.findall(r"[)\]]", token))
+        token = token[opened > closed and token[:1] in "([" :]
+        token = token[: len(token) - (closed > opened and token[-1:] in ")]")]
         token = _undelimited(token)
     return re.sub(r"\A[A-Za-z]{2,20}:(?=[-$0-9])", "", token)
 
@@ -393,11 +415,12 @@ _NAME = re.compile(
     """,
     re.VERBOSE,
 )
-_UNIT_POWER = re.compile(r"(?:\\\w+\{)?\0?([A-Za-z]{1,12})\}?\^\{?-?[1-3]\}?(?:/[a-z]+)?")
+_UNIT_POWER = re.compile(r"(?:\\\w+\{)?\0?[A-Za-z]{1,12}(?:/[A-Za-z]{1,12})?\}?\^\{?-?[1-3]\}?(?:/[a-z]+)?")
 _LABELS = set(
     """
     step steps part equation eq fig figure table line page chapter section case option question
     problem exercise example method note rule theorem lemma item choice no
+    january february march april may june july august september october november december
     """.split()
 )
 
@@ -407,9 +430,10 @@ def _is_name(tokens: list[str], i: int) -> bool:
     token, before = _undressed(tokens[i]), tokens[i - 1] if i else ""
     if i == 0 and len(tokens) > 1 and re.fullmatch(r"\(?[0-9]{1,3}[.)]", tokens[0]):
         return True
-    if before.lower().rstrip(".") in _LABELS or _NAME.fullmatch(token):
+    if before.lower().strip("(*.") in _LABELS or _NAME.fullmatch(token):
         return True
-    calculation = re.fullmatch(r"\(=?[0-9.\0]+[-+*/×÷=][^,A-Za-z]*\)\W*", tokens[i])
+    aside = r"\(=?[0-9.\0]+[-+*/×÷=][^,A-Za-z]*\)\W*|\[[0-9]{1,2}\]\W*"  # (6*12), [1]
+    calculation = re.fullmatch(aside, tokens[i])
     power = _UNIT_POWER.fullmatch(token)
     return bool(calculation and before or power and re.search(r"[0-9%]\W*\Z", before))
 
@@ -417,6 +441,7 @@ def _is_name(tokens: list[str], i: int) -> bool:
 _SIGNS_BETWEEN = set("- + * / ^ = < > ≤ ≥ ≠ ≈ × · ÷ ± − – : x → <= >= => \\times \\cdot \\div".split())
 _EQUALS = {"=", "≈", "→", "=>", ":"}
 _BETWEEN = set("or to and of out-of by times plus minus over through versus".split())
+_BEFORE = set("minus negative plus not than least most twice double triple half third quarter".split())
 
 
 def _is_math(token: str) -> bool:
@@ -445,6 +470,10 @@ def _step_left(tokens: list[str], start: int, equation: bool) -> int:
         return int(_is_math(before))
     if equation and not re.match(r"[A-Za-z]", here):
         return 0
+    if before.lower() in _BEFORE:
+        return 1
+    if before.lower() == "of" and further.lower() in _BEFORE:
+        return 2
     if before.lower() in _BETWEEN and re.search("[0-9]", further) and not _ends(further):
         return 2
     return int(_is_math(before))
@@ -607,8 +636,21 @@ def _latex_grader():
     import re
     from dataclasses import replace
 
-    from math_verify import LatexExtractionConfig, parse, verify
+    from math_verify import LatexExtractionConfig, grader, parse, verify
 
+    absolute = grader.sympy_numeric_eq
+
+    def relative(a, b, *precision):
+        "Small numbers are equal if they agree in five digits, not if both are nearly 0."
+        if not absolute(a, b, *precision):
+            return False
+        try:
+            gap, size = abs((a - b).doit().evalf()), max(abs(x.doit().evalf()) for x in (a, b))
+            return bool(size >= 1 or gap <= 1e-5 * size)
+        except (TypeError, AttributeError):  # no numbers
+            return True
+
+    grader.sympy_numeric_eq = relative
     units = LatexExtractionConfig()
     no_units = replace(units.normalization_config, units=False)
     plain = replace(units, normalization_config=no_units)
@@ -791,6 +833,7 @@ _WRITTEN = [
     (re.compile(r"√\s?\(([^()]*)\)"), r"\\sqrt{\1}"),
     (re.compile(r"(?<![\\A-Za-z])pi(?![A-Za-z])"), r"\\pi "),
     (re.compile(r"\\varnothing"), r"\\emptyset"),
+    (re.compile(r"\\?\$|(?<!\\)\\[()\[\]]"), ""),
 ]
 
 
@@ -887,6 +930,17 @@ def exact(text: str) -> Fraction | None:
     except (SyntaxError, ValueError, ArithmeticError, RecursionError):
         return None
 
+# %% ../nbs/17_tasks.ipynb #not-alone
+_DIGITS_APART = re.compile(r"[-+0-9.,\s]*[0-9]\s+[0-9][-+0-9.,\s]*")
+
+
+def _is_other_kind(gold: str, answer: str) -> bool:
+    "Whether an answer is an equation to solve, or digits with spaces, which math-verify misreads."
+    if _DIGITS_APART.fullmatch(answer):
+        return True
+    equation = answer.count("=") == 1 and not re.search(r"[,;<>]|[^\\A-Za-z][A-Za-z]{2}", answer)
+    return equation and "=" not in gold and _after_equals(answer) is None
+
 # %% ../nbs/17_tasks.ipynb #same-answer
 MAX_ANSWER = 300  # characters of a LaTeX answer that is parsed
 _BASE = re.compile(r"[0-9A-Z]{1,40}_[0-9]{1,2}")
@@ -900,9 +954,8 @@ def same_answer(gold: str, answer: str, seconds: float = 5.0) -> bool:
     take `seconds` of CPU time. `(C) 72` is the option C. Raises ImportError if math-verify is
     needed and missing.
 
-    Known limits. Counted right: an expression left unevaluated (`9\\cdot 2` for 18); an equation by
-    its right side (`2x=18` for 18); a letter in either case; digits with a space between; a
-    descending `[2,-3]` for (2,-3); `90'` for 90°; inside expressions, decimals that agree to six
+    Known limits. Counted right: an expression left unevaluated (`9\\cdot 2` for 18); a letter in
+    either case; a descending `[2,-3]` for (2,-3); `90'` for 90°; inside expressions, decimals that agree to six
     places; a unit that is not in `UNITS`, whichever. Counted wrong: number words, words before a
     number or "of" after it, rounded fractions, decimal commas, "5 million", several units together,
     currencies by code, "m²", times of day with a.m. or p.m.; of several boxes only the last is the
@@ -913,6 +966,8 @@ def same_answer(gold: str, answer: str, seconds: float = 5.0) -> bool:
         return same
     if len(answer) > MAX_ANSWER:
         return _plain(gold) == _plain(answer)
+    if _is_other_kind(gold, answer):
+        return False
     gold, answer = _latex(gold), _latex(answer)
     a, b = _plain(gold), _plain(answer)
     if a == b:
@@ -922,7 +977,7 @@ def same_answer(gold: str, answer: str, seconds: float = 5.0) -> bool:
         return x == y
     if re.fullmatch("[A-J]", a) and (option := _OPTION.fullmatch(answer.strip())):
         return option[1] == a
-    if _BASE.fullmatch(a) and _BASE.fullmatch(b):
+    if _BASE.fullmatch(b) and (_BASE.fullmatch(a) or a.isdigit()):
         return False  # math-verify drops the base
     _need("math_verify")
     score, trouble = _grade("latex", [], gold, answer, seconds=seconds)
