@@ -483,7 +483,7 @@ def heal(
             student.float(), teacher, _no_reward, args, rows, processing_class=tokenizer
         )
         trainer.train()
-        lines = (Path(place) / "metrics.jsonl").read_text().splitlines()
+        lines = (Path(place) / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     log = [json.loads(line) for line in lines]
     trainer.student.to(torch.bfloat16).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
@@ -595,7 +595,8 @@ def check_unchanged(folder: Path, args: PrepareArguments) -> None:
     "Raises ValueError if the folder holds a pair of other settings."
     if not (folder / "prepare.json").is_file():
         return
-    before, now = json.loads((folder / "prepare.json").read_text()), settings_of(args)
+    before = json.loads((folder / "prepare.json").read_text(encoding="utf-8"))
+    now = settings_of(args)
     changed = [f"{k}={v!r} (now {now[k]!r})" for k, v in before.items() if v != now[k]]
     if changed:
         raise ValueError(
@@ -647,7 +648,8 @@ def stage(self: Preparation, name: str, build: Callable[[Path], dict]) -> None:
     with complete_or_absent(self.folder / name) as part:
         notes = build(part)
         m = self.measure(load_model(part))
-        (part / "metrics.json").write_text(json.dumps(m | notes, indent=1) + "\n")
+        text = json.dumps(m | notes, indent=1) + "\n"
+        (part / "metrics.json").write_text(text, encoding="utf-8")
     shutil.rmtree(self.folder / f".{name}-training", ignore_errors=True)
     interval = f"[{m['accuracy_low']:.3f}, {m['accuracy_high']:.3f}]"
     where = f"on {m['n_eval']:g} held-out prompts"
@@ -725,7 +727,8 @@ def prepare(args: PrepareArguments) -> Path:
         torch.set_num_threads(args.num_threads)
     pair = Preparation(args)
     pair.folder.mkdir(parents=True, exist_ok=True)
-    (pair.folder / "prepare.json").write_text(json.dumps(settings_of(args), indent=1) + "\n")
+    text = json.dumps(settings_of(args), indent=1) + "\n"
+    (pair.folder / "prepare.json").write_text(text, encoding="utf-8")
     pair.stage("teacher", pair.build_teacher)
     pair.stage("student", pair.build_student)
     return pair.folder
