@@ -12,7 +12,6 @@ import difflib
 import importlib.util
 import inspect
 import json
-import math
 import operator
 import random
 import re
@@ -24,6 +23,7 @@ import warnings
 import zlib
 from collections.abc import Callable
 from fractions import Fraction
+from math import factorial
 from pathlib import Path
 
 import yaml
@@ -52,7 +52,8 @@ _UNIT_NAMES = """
 $ dollar dollars usd | € euro euros eur | £ | ¥ yen | cent cents | % percent
 second seconds sec secs | minute minutes min mins | hour hours hr hrs
 day days | week weeks | month months | year years
-celsius | fahrenheit | mm | cm centimeter centimeters | meter meters metre metres | km kilometer kilometers
+celsius | fahrenheit
+mm | cm centimeter centimeters | meter meters metre metres | km kilometer kilometers
 inch inches in | foot feet ft | yard yards | mile miles | mph | degree degrees
 mg | g gram grams | kg kilogram kilograms | ounce ounces oz | pound pounds lb lbs | ton tons
 ml | liter liters litre litres | cup cups | pint pints | quart quarts | gallon gallons
@@ -108,7 +109,10 @@ _CLEAN = [
         (r"(?<![\w.^)}])10\s?\^\s?\{?([-−+]?[0-9]{1,2})(?![0-9])\}?", r"1e\1"),
         (r"\\[dtc]?frac\s*(\d)\s*(\d)", r" \1/\2"),
         (r"\\[dtc]?frac\s*\{([^{}]*)\}\s*\{([^{}]*)\}", r" \1/\2"),
-        (rf"(?:{_DEGREES}|\bdegrees?)\s?(?:{_FONT})?\s?([CF])(?:[a-z]{{6,9}})?(?![A-Za-z])\}}?", _letter_unit),
+        (
+            rf"(?:{_DEGREES}|\bdegrees?)\s?(?:{_FONT})?\s?([CF])(?:[a-z]{{6,9}})?(?![a-z])\}}?",
+            _letter_unit,
+        ),
         (rf"(?<=[0-9}}])(?:[\s~]|\\[,;: ])?{_FONT}\s?([mgshL])\s?\}}", _letter_unit),
         (rf"{_FONT}([^{{}}]*)\}}", r" \1 "),
         (r"(?<=\d)(?:\{,\}|,?\\[!,])(?=\d{3}(?!\d))", ","),
@@ -317,12 +321,12 @@ def _sentence(text: str) -> str:
 
 # %% ../nbs/17_tasks.ipynb #statements
 _OTHER = re.compile(
-    r"\b(?:wrong|incorrect|previous|earlier|initial|first|common|intermediate|partial|another)[ ]+\Z",
+    r"\b(?:wrong|incorrect|previous|earlier|initial|first|common|partial|another)[ ]+\Z",
     re.IGNORECASE,
 )
 _TITLE = re.compile(r"[\W\d_]*(?:(?:the|my|final|correct|so)\W+){0,4}\Z", re.IGNORECASE)
 _ABOUT = re.compile(
-    r"(?:indeed |also )?(?:in)?(?:correct|right|wrong|valid|reasonable|consistent|as follows|found)\b",
+    r"(?:indeed |also )?(?:in)?(?:correct|right|wrong|valid|reasonable|consistent|as follows)\b",
     re.IGNORECASE,
 )
 
@@ -416,7 +420,9 @@ _NAME = re.compile(
     """,
     re.VERBOSE,
 )
-_UNIT_POWER = re.compile(r"(?:\\\w+\{)?\0?[A-Za-z]{1,12}(?:/[A-Za-z]{1,12})?\}?\^\{?-?[1-3]\}?(?:/[a-z]+)?")
+_UNIT_POWER = re.compile(
+    r"(?:\\\w+\{)?\0?[A-Za-z]{1,12}(?:/[A-Za-z]{1,12})?\}?\^\{?-?[1-3]\}?(?:/[a-z]+)?"
+)
 _LABELS = set(
     """
     step steps part equation eq fig figure table line page chapter section case option question
@@ -439,10 +445,14 @@ def _is_name(tokens: list[str], i: int) -> bool:
     return bool(calculation and before or power and re.search(r"[0-9%]\W*\Z", before))
 
 # %% ../nbs/17_tasks.ipynb #joined
-_SIGNS_BETWEEN = set("- + * / ^ = < > ≤ ≥ ≠ ≈ × · ÷ ± − – : x → <= >= => \\times \\cdot \\div".split())
+_SIGNS_BETWEEN = set(
+    "- + * / ^ = < > ≤ ≥ ≠ ≈ × · ÷ ± − – : x → <= >= => \\times \\cdot \\div".split()
+)
 _EQUALS = {"=", "≈", "→", "=>", ":"}
 _BETWEEN = set("or to and of out-of by times plus minus over through versus".split())
-_BEFORE = set("minus negative plus not than least most twice double triple half third quarter".split())
+_BEFORE = set(
+    "minus negative plus not than least most twice double triple half third quarter".split()
+)
 
 
 def _is_math(token: str) -> bool:
@@ -461,7 +471,7 @@ def _step_left(tokens: list[str], start: int, equation: bool) -> int:
     "How many parts before `start` belong to the same expression; a word among them is no number."
     before, here = tokens[start - 1], tokens[start]
     further = tokens[start - 2] if start > 1 else ""
-    if before in _EQUALS:
+    if before in _EQUALS:  # with what it gives, a formula
         return 2 if _is_math(further) and not _ends(further) else 0
     if before in _SIGNS_BETWEEN:
         return 0 if start == 1 and before in "-*+–" else min(start, 2)
@@ -480,7 +490,9 @@ def _step_left(tokens: list[str], start: int, equation: bool) -> int:
     return int(_is_math(before))
 
 # %% ../nbs/17_tasks.ipynb #step-right
-_MULTIPLES = set("dozen hundred thousand million billion trillion squared cubed factorial or".split())
+_MULTIPLES = set(
+    "dozen hundred thousand million billion trillion squared cubed factorial or".split()
+)
 _TEXT_COMMAND = re.compile(r"\\(?:text|math|mbox|%|circ|degree|,|;| )")
 
 
@@ -958,7 +970,7 @@ def _value(node: ast.expr) -> Fraction:
         case ast.UnaryOp(op=ast.USub(), operand=x):
             return -_value(x)
         case ast.Call(func=ast.Name(id="f"), args=[ast.Constant(value=int(number))]):
-            return Fraction(math.factorial(number))
+            return Fraction(factorial(number))
         case ast.BinOp(left=a, op=op, right=b) if type(op) in _ARITHMETIC:
             return _ARITHMETIC[type(op)](_value(a), _value(b))
     raise ValueError("not arithmetic")
@@ -983,10 +995,26 @@ def _is_other_kind(gold: str, answer: str) -> bool:
     equation = answer.count("=") == 1 and not re.search(r"[,;<>]|[^\\A-Za-z][A-Za-z]{2}", answer)
     return equation and "=" not in gold and _after_equals(answer) is None
 
+# %% ../nbs/17_tasks.ipynb #same-text
+_BASE = re.compile(r"[0-9A-Z]{1,40}_[0-9]{1,2}")
+_OPTION = re.compile(r"\(?([A-J])[).:]\s*(?!.*\b[A-J]\))\S.*", re.DOTALL)
+
+
+def _same_text(gold: str, answer: str) -> bool | None:
+    "Whether two LaTeX texts are the same by text, value or option; None if algebra must tell."
+    a, b = _plain(gold), _plain(answer)
+    if a == b:
+        return True
+    x, y = exact(gold), exact(answer)
+    if x is not None and y is not None:
+        return x == y
+    if re.fullmatch("[A-J]", a) and (option := _OPTION.fullmatch(answer.strip())):
+        return option[1] == a
+    in_base = _BASE.fullmatch(b) and (_BASE.fullmatch(a) or a.isdigit())
+    return False if in_base else None  # math-verify drops the base
+
 # %% ../nbs/17_tasks.ipynb #same-answer
 MAX_ANSWER = 300  # characters of a LaTeX answer that is parsed
-_BASE = re.compile(r"[0-9A-Z]{1,40}_[0-9]{1,2}")
-_OPTION = re.compile(r"\(?([A-J])[).:]\s*\S.*", re.DOTALL)
 
 
 def same_answer(gold: str, answer: str, seconds: float = 5.0) -> bool:
@@ -997,11 +1025,11 @@ def same_answer(gold: str, answer: str, seconds: float = 5.0) -> bool:
     needed and missing.
 
     Known limits. Counted right: an expression left unevaluated (`9\\cdot 2` for 18); a letter in
-    either case; a descending `[2,-3]` for (2,-3); `90'` for 90°; inside expressions, decimals that agree to six
-    places; a unit that is not in `UNITS`, whichever. Counted wrong: number words, words before a
-    number or "of" after it, rounded fractions, decimal commas, "5 million", several units together,
-    currencies by code, "m²", times of day with a.m. or p.m.; of several boxes only the last is the
-    answer.
+    either case; a descending `[2,-3]` for (2,-3); `90'` for 90°; inside expressions, decimals that
+    agree to six places and five digits; a unit that is not in `UNITS`, whichever. Counted wrong:
+    number words, words before a number or "of" after it, rounded fractions, decimal commas, "5
+    million", several units together, currencies by code, "m²", times of day with a.m. or p.m.; of
+    several boxes only the last is the answer.
     """
     gold, answer = _undelimited(gold), _undelimited(answer)
     if (same := same_number(gold, answer)) is not None:
@@ -1011,16 +1039,8 @@ def same_answer(gold: str, answer: str, seconds: float = 5.0) -> bool:
     if _is_other_kind(gold, answer):
         return False
     gold, answer = _latex(gold), _latex(answer)
-    a, b = _plain(gold), _plain(answer)
-    if a == b:
-        return True
-    x, y = exact(gold), exact(answer)
-    if x is not None and y is not None:
-        return x == y
-    if re.fullmatch("[A-J]", a) and (option := _OPTION.fullmatch(answer.strip())):
-        return option[1] == a
-    if _BASE.fullmatch(b) and (_BASE.fullmatch(a) or a.isdigit()):
-        return False  # math-verify drops the base
+    if (same := _same_text(gold, answer)) is not None:
+        return same
     _need("math_verify")
     score, trouble = _grade("latex", [], gold, answer, seconds=seconds)
     _warn("math-verify", trouble, answer)
