@@ -521,12 +521,13 @@ def _whole(tokens: list[str], i: int) -> str | None:
         start -= step
     stop += _step_right(tokens, stop)
     text = _undressed(" ".join(tokens[start:stop])).replace("\0", " ").strip()
-    words = re.search(r"(?<![\\A-Za-z{])[A-Za-z]{2}", text)
-    return None if words and parse_number(text) is None else text
+    if parse_number(text):
+        return text.rpartition("=")[2].strip()
+    return None if re.search(r"(?<![\\A-Za-z{])[A-Za-z]{2}", text) else text
 
 # %% ../nbs/17_tasks.ipynb #last-expression
 def last_expression(text: str) -> str | None:
-    """The last expression with a digit in a text, whole: `3/4`, `x = 5`, `2\\sqrt{3}`.
+    """The last expression with a digit in a text, whole: `3/4`, `x = 2\\sqrt{3}`, 5 for `x = 5`.
 
     None where there is none, or where words make it no number: `17 or 18`, `5 million`.
     """
