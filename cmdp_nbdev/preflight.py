@@ -707,7 +707,7 @@ def probe_distances(model, probe: Rollout, temperature: float = 1.0) -> dict[str
     return found
 
 # %% ../nbs/11_preflight.ipynb #probe-bounds
-APART = {"float32": 1e-3, "half": 0.5}  # nats per token
+APART = {"float32": 1e-3, "half": 1.0}  # nats per token
 SAID = {
     "sampled": (
         "its completions are sampled from another policy than the one that is scored",
