@@ -709,8 +709,7 @@ def stage(self: Preparation, name: str, build: Callable[[Path], dict]) -> None:
     with complete_or_absent(self.folder / name) as part:
         notes = build(part)
         m = self.measure(load_fast(part))
-        text = to_json(m | notes, indent=1) + "
-"
+        text = to_json(m | notes, indent=1) + "\n"
         (part / "metrics.json").write_text(text, encoding="utf-8")
     shutil.rmtree(self.folder / f".{name}-training", ignore_errors=True)
     interval = f"[{m['accuracy_low']:.3f}, {m['accuracy_high']:.3f}]"
