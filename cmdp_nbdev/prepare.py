@@ -609,7 +609,8 @@ class Preparation:
     "A pair in the making. Raises ValueError if its folder holds a pair of other settings."
 
     def __init__(self, args: PrepareArguments):
-        self.args, self.folder = args, Path(args.output_dir or cache_dir() / "smollm2-pair")
+        folder = Path(args.output_dir or cache_dir() / "smollm2-pair")
+        self.args, self.folder = args, folder.expanduser()
         check_unchanged(self.folder, args)
         self.base = args.base or smollm2()
         self.tokenizer = load_tokenizer(self.base, "base")

@@ -24,17 +24,17 @@ from tqdm.auto import tqdm
 from transformers import get_scheduler
 
 from .budget import suggest_budget as quantile_budget
-from .config import CMDPConfig
+from .config import CMDPConfig, as_checkpoint
 from .evaluate import evaluate_records, summarize
 from .methods import RENAMED
 from .model import save_plain
-from .preflight import Job, check_trackers
+from .preflight import Job, as_held_out, check_trackers
 
 # %% auto #0
 __all__ = ['RESUMABLE', 'EVALUATION', 'CARD', 'prompt_order', 'fold_seed', 'claim_output_dir', 'keep_metrics', 'run_settings',
-           'check_resumable', 'run_config', 'write_checkpoint', 'checkpoints', 'newest_checkpoint', 'read_state',
-           'read_checkpoint', 'model_name', 'measured_rows', 'repeat_code', 'model_card', 'make_accelerator',
-           'progress', 'Run', 'make_optimizer']
+           'plain', 'check_resumable', 'run_config', 'write_checkpoint', 'checkpoints', 'newest_checkpoint',
+           'read_state', 'read_checkpoint', 'model_name', 'measured_rows', 'repeat_code', 'model_card',
+           'make_accelerator', 'progress', 'Run', 'make_optimizer']
 
 # %% ../nbs/12_run.ipynb #prompt-order
 def prompt_order(size: int, start: int, count: int, seed: int) -> list[int]:
@@ -55,20 +55,20 @@ def fold_seed(*numbers: int) -> int:
     return int(state[0] >> 1)
 
 # %% ../nbs/12_run.ipynb #claim-output-dir
-def claim_output_dir(path: str | None, method: str, resuming: bool) -> Path:
+def claim_output_dir(path: str | os.PathLike | None, method: str, resuming: bool) -> Path:
     """The run's folder, created; without a path a new one, runs/<method>-<time>.
 
     Raises FileExistsError for a folder that holds another run, OSError naming `output_dir` for
     one that cannot be written.
     """
-    folder = Path(path) if path else _new_folder(method)
+    folder = Path(path).expanduser() if path else _new_folder(method)
     probe = folder / ".write-test"
     try:
         folder.mkdir(parents=True, exist_ok=True)
         probe.touch()
         probe.unlink()
-    except OSError as e:
-        reason = e.strerror or e
+    except (OSError, UnicodeError) as e:
+        reason = getattr(e, "strerror", None) or e
         raise OSError(
             f"output_dir={str(folder)!r} cannot be written: {reason}; choose another folder"
         ) from e
@@ -122,7 +122,12 @@ EVALUATION = {"per_device_eval_batch_size", "eval_num_generations", "eval_temper
 def run_settings(args: CMDPConfig, constraints: dict) -> dict:
     "The config and the further budgets (without their cost functions), as JSON gives them back."
     limits = {name: asdict(budget) for name, (_, budget) in constraints.items()}
-    return json.loads(json.dumps({**asdict(args), "constraints": limits}))
+    return json.loads(json.dumps({**asdict(args), "constraints": limits}, default=plain))
+
+
+def plain(value) -> dict | str:
+    "What JSON holds of an object among the settings of a model: its own settings, or its text."
+    return value.to_dict() if hasattr(value, "to_dict") else str(value)
 
 # %% ../nbs/12_run.ipynb #check-resumable
 def check_resumable(saved: dict, now: dict, checkpoint: Path) -> None:
@@ -212,6 +217,8 @@ def measured_rows(measured: tuple[int, dict] | None) -> list[str]:
     if measured is None:
         return ["| satisfaction rate | not measured |"]
     step, r = measured
+    if "accuracy" not in r:  # several sets by name
+        return [row for name in r for row in (f"| **{name}** | |", *measured_rows((step, r[name])))]
     rows = [f"| evaluated | after update {step}, {r['n_eval']:g} completions |"]
     for name in ("accuracy", "satisfaction_rate", "accuracy_within_budget"):
         interval = f"[{r[f'{name}_low']:.3f}, {r[f'{name}_high']:.3f}]"
@@ -373,15 +380,23 @@ def generator(self: Run, *stream: int) -> torch.Generator:
 
 # %% ../nbs/12_run.ipynb #evaluate
 @patch
-def evaluate(self: Run, dataset: Dataset | None = None, return_records: bool = False):
-    "Metrics of the glossary on `dataset` (default: eval_dataset); also records, if asked for."
-    data = self.eval_dataset if dataset is None else dataset
+def evaluate(self: Run, dataset=None, return_records: bool = False):
+    """Metrics of the glossary on `dataset` (default: eval_dataset); also records, if asked for.
+
+    Of several sets by name: `<name>_accuracy` and so on, and their records by name.
+    """
+    own = dataset is None or dataset is self.eval_dataset
+    data = self.eval_dataset if own else as_held_out(dataset, "dataset")
     if data is None:
         raise ValueError("eval_dataset is missing: give one to the trainer or to evaluate()")
-    records = self.records(data)
-    result = summarize(records, metrics=self.eval_metrics, constraints=self.constraints)
-    if data is self.eval_dataset:
-        self.measured = self.global_step, result
+    several = data if isinstance(data, dict) else {"": data}
+    records = {name: self.records(rows) for name, rows in several.items()}
+    how = dict(metrics=self.eval_metrics, constraints=self.constraints)
+    found = {name: summarize(records[name], **how) for name in several}
+    if own:
+        self.measured = self.global_step, found if isinstance(data, dict) else found[""]
+    result = {f"{name}_{k}" if name else k: v for name, r in found.items() for k, v in r.items()}
+    records = records if isinstance(data, dict) else records[""]
     return (result, records) if return_records else result
 
 # %% ../nbs/12_run.ipynb #records
@@ -414,6 +429,8 @@ def records(self: Run, data: Dataset) -> list[dict]:
 def suggest_budget(self: Run, quantile: float = 0.8) -> float:
     "Limit that this share of the student's completions of eval_dataset would keep."
     records = self.evaluate(return_records=True)[1]
+    if isinstance(records, dict):
+        records = [record for rows in records.values() for record in rows]
     return quantile_budget([r["spent"] for r in records], quantile)
 
 
@@ -427,12 +444,13 @@ def choose_budget(self: Run, limit: float) -> None:
 
 # %% ../nbs/12_run.ipynb #begin
 @patch
-def begin(self: Run, resume_from_checkpoint: str | None = None) -> None:
+def begin(self: Run, resume_from_checkpoint: str | os.PathLike | bool | None = None) -> None:
     "Begin or resume the run; does nothing the second time."
     if self.output_dir is not None:
         return
-    folder = self.claim(bool(resume_from_checkpoint))
-    checkpoint, config = resume_from_checkpoint, folder / "config.json"
+    checkpoint = as_checkpoint(resume_from_checkpoint or False)
+    folder = self.claim(bool(checkpoint))
+    config = folder / "config.json"
     if checkpoint == "auto":
         checkpoint = newest_checkpoint(folder)
     if checkpoint:
@@ -474,7 +492,7 @@ def write_config(self: Run) -> None:
         return
     constraints = self.settings()["constraints"]
     config = run_config(self.args, constraints=constraints, **self.run_info)
-    text = json.dumps(config, indent=1) + "\n"
+    text = json.dumps(config, indent=1, default=plain) + "\n"
     (self.output_dir / "config.json").write_text(text, encoding="utf-8")
 
 # %% ../nbs/12_run.ipynb #evaluation
@@ -533,6 +551,7 @@ def save_model(self: Run, path: str | os.PathLike) -> None:
 @patch
 def write_student(self: Run, student, path: str | os.PathLike) -> None:
     "`student` as a folder of its own."
+    path = Path(path).expanduser()
     save_plain(student, path)
     self.processing_class.save_pretrained(path)
     card = self.card().encode("utf-8", "surrogateescape")  # as the command line was written
