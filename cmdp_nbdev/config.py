@@ -28,7 +28,7 @@ from .budget import Budget
 from .cost import COSTS, KINDS, Cost
 from .methods import METHODS, RENAMED, find_method
 from .objective import SCALES, Batch, Signal
-from .rollout import Sampling
+from .rollout import OURS, Sampling
 
 # %% auto #0
 __all__ = ['UNFIT', 'WORDS', 'KIND', 'Folder', 'Checkpoint', 'Trackers', 'Positive', 'Finite', 'NotNegative', 'Share', 'Inside',
@@ -37,12 +37,12 @@ __all__ = ['UNFIT', 'WORDS', 'KIND', 'Folder', 'Checkpoint', 'Trackers', 'Positi
            'as_none', 'as_path', 'as_checkpoint', 'as_trackers', 'setting', 'with_ranges', 'ranges', 'kinds',
            'read_fields', 'range_problems', 'Settings', 'as_settings', 'CMDPConfig', 'Rules', 'refuse',
            'distillation_is_a_part_of_the_run', 'a_quantile_needs_a_distilled_student',
-           'a_limit_that_moves_has_a_start_and_a_way', 'one_precision', 'groups_stay_whole',
-           'the_teachers_completions_are_used', 'the_method_knows_its_settings', 'Unsaid', 'schedule_settings',
-           'follow_schedule', 'the_schedule_is_known_beforehand', 'the_schedule_knows_its_settings',
-           'the_schedule_gives_rates', 'the_method_has_groups_to_compare', 'a_score_function_needs_its_own_completions',
-           'distillation_follows_a_gradient', 'trial_batch', 'trial_problems', 'price_problems', 'one_dtype',
-           'check_config', 'field_problems']
+           'a_limit_that_moves_has_a_start_and_a_way', 'one_precision', 'the_chat_template_is_told_its_own_switches',
+           'groups_stay_whole', 'the_teachers_completions_are_used', 'the_method_knows_its_settings', 'Unsaid',
+           'schedule_settings', 'follow_schedule', 'the_schedule_is_known_beforehand',
+           'the_schedule_knows_its_settings', 'the_schedule_gives_rates', 'the_method_has_groups_to_compare',
+           'a_score_function_needs_its_own_completions', 'distillation_follows_a_gradient', 'trial_batch',
+           'trial_problems', 'price_problems', 'one_dtype', 'check_config', 'field_problems']
 
 # %% ../nbs/10_config.ipynb #range
 UNFIT = (TypeError, ValueError, OverflowError, RuntimeError)  # what a value of another kind raises
@@ -277,6 +277,8 @@ def _number(value):
     "The value of a text such as '0.3', '.3' or 'true'; of numpy's; anything else as it is."
     if isinstance(value, (np.generic, torch.Tensor)) and value.ndim == 0:
         return value.item()
+    if isinstance(value, str):
+        value = {"True": True, "False": False, "None": None}.get(value, value)
     for read in (json.loads, float):
         try:
             return read(value) if isinstance(value, str) else value
@@ -368,6 +370,12 @@ class CMDPConfig:
         None,
         "the token that ends a completion, where the student's tokenizer ends a text with another "
         "one than the teacher's; None = the tokenizer's",
+    )
+    # the prompts
+    chat_template_kwargs: Settings = setting(
+        {},
+        "what the chat template is told for all prompts, e.g. 'enable_thinking=false'; a dataset "
+        "column of this name wins",
     )
     # the cost
     divergence: str = setting(
@@ -496,13 +504,24 @@ def cost(self: CMDPConfig) -> Cost:
 @patch(as_prop=True)
 def sampling(self: CMDPConfig) -> Sampling:
     "How completions are written while training."
-    return Sampling(self.num_generations, self.max_completion_length, self.temperature, self.top_p)
+    return Sampling(
+        self.num_generations,
+        self.max_completion_length,
+        self.temperature,
+        self.top_p,
+        self.chat_template_kwargs,
+    )
 
 
 @patch(as_prop=True)
 def eval_sampling(self: CMDPConfig) -> Sampling:
     "How completions are written in an evaluation."
-    return Sampling(self.eval_num_generations, self.max_completion_length, self.eval_temperature)
+    return Sampling(
+        self.eval_num_generations,
+        self.max_completion_length,
+        self.eval_temperature,
+        chat_template_kwargs=self.chat_template_kwargs,
+    )
 
 # %% ../nbs/10_config.ipynb #method-options
 @patch(as_prop=True)
@@ -576,6 +595,15 @@ def a_limit_that_moves_has_a_start_and_a_way(c: CMDPConfig):
 def one_precision(c: CMDPConfig):
     if c.bf16 and c.fp16:
         yield "bf16 and fp16 exclude each other; choose one"
+
+# %% ../nbs/10_config.ipynb #rule-template
+@config_rule
+def the_chat_template_is_told_its_own_switches(c: CMDPConfig):
+    if taken := sorted(OURS & set(c.chat_template_kwargs)):
+        yield (
+            f"chat_template_kwargs: {', '.join(taken)} follows from the messages of a prompt and "
+            "is no switch of a template; leave it out"
+        )
 
 # %% ../nbs/10_config.ipynb #rule-groups
 @config_rule
@@ -796,7 +824,13 @@ def _dtype_name(value) -> str:
     return DTYPES.get(text, text)
 
 # %% ../nbs/10_config.ipynb #check-config
-DICTS = ("method_kwargs", "model_init_kwargs", "teacher_model_init_kwargs", "lr_scheduler_kwargs")
+DICTS = (
+    "method_kwargs",
+    "model_init_kwargs",
+    "teacher_model_init_kwargs",
+    "chat_template_kwargs",
+    "lr_scheduler_kwargs",
+)
 
 
 def check_config(c: CMDPConfig) -> None:

@@ -24,7 +24,15 @@ from .mdp import Rollout
 from .methods import METHODS
 from .model import check_pair, check_vocab, load_model, load_tokenizer, num_ids
 from .reward import call_cost, task_rewards
-from .rollout import completion_logits, encode_prompts, eos_token_ids, generate, is_chat
+from cmdp_nbdev.rollout import (
+    TEMPLATE_COLUMNS,
+    PromptError,
+    completion_logits,
+    encode_prompts,
+    eos_token_ids,
+    generate,
+    given_text,
+)
 
 # %% auto #0
 __all__ = ['rule', 'Job', 'is_function', 'as_dataset', 'as_train_set', 'as_held_out', 'as_datasets', 'check_identity',
@@ -277,7 +285,12 @@ def models_have_a_row_for_every_id(job: Job):
 
 # %% ../nbs/11_preflight.ipynb #dataset-problems
 def dataset_problems(
-    name: str, dataset, tokenizer, context: int | None, max_completion_length: int
+    name: str,
+    dataset,
+    tokenizer,
+    context: int | None,
+    max_completion_length: int,
+    chat_template_kwargs: dict | None = None,
 ) -> Iterator[str]:
     "What is wrong with the prompts of `dataset`; `context`: tokens that the student can see."
     if dataset is None or len(dataset) == 0:
@@ -290,28 +303,25 @@ def dataset_problems(
         columns = ", ".join(dataset.column_names)
         yield f"{name} has no 'prompt' column, only {columns}; rename_column() it"
         return
-    for start in range(0, len(dataset), 1000):
-        prompts = dataset[start : start + 1000]["prompt"]
-        problem = _prompt_problem(prompts, start, tokenizer, context, max_completion_length)
+    read = {"prompt", *TEMPLATE_COLUMNS} & set(dataset.column_names)
+    prompts = dataset.select_columns(sorted(read))
+    for start in range(0, len(prompts), 1000):
+        columns = prompts[start : start + 1000]
+        encoded = (columns.pop("prompt"), tokenizer, columns, chat_template_kwargs)
+        problem = _prompt_problem(encoded, start, context, max_completion_length)
         if problem:
             yield f"{name}: {problem}"
             return
 
 # %% ../nbs/11_preflight.ipynb #prompt-problem
 def _prompt_problem(
-    prompts: list, start: int, tokenizer, context: int | None, max_completion_length: int
+    encoded: tuple, start: int, context: int | None, max_completion_length: int
 ) -> str | None:
-    "What is wrong with the first bad one of `prompts`, rows `start` and following."
-    for i, prompt in enumerate(prompts, start):
-        if not (isinstance(prompt, str) and prompt or is_chat(prompt)):
-            return (
-                f"prompt {i} is {prompt!r}; a prompt must be a text that is not empty, or a list "
-                "of chat messages"
-            )
+    "What is wrong with the first bad prompt; `encoded`: see encode_prompts, rows from `start` on."
     try:
-        lengths = encode_prompts(prompts, tokenizer)[1].sum(-1)
-    except ValueError as e:
-        return f"prompts {start}..{start + len(prompts) - 1}: {e}"
+        lengths = encode_prompts(*encoded)[1].sum(-1)
+    except PromptError as e:
+        return f"prompt {start + e.row} {e.reason}"
     longest = int(lengths.max())
     if context is not None and longest + max_completion_length > context:
         return (
@@ -327,7 +337,12 @@ def prompts_can_be_answered(job: Job):
     context = getattr(job.model.config.get_text_config(), "max_position_embeddings", None)
     for name, data in {"train_dataset": job.train_dataset, **job.datasets}.items():
         yield from dataset_problems(
-            name, data, job.tokenizer, context, job.args.max_completion_length
+            name,
+            data,
+            job.tokenizer,
+            context,
+            job.args.max_completion_length,
+            job.args.chat_template_kwargs,
         )
 
 # %% ../nbs/11_preflight.ipynb #rule-given
@@ -344,11 +359,10 @@ def given_completions_are_texts(job: Job):
         )
         return
     for i, completion in enumerate(data["completion"]):
-        if not (isinstance(completion, str) or is_chat(completion)):
-            yield (
-                f"train_dataset: completion {i} is {completion!r}; a completion must be a text or "
-                "a list of chat messages"
-            )
+        try:
+            given_text(completion, job.tokenizer.eos_token)
+        except ValueError as e:
+            yield f"train_dataset: completion {i} {e}"
             return
 
 # %% ../nbs/11_preflight.ipynb #rule-writer
@@ -476,6 +490,7 @@ def write_probe(job: Job, generator: torch.Generator) -> Rollout:
         columns,
         generator=generator,
         vocab_size=num_ids(job.tokenizer),  # both models have at least these
+        chat_template_kwargs=job.args.chat_template_kwargs,
         max_completion_length=min(8, job.args.max_completion_length),
     )
 

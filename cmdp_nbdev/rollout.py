@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import functools
 import inspect
+import json
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Protocol
@@ -22,34 +24,201 @@ from .mdp import Rollout, completion_mask, position_ids
 from .moved import forwards
 
 # %% auto #0
-__all__ = ['is_chat', 'encode_prompts', 'Sampling', 'nucleus', 'sample_token', 'accepted', 'cache_name', 'Reader', 'ToldStudent',
-           'sample', 'eos_token_ids', 'generate', 'given_rollout', 'completion_logits']
+__all__ = ['TEMPLATE_COLUMNS', 'OURS', 'is_chat', 'PromptError', 'content_text', 'without_none', 'read_messages', 'check_written',
+           'write_chat', 'row_settings', 'prompt_texts', 'ids_before', 'encode_prompts', 'Sampling', 'nucleus',
+           'sample_token', 'accepted', 'cache_name', 'Reader', 'ToldStudent', 'sample', 'eos_token_ids', 'generate',
+           'given_text', 'given_rollout', 'completion_logits']
 
 # %% ../nbs/08_rollout.ipynb #encode
 def is_chat(prompt) -> bool:
     "True for chat messages, a list of dicts with `role` and `content`."
     return isinstance(prompt, list) and bool(prompt) and isinstance(prompt[0], dict)
 
+# %% ../nbs/08_rollout.ipynb #prompt-error
+class PromptError(ValueError):
+    "A prompt that cannot be encoded; `row` counts those that were given."
+
+    def __init__(self, row: int, reason: str):
+        super().__init__(f"prompt {row} {reason}")
+        self.row, self.reason = row, reason
+
+# %% ../nbs/08_rollout.ipynb #content-text
+def content_text(content) -> str:
+    "The content of a message as text: itself, or its parts. Raises ValueError for anything else."
+    parts = [{"text": content}] if isinstance(content, str) else content
+    texts = [part.get("text") if isinstance(part, dict) else None for part in parts or []]
+    if not isinstance(parts, list) or not all(isinstance(text, str) for text in texts):
+        raise ValueError(
+            f"content {content!r}; it must be a text, or a list of parts such as "
+            "{'type': 'text', 'text': ...}"
+        )
+    return "".join(texts)
+
+# %% ../nbs/08_rollout.ipynb #given-keys
+def without_none(x):
+    "Dicts and lists without the keys whose value is None."
+    if isinstance(x, dict):
+        return {k: without_none(v) for k, v in x.items() if v is not None}
+    return [without_none(v) for v in x] if isinstance(x, list) else x
+
+# %% ../nbs/08_rollout.ipynb #read-messages
+def read_messages(chat: list, template: str) -> list[dict]:
+    "The messages as `template` reads them. Raises ValueError for one without role or text."
+    messages, knows_parts = [], re.search(r"""\.text\b|['"]text['"]""", template)
+    for i, message in enumerate(without_none(chat)):
+        if not isinstance(message, dict) or not isinstance(message.get("role"), str):
+            raise ValueError(f"has a message {i} without a role: {message!r}")
+        if "content" in message or not message.get("tool_calls"):
+            try:
+                text = content_text(message.get("content"))
+            except ValueError as e:
+                raise ValueError(f"has a message {i} ({message['role']}) with {e}") from e
+            message = message if knows_parts else {**message, "content": text}
+        messages.append(message)
+    return messages
+
+# %% ../nbs/08_rollout.ipynb #check-written
+def check_written(messages: list[dict], text: str) -> None:
+    "Raise ValueError for a message that the template left out of `text`."
+    written = "".join(text.split())
+    for i, message in enumerate(messages):
+        content, role = message.get("content"), message["role"]
+        if role in ("assistant", "tool") or not isinstance(content, str):
+            continue
+        if "".join(content.split()) not in written:
+            raise ValueError(
+                f"has a message {i} ({role}) that the chat template leaves out; give it a role "
+                "that the template knows (user, mostly), or its content as a list of parts such "
+                "as {'type': 'text', 'text': ...}"
+            )
+
+# %% ../nbs/08_rollout.ipynb #write-chat
+def write_chat(chat: list, tokenizer: PreTrainedTokenizerBase, **settings) -> str:
+    """Chat messages in the words of the tokenizer's template, which is told the `settings`.
+
+    Raises ValueError, with the template's own words, if there is none or it refuses them.
+    """
+    if not (tokenizer.chat_template or settings.get("chat_template")):
+        raise ValueError(
+            "is a list of chat messages, and the tokenizer has no chat template; give texts, or "
+            "set tokenizer.chat_template"
+        )
+    names = settings.get("chat_template"), settings.get("tools")
+    messages = read_messages(chat, tokenizer.get_chat_template(*names))
+    goes_on = messages[-1]["role"] == "assistant"
+    how = {"add_generation_prompt": not goes_on, "continue_final_message": goes_on}
+    try:
+        text = tokenizer.apply_chat_template(messages, tokenize=False, **how, **settings)
+    except Exception as e:
+        roles = ", ".join(message["role"] for message in messages)
+        reason = (str(e).splitlines() or [""])[0]
+        raise ValueError(
+            f"(roles: {roles}) is refused by the chat template: {type(e).__name__}: {reason}; a "
+            "template without a system role wants that text in the first user message, most want "
+            "user and assistant to take turns"
+        ) from e
+    check_written(messages, text)
+    return text
+
+# %% ../nbs/08_rollout.ipynb #read-column
+def _read(columns: dict, name: str, row: int, kind: type):
+    "A row of a column of dicts or lists, or of such in JSON; an empty one for None."
+    given = columns[name][row] if name in columns else None
+    refused = ValueError(
+        f"has {given!r} in the column {name!r}, which the chat template needs as a "
+        f"{kind.__name__}; rename the column if it means something else"
+    )
+    try:
+        value = json.loads(given) if isinstance(given, str) else given
+    except ValueError as e:
+        raise refused from e
+    if not isinstance(value, (kind, type(None))):
+        raise refused
+    return without_none(value or kind())
+
+# %% ../nbs/08_rollout.ipynb #row-settings
+TEMPLATE_COLUMNS = ("chat_template_kwargs", "tools")
+OURS = frozenset(("messages", "tokenize", "add_generation_prompt", "continue_final_message"))
+
+
+def row_settings(row: int, columns: dict, common: dict) -> dict:
+    "What the template is told for a row. Raises ValueError for what follows from the messages."
+    settings = {**common, **_read(columns, "chat_template_kwargs", row, dict)}
+    if tools := _read(columns, "tools", row, list):
+        settings["tools"] = tools
+    if taken := sorted(OURS & set(settings)):
+        raise ValueError(
+            f"has chat_template_kwargs with {', '.join(taken)}, which follows from the messages "
+            "and is no switch of a template; leave it out"
+        )
+    return settings
+
+# %% ../nbs/08_rollout.ipynb #prompt-texts
+def prompt_texts(
+    prompts: list,
+    tokenizer: PreTrainedTokenizerBase,
+    columns: dict | None = None,
+    chat_template_kwargs: dict | None = None,
+) -> list[str]:
+    "Prompts as the texts that are encoded. Raises PromptError for one that is neither."
+    texts, columns, common = [], columns or {}, chat_template_kwargs or {}
+    for row, prompt in enumerate(prompts):
+        try:
+            if is_chat(prompt):
+                settings = row_settings(row, columns, common)
+                prompt = write_chat(prompt, tokenizer, **settings)
+            elif not (isinstance(prompt, str) and prompt):
+                wanted = "a text that is not empty, or a list of chat messages"
+                raise ValueError(f"is {prompt!r}; a prompt must be {wanted}")
+        except ValueError as e:
+            raise PromptError(row, str(e)) from e
+        texts.append(prompt)
+    return texts
+
+# %% ../nbs/08_rollout.ipynb #ids-before
+def ids_before(tokenizer: PreTrainedTokenizerBase, text: str, ids: list[int]) -> list[int]:
+    "What the tokenizer puts before `text`, whose own ids are `ids`: BOS, mostly."
+    whole = tokenizer(text)["input_ids"]
+    more = range(len(whole) - len(ids) + 1)
+    return next((whole[:i] for i in more if whole[i : i + len(ids)] == ids), [])
+
+
+def _with_first(tokenizer, text: str, ids: list[int], first: list[int]) -> list[int]:
+    "`ids` of `text` after `first`, unless the text begins with those."
+    begins = text.lstrip().startswith("".join(tokenizer.convert_ids_to_tokens(first)))
+    return ids if begins and first[0] in ids else first + ids
+
+# %% ../nbs/08_rollout.ipynb #padded
+def _padded(rows: list[list[int]], fill: int, left: bool = False) -> Tensor:
+    "Lists of numbers as one tensor (B, T), filled up on one side."
+    width = max(map(len, rows))
+    more = [[fill] * (width - len(row)) for row in rows]
+    return torch.tensor([m + row if left else row + m for m, row in zip(more, rows)])
+
 # %% ../nbs/08_rollout.ipynb #encode-prompts
-def encode_prompts(prompts: list, tokenizer: PreTrainedTokenizerBase) -> tuple[Tensor, Tensor]:
+def encode_prompts(
+    prompts: list,
+    tokenizer: PreTrainedTokenizerBase,
+    columns: dict | None = None,  # further dataset columns, lists as long as `prompts`
+    chat_template_kwargs: dict | None = None,  # what the chat template is told for all prompts
+) -> tuple[Tensor, Tensor]:
     """Ids and mask of `prompts` (texts or chat messages), padded on the left, both (B, P) int64.
 
-    Raises ValueError for an empty prompt.
+    Raises PromptError, a ValueError, naming the prompt that cannot be encoded.
     """
-    write = functools.partial(
-        tokenizer.apply_chat_template, tokenize=False, add_generation_prompt=True
-    )
-    encoded = tokenizer(
-        [write(p) if is_chat(p) else p for p in prompts],
-        padding=True,
-        padding_side="left",
-        return_tensors="pt",
-        return_token_type_ids=False,
-        add_special_tokens=not any(map(is_chat, prompts)),
-    )
-    if not encoded["attention_mask"].any(-1).all():
-        raise ValueError("a prompt has no tokens: there is no state to start from")
-    return encoded["input_ids"], encoded["attention_mask"]
+    if tokenizer.pad_token_id is None:
+        raise ValueError("the tokenizer has no pad token; load_tokenizer(tokenizer) gives it one")
+    texts = prompt_texts(prompts, tokenizer, columns, chat_template_kwargs)
+    rows = tokenizer(texts, add_special_tokens=False)["input_ids"]
+    if not all(rows):
+        raise PromptError(rows.index([]), "has no tokens: there is no state to start from")
+    plain = [i for i, prompt in enumerate(prompts) if isinstance(prompt, str)]
+    longest = max(plain, key=lambda i: len(rows[i]), default=None)
+    first = [] if longest is None else ids_before(tokenizer, texts[longest], rows[longest])
+    for i in plain if first else []:
+        rows[i] = _with_first(tokenizer, texts[i], rows[i], first)
+    inside = [[1] * len(row) for row in rows]
+    return _padded(rows, tokenizer.pad_token_id, left=True), _padded(inside, 0, left=True)
 
 # %% ../nbs/08_rollout.ipynb #sampling
 @dataclass(frozen=True)
@@ -60,6 +229,7 @@ class Sampling:
     max_completion_length: int = 32  # tokens, EOS included, >= 1
     temperature: float = 1.0  # >= 0; 0 takes the most probable token
     top_p: float = 1.0  # nucleus sampling, in (0, 1]
+    chat_template_kwargs: dict | None = None  # what the chat template is told for all prompts
 
     def __post_init__(self):
         for name in ("num_generations", "max_completion_length"):
@@ -238,7 +408,8 @@ def generate(
     "Sample completions of each of `prompts`; B = prompts × num_generations rows."
     sampling = replace(sampling, **settings)
     n, device = sampling.num_generations, next(model.parameters()).device
-    prompt_ids, prompt_mask = (x.to(device) for x in encode_prompts(prompts, tokenizer))
+    encoded = encode_prompts(prompts, tokenizer, columns, sampling.chat_template_kwargs)
+    prompt_ids, prompt_mask = (x.to(device) for x in encoded)
     groups = torch.arange(len(prompt_ids), device=device)
     prompts, columns = _each(prompts, n), {k: _each(v, n) for k, v in (columns or {}).items()}
     eos, training = eos_token_ids(model, tokenizer), model.training
@@ -264,11 +435,17 @@ def generate(
         remaining=getattr(reader, "told", None),
     )
 
-# %% ../nbs/08_rollout.ipynb #padded
-def _padded(rows: list[list[int]], fill: int, device) -> Tensor:
-    "Lists of numbers as one tensor (B, T), filled up on the right."
-    width = max(map(len, rows))
-    return torch.tensor([row + [fill] * (width - len(row)) for row in rows], device=device)
+# %% ../nbs/08_rollout.ipynb #given-text
+def given_text(completion: str | list, eos_token: str) -> str:
+    "A completion up to EOS, from a text or the last of its messages. Raises ValueError for others."
+    if not (isinstance(completion, str) or is_chat(completion)):
+        wanted = "a text or a list of chat messages"
+        raise ValueError(f"is {completion!r}; a completion must be {wanted}")
+    try:
+        text = content_text(completion[-1].get("content") if is_chat(completion) else completion)
+    except ValueError as e:
+        raise ValueError(f"has a last message with {e}") from e
+    return text.partition(eos_token)[0]
 
 # %% ../nbs/08_rollout.ipynb #given
 def given_rollout(
@@ -276,16 +453,17 @@ def given_rollout(
     prompts: list,
     completions: list,
     columns: dict | None = None,
-    max_completion_length: int = 32,
+    max_completion_length: int | None = 32,
     device="cpu",
+    chat_template_kwargs: dict | None = None,
 ) -> Rollout:
     """The trajectories that end in these `completions`, as if they had been sampled.
 
-    Completions are texts without EOS, or chat messages of which the last counts; longer ones
-    are cut off at `max_completion_length` tokens and do not count as terminated.
+    Completions are texts, or chat messages of which the last counts; those longer than
+    `max_completion_length` tokens (None = any) are cut off and do not count as terminated.
     """
-    texts = [c[-1]["content"] if is_chat(c) else c for c in completions]
-    prompt_ids, prompt_mask = encode_prompts(prompts, tokenizer)
+    texts = [given_text(c, tokenizer.eos_token) for c in completions]
+    prompt_ids, prompt_mask = encode_prompts(prompts, tokenizer, columns, chat_template_kwargs)
     rows = [
         ids + [tokenizer.eos_token_id]
         for ids in tokenizer(texts, add_special_tokens=False)["input_ids"]
@@ -295,9 +473,9 @@ def given_rollout(
     return Rollout(
         prompt_ids=prompt_ids.to(device),
         prompt_mask=prompt_mask.to(device),
-        completion_ids=_padded(cut, tokenizer.pad_token_id, device),
-        completion_mask=_padded(inside, 0, device),
-        terminated=torch.tensor([len(r) <= max_completion_length for r in rows], device=device),
+        completion_ids=_padded(cut, tokenizer.pad_token_id).to(device),
+        completion_mask=_padded(inside, 0).to(device),
+        terminated=torch.tensor([a == b for a, b in zip(cut, rows)], device=device),
         group_ids=torch.arange(len(rows), device=device),
         prompts=list(prompts),
         completions=[_message(t) if is_chat(p) else t for p, t in zip(prompts, texts)],

@@ -95,8 +95,8 @@ def sample(self: CMDPTrainer) -> Rollout:
     count = args.per_device_train_batch_size * args.gradient_accumulation_steps // generations
     prompts, columns = self.next_prompts(count)
     if given and not args.seq_kd:
-        texts, length = columns["completion"], args.max_completion_length
-        return given_rollout(tokenizer, prompts, texts, columns, length, self.device)
+        how = (columns, args.max_completion_length, self.device, args.chat_template_kwargs)
+        return given_rollout(tokenizer, prompts, columns["completion"], *how)
     self.tell(args.limit_factor(self.global_step))
     writer = self.teacher if given else self.student
     sampling = replace(args.sampling, num_generations=generations)

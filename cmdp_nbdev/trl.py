@@ -58,7 +58,7 @@ except ImportError as error:
 __all__ = ['TESTED', 'HOOKS', 'SAME', 'FIXED', 'LEFT_TO_TRL', 'trl_rule', 'WHOLE', 'check_trl', 'foreign_problems', 'grpo_config',
            'quiet', 'students_are_told_nothing', 'completions_are_the_students_own', 'groups_have_two_or_more',
            'launch_problems', 'fsdp_problems', 'BudgetGRPOTrainer', 'TRLTrainer', 'place_teacher', 'common_ids',
-           'PromptOrder', 'BeforeUpdate', 'read_run_state', 'in_order', 'TogetherReader']
+           'beside_prompts', 'PromptOrder', 'BeforeUpdate', 'read_run_state', 'in_order', 'TogetherReader']
 
 # %% ../nbs/14_trl.ipynb #hooks
 TESTED = "1.16"
@@ -68,6 +68,7 @@ HOOKS = {
     "_generate_and_score_completions": "inputs",
     "_compute_loss": "model inputs",
     "_get_train_sampler": "dataset",
+    "_tokenize_prompts": "prompts",
     "_save_rng_state": "output_dir",
 }
 
@@ -86,10 +87,10 @@ def check_trl(release: str | None = None, trainer: type = GRPOTrainer) -> None:
 
 # %% ../nbs/14_trl.ipynb #same
 SAME = """
-adam_beta1 adam_beta2 adam_epsilon bf16 epsilon epsilon_high fp16 gradient_accumulation_steps
-gradient_checkpointing learning_rate lr_scheduler_kwargs lr_scheduler_type max_completion_length
-max_grad_norm num_generations num_iterations per_device_train_batch_size reward_weights
-save_total_limit seed temperature top_p weight_decay
+adam_beta1 adam_beta2 adam_epsilon bf16 chat_template_kwargs epsilon epsilon_high fp16
+gradient_accumulation_steps gradient_checkpointing learning_rate lr_scheduler_kwargs
+lr_scheduler_type max_completion_length max_grad_norm num_generations num_iterations
+per_device_train_batch_size reward_weights save_total_limit seed temperature top_p weight_decay
 """.split()
 
 # %% ../nbs/14_trl.ipynb #fixed
@@ -198,7 +199,8 @@ class BudgetGRPOTrainer(GRPOTrainer):
 
     def __init__(self, run: TRLTrainer, **kwargs):
         self.run = run
-        self.rollout: Rollout | None = None  # this process's completions
+        self.columns: dict = {}  # this process's columns beside the prompts
+        self.rollout: Rollout | None = None  # its completions
         self.earned: Earned | None = None  # and what they earned
         self.scores: list[Score] = []  # what the last forward passes measured, a part each
         super().__init__(**kwargs)
@@ -369,6 +371,11 @@ def _calculate_rewards(self: BudgetGRPOTrainer, inputs, prompts, completions, co
     self.earned = self.run.reward(self.rollout)
     return self.everywhere(self.earned.each)
 
+# %% ../nbs/14_trl.ipynb #beside-prompts
+def beside_prompts(rows: list[dict]) -> dict[str, list]:
+    "The columns of rows of the dataset, without the prompts."
+    return {k: [row[k] for row in rows] for k in rows[0] if k != "prompt"}
+
 # %% ../nbs/14_trl.ipynb #as-rollout
 @patch
 def as_rollout(self: BudgetGRPOTrainer, inputs, prompts, completions, ids: list) -> Rollout:
@@ -376,15 +383,17 @@ def as_rollout(self: BudgetGRPOTrainer, inputs, prompts, completions, ids: list)
     tokenizer, first = self.processing_class, self.accelerator.process_index * len(ids)
     rows = [torch.tensor(x) for x in ids]
     padding = tokenizer.pad_token_id
+    columns = beside_prompts(inputs)
+    told = self.run.args.chat_template_kwargs
     rollout = Rollout(
-        *encode_prompts(prompts, tokenizer),
+        *encode_prompts(prompts, tokenizer, columns, told),
         completion_ids=pad_sequence(rows, batch_first=True, padding_value=padding),
         completion_mask=pad_sequence([torch.ones_like(x) for x in rows], batch_first=True),
         terminated=torch.tensor([x[-1] in self.eos_token_ids for x in ids]),
         group_ids=torch.arange(first, first + len(ids)) // self.num_generations,
         prompts=prompts,
         completions=completions,
-        columns={k: [row[k] for row in inputs] for k in inputs[0] if k != "prompt"},
+        columns=columns,
     )
     return to_device(rollout, self.accelerator.device)
 
@@ -406,7 +415,7 @@ def everywhere(self: BudgetGRPOTrainer, x):
 @patch
 def _generate_and_score_completions(self: BudgetGRPOTrainer, inputs):
     "TRL's dictionary of tensors, with our advantage and multipliers; a row per completion."
-    self.scores = []
+    self.scores, self.columns = [], beside_prompts(inputs)
     output = GRPOTrainer._generate_and_score_completions(self, inputs)
     if not self.scores:  # TRL needed no log-probabilities
         self.score_output(output)
@@ -498,6 +507,14 @@ def _get_train_sampler(self: BudgetGRPOTrainer, dataset=None) -> PromptOrder:
     repeats = args.steps_per_generation * args.num_iterations
     numbers = (run.max_steps, prompts, args.num_generations, repeats)
     return PromptOrder(len(self.train_dataset), run.seed, *numbers)
+
+# %% ../nbs/14_trl.ipynb #tokenize-prompts
+@patch
+def _tokenize_prompts(self: BudgetGRPOTrainer, prompts: list):
+    "Ids of the prompts as our loop has them, lists without padding; no images, nothing further."
+    told = self.run.args.chat_template_kwargs
+    ids, mask = encode_prompts(prompts, self.processing_class, self.columns, told)
+    return [row[inside.bool()].tolist() for row, inside in zip(ids, mask)], None, {}
 
 # %% ../nbs/14_trl.ipynb #before-update
 @patch

@@ -20,6 +20,7 @@ CONFIGS = {
     "a_quantile_needs_a_distilled_student": dict(budget_quantile=0.5),
     "a_limit_that_moves_has_a_start_and_a_way": dict(budget_start=2.0),
     "one_precision": dict(bf16=True, fp16=True),
+    "the_chat_template_is_told_its_own_switches": dict(chat_template_kwargs={"tokenize": True}),
     "groups_stay_whole": dict(num_generations=7),
     "the_teachers_completions_are_used": dict(seq_kd=True),
     "the_method_knows_its_settings": dict(method_kwargs={"lamda": 1}),

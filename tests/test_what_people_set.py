@@ -86,6 +86,7 @@ TAKES_NONE = {
     "method_kwargs",
     "model_init_kwargs",
     "teacher_model_init_kwargs",
+    "chat_template_kwargs",
     "report_to",
     "truncated_reward",
     "disable_tqdm",
