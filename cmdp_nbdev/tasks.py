@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ast
 import atexit
+import datetime
 import difflib
 import glob
 import importlib.util
@@ -262,20 +263,39 @@ def final_answer(text: str, fallback: str | None = None) -> str | None:
     return numbers[-1] if numbers else None
 
 # %% ../nbs/17_tasks.ipynb #pack
+_MARKS = {"tuple", "set", "frozenset", "dict", "date", "time", "datetime"}
+
+
 def _pack(x):
-    "Data as JSON can hold it: tuples marked, and what JSON does not know as text."
-    if isinstance(x, tuple):
-        return {"tuple": [_pack(i) for i in x]}
+    "Data as JSON can hold it: what JSON does not know is marked by its type, or else is its text."
+    kind = type(x).__name__
+    if isinstance(x, (tuple, set, frozenset)):
+        items = x if kind == "tuple" else sorted(x, key=repr)
+        return {kind: [_pack(i) for i in items]}
     if isinstance(x, list):
         return [_pack(i) for i in x]
     if isinstance(x, dict):
-        return {str(k): _pack(v) for k, v in x.items()}
+        pairs = [[_pack(k), _pack(v)] for k, v in x.items()]
+        simple = all(isinstance(k, str) for k in x) and not (len(x) == 1 and _MARKS & x.keys())
+        return dict(pairs) if simple else {"dict": pairs}
+    if isinstance(x, (datetime.date, datetime.time)):
+        return {kind: x.isoformat()}
+    if hasattr(x, "tolist"):  # numbers and arrays of numpy
+        return x.tolist()
     return x if x is None or isinstance(x, (str, int, float)) else str(x)
 
-
+# %% ../nbs/17_tasks.ipynb #unpack
 def _unpack(x: dict):
     "The inverse of `_pack` for one object, the `object_hook` of json.loads."
-    return tuple(x["tuple"]) if x.keys() == {"tuple"} else x
+    import datetime
+
+    if len(x) != 1:
+        return x
+    [(kind, value)] = x.items()
+    if kind in ("date", "time", "datetime"):
+        return getattr(datetime, kind).fromisoformat(value)
+    made = {"tuple": tuple, "set": set, "frozenset": frozenset, "dict": dict}
+    return made[kind](value) if kind in made else x
 
 # %% ../nbs/17_tasks.ipynb #watch
 def _watch(seconds: float) -> None:
@@ -311,42 +331,64 @@ def _latex_grader():
 
     return same
 
-# %% ../nbs/17_tasks.ipynb #guard-sympy
-def _guard_sympy() -> None:
-    "Make sympy's `parse_expr` refuse what is no expression of school mathematics."
+# %% ../nbs/17_tasks.ipynb #school-parser
+def _school_parser():
+    "sympy's `parse_expr` for what school mathematics writes; a text with more in it is refused."
     import re
 
     import sympy
-    from sympy.parsing import sympy_parser
+    from sympy.core.function import FunctionClass
 
-    evaluate = sympy_parser.parse_expr
-    names = "sin cos tan cot sec csc asin acos atan sinh cosh tanh exp log ln sqrt pi Abs".split()
+    known = {n: v for n, v in vars(sympy).items() if isinstance(v, (FunctionClass, sympy.Expr))}
+    names = "Symbol Integer Float Rational Integral sqrt cbrt root Eq Ne".split()
+    known |= {name: getattr(sympy, name) for name in names}
+    known |= {"__builtins__": {}, "abs": sympy.Abs, "max": sympy.Max, "min": sympy.Min}
 
-    def parse_expr(text, *args, **kwargs):
-        unknown = [n for n in re.findall(r"[^\W\d]\w*", text) if len(n) > 1 and n not in names]
-        if unknown or not re.fullmatch(r"[\w\s+\-*/^().,=]*", text):
+    def parse_expr(text, local_dict=None):
+        if re.search(r"[^\w\s+\-*/^().,!<>=]|<<|>>|\.\s*[^\W\d]", text):
             raise ValueError("not an expression of school mathematics")
-        return evaluate(text, *args, **kwargs)
+        return sympy.parse_expr(text, local_dict, global_dict=dict(known))
 
-    if evaluate.__module__.startswith("sympy"):  # else it is guarded already
-        sympy.parse_expr = sympy_parser.parse_expr = parse_expr
+    return parse_expr
+
+# %% ../nbs/17_tasks.ipynb #guard-gym
+def _guard_gym() -> None:
+    "Give reasoning-gym's modules an `eval` and a `parse_expr` that run no code; no other module."
+    import ast
+    import sys
+    import types
+
+    import sympy
+
+    school = types.ModuleType("sympy")
+    vars(school).update(vars(sympy), parse_expr=_school_parser())
+    for path, module in list(sys.modules.items()):
+        if not path.startswith("reasoning_gym."):
+            continue
+        if not path.startswith("reasoning_gym.arithmetic."):
+            module.eval = ast.literal_eval
+        for name, value in list(vars(module).items()):
+            if value is sympy:
+                setattr(module, name, school)
+            elif value is sympy.parse_expr:
+                setattr(module, name, school.parse_expr)
 
 # %% ../nbs/17_tasks.ipynb #gym-grader
 def _gym_grader(name, config):
     "`score(entry, answer)` by the scorer of a reasoning-gym dataset, which cannot run code."
-    import ast
-    import importlib
     import json
 
-    _guard_sympy()  # before reasoning-gym takes its own references
     import reasoning_gym
 
-    for module in ("string_insertion", "spiral_matrix", "binary_matrix"):
-        importlib.import_module(f"reasoning_gym.algorithmic.{module}").eval = ast.literal_eval
-    importlib.import_module("reasoning_gym.games.n_queens").eval = ast.literal_eval
-    settings = {**json.loads(config), "seed": 0, "size": 1}
-    score = reasoning_gym.create_dataset(name, **settings).score_answer
-    return lambda entry, answer: score(answer, entry)
+    _guard_gym()
+    settings = {**json.loads(config, object_hook=_unpack), "seed": 0, "size": 1}
+    own = reasoning_gym.create_dataset(name, **settings)
+
+    def score(entry, answer):
+        repeats = "Integral(" in answer and answer != entry["answer"]
+        return 0.0 if repeats else own.score_answer(answer, entry)
+
+    return score
 
 # %% ../nbs/17_tasks.ipynb #serve
 def _serve() -> None:
@@ -372,7 +414,7 @@ def _serve() -> None:
 # %% ../nbs/17_tasks.ipynb #program
 def _program() -> str:
     "The source of the grading process."
-    parts = (_unpack, _watch, _latex_grader, _guard_sympy, _gym_grader, _serve)
+    parts = (_unpack, _watch, _latex_grader, _school_parser, _guard_gym, _gym_grader, _serve)
     sources = [inspect.getsource(part) for part in parts]
     return "\n".join(["from __future__ import annotations", *sources, "_serve()"])
 
@@ -769,8 +811,8 @@ def _solution(item: dict) -> str | None:
 def _gym_row(name: str, config: dict, item: dict) -> dict[str, str | None]:
     "The columns of an item."
     answer = None if item["answer"] is None else str(item["answer"])
-    entry = {"dataset": name, "config": config, "question": item["question"], "answer": answer}
-    entry = json.dumps({**entry, "metadata": _pack(item["metadata"])})
+    entry = {"dataset": name, "question": item["question"], "answer": answer}
+    entry = json.dumps({**entry, "config": _pack(config), "metadata": _pack(item["metadata"])})
     solution = _solution(item)
     return {"prompt": item["question"], "answer": answer, "solution": solution, "entry": entry}
 
@@ -794,6 +836,9 @@ def _check_request(name: str, n: int, split: str, seed: int, config: dict) -> No
         close = ", ".join(difflib.get_close_matches(name, DATASETS, 5, 0.3)) or "nothing"
         others = f"close to it: {close} (all: reasoning_gym.factory.DATASETS)"
         raise ValueError(f"reasoning-gym has no dataset {name!r}; {others}")
+    if name == "composite":
+        instead = "draw each by its name and give datasets.concatenate_datasets all of them"
+        raise ValueError(f"reasoning-gym's 'composite' mixes other datasets: {instead}")
     if split not in SPLITS:
         raise ValueError(f"split {split!r} is unknown; choose one of {', '.join(SPLITS)}")
     if n < 1 or seed < 0:
@@ -801,6 +846,9 @@ def _check_request(name: str, n: int, split: str, seed: int, config: dict) -> No
     if reserved := {"seed", "size"} & set(config):
         instead = "use the arguments n and seed"
         raise ValueError(f"{', '.join(reserved)} cannot be a setting of {name!r} here: {instead}")
+    if json.loads(json.dumps(_pack(config)), object_hook=_unpack) != config:
+        wanted = "texts, numbers, dates, and lists, tuples, sets and dicts of them"
+        raise ValueError(f"settings of {name!r} must be {wanted}, got {config}")
 
 # %% ../nbs/17_tasks.ipynb #generator
 def _generator(name: str, first: int, size: int, config: dict):
@@ -855,15 +903,28 @@ def gym_dataset(
         first += chunk
     return _texts(list(rows.values()))
 
+# %% ../nbs/17_tasks.ipynb #gym-answer
+def _gym_answer(text: str, gold: str | None) -> str:
+    "The final answer of a completion to an item of reasoning-gym, '' if there is none."
+    text = text.rpartition("</think>")[2]
+    inside, tag, after = text.strip().rpartition("</answer>")
+    whole = inside.rpartition("<answer>")[2] if tag and not after else text
+    if whole.strip() == gold:
+        return gold
+    _, mark, below = text.rpartition("####")
+    if mark and "\n" in (gold or "") and not _MARK.search(below):
+        return below.partition("</answer>")[0].strip()
+    is_number = gold is not None and parse_number(gold)
+    return final_answer(text, "number" if is_number else "text") or ""
+
 # %% ../nbs/17_tasks.ipynb #gym-score
 def _gym_score(completion, item: dict, partial: bool) -> float:
     "The score of one completion by the scorer of its item."
     text, gold, name = text_of(completion), item["answer"], item["dataset"]
     if name == "gsm_symbolic":
         return float(bool(same_number(gold, final_answer(text, "number") or "")))
-    is_number = gold is not None and parse_number(gold)
-    answer = final_answer(text, "number" if is_number else "text")
-    if answer is None or len(answer) > 20000:
+    answer = _gym_answer(text, gold)
+    if not answer and gold != "" or len(answer) > max(20000, 2 * len(gold or "")):
         return 0.0
     _need("reasoning_gym")
     value, trouble = _grade("gym", [name, json.dumps(item["config"])], item, answer)
@@ -1010,6 +1071,9 @@ def open_task(spec: str, split: str = "train", n: int | None = None, seed: int =
         raise ValueError(f"{spec!r} must look like {', '.join(f'{k}:...' for k in TASKS)}")
     if kind == "reasoning_gym":
         name, settings = _with_settings(spec, source)
+        if taken := {"name", "n", "split", "seed"} & settings.keys():
+            own = "is an option of its own here, no setting of the dataset"
+            raise ValueError(f"{spec!r}: {', '.join(sorted(taken))} {own}")
         return gym_dataset(name, n or 1000, split, seed, **settings)
     data = load_gsm8k(source, split) if kind == "gsm8k" else load_math(source, split)
     return data if n is None else data.select(range(min(n, len(data))))
