@@ -39,6 +39,7 @@ from cmdp_nbdev.config import (
     setting,
     with_ranges,
 )
+from .evaluate import to_json
 from .judge import arithmetic_validity
 from .methods import METHODS, method_settings
 from .model import default_pair
@@ -408,8 +409,11 @@ def distil(run: RunArguments, config: CMDPConfig) -> dict:
     "A whole run; returns its summary, with `output_dir` ({} on all processes but the main one)."
     began = time.perf_counter()
     trainer = build_trainer(run, config)
+    trainer.keep_trackers = True
     train_until_stopped(trainer)
     result, records = trainer.evaluate(return_records=True)
+    trainer.track({"step": trainer.global_step} | {f"eval_{k}": v for k, v in result.items()})
+    trainer.close()
     optimum = exact_optimum(run, trainer)
     seconds = time.perf_counter() - began
     trainer.save_model(trainer.output_dir / "student")
@@ -482,9 +486,9 @@ def write_run(trainer: CMDPTrainer, records: list[dict], summary: dict) -> None:
     if trainer.run_info["teacher"].get("bytes", math.inf) <= COPY_LIMIT:
         teacher.save_pretrained(out / "teacher")
         trainer.processing_class.save_pretrained(out / "teacher")
-    lines = [json.dumps(r, default=str) + "\n" for r in records]
+    lines = [to_json(r) + "\n" for r in records]
     (out / "eval.jsonl").write_text("".join(lines), encoding="utf-8")
-    text = json.dumps(summary, indent=1) + "\n"
+    text = to_json(summary, indent=1) + "\n"
     (out / "summary.json").write_text(text, encoding="utf-8")
     args = trainer.args
     title = f"{args.method}, budget {trainer.budget.limit:g} ({args.aggregate})"
@@ -517,9 +521,14 @@ def format_summary(s: dict) -> str:
 
 def _row(s: dict, k: str) -> str:
     "One metric: at the start, at the end, its interval."
-    start = f"{s[f'start_{k}']:8.3f}" if f"start_{k}" in s else " " * 8
-    interval = f"   [{s[f'{k}_low']:.3f}, {s[f'{k}_high']:.3f}]" if f"{k}_low" in s else ""
-    return f"{k:24}{start}{s[k]:8.3f}{interval}"
+    start, end, *ends = (_shown(s.get(name)) for name in (f"start_{k}", k, f"{k}_low", f"{k}_high"))
+    interval = f"   [{ends[0]}, {ends[1]}]" if all(ends) else ""
+    return f"{k:24}{start:>8}{end:>8}{interval}"
+
+
+def _shown(x) -> str:
+    "A number with three digits; nothing where there is none (null in the files, NaN before)."
+    return "" if x is None or math.isnan(float(x)) else f"{float(x):.3f}"
 
 # %% ../nbs/20_cli.ipynb #headline
 def headline(s: dict) -> str:

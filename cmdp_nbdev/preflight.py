@@ -20,10 +20,11 @@ from torch import Tensor
 from .budget import Budget, row_budget
 from .config import CMDPConfig, Rules, as_trackers, refuse
 from .cost import token_divergence
+from .evaluate import name_problems, record_column_problems
 from .mdp import Rollout
 from .methods import METHODS
 from .model import check_pair, check_vocab, load_model, load_tokenizer, num_ids
-from .reward import call_cost, task_rewards
+from .reward import call_cost, column_problems, task_rewards
 from cmdp_nbdev.rollout import (
     TEMPLATE_COLUMNS,
     PromptError,
@@ -40,7 +41,8 @@ __all__ = ['rule', 'Job', 'is_function', 'as_dataset', 'as_train_set', 'as_held_
            'something_is_trained', 'adapters_can_be_merged', 'models_have_a_row_for_every_id', 'dataset_problems',
            'prompts_can_be_answered', 'given_completions_are_texts', 'a_teacher_that_writes_is_a_model',
            'rewards_are_functions', 'one_finite_weight_per_reward', 'constraints_are_costs_with_budgets',
-           'constraints_have_names_of_their_own', 'constraints_need_a_method_that_reads_the_reward',
+           'constraints_have_names_of_their_own', 'metrics_are_functions_with_names',
+           'an_evaluation_holds_every_name_once', 'columns_are_seen', 'constraints_need_a_method_that_reads_the_reward',
            'a_quantile_has_prompts_to_be_measured_on', 'limits_per_prompt_are_numbers', 'check_job', 'write_probe',
            'check_probe', 'preflight', 'no_dropout', 'checkpoint_gradients']
 
@@ -57,6 +59,7 @@ class Job:
     train_dataset: Dataset | None
     eval_dataset: Dataset | dict[str, Dataset] | None = None
     constraints: dict = field(default_factory=dict)  # name -> (cost function, Budget)
+    eval_metrics: dict = field(default_factory=dict)  # name -> function, further scores
 
     @property
     def datasets(self) -> dict[str, Dataset]:
@@ -438,6 +441,32 @@ def constraints_have_names_of_their_own(job: Job):
             "choose another name"
         )
 
+# %% ../nbs/11_preflight.ipynb #rule-metrics
+@rule
+def metrics_are_functions_with_names(job: Job):
+    if not isinstance(job.eval_metrics, dict):
+        yield f"eval_metrics must be a dict, name -> function, got {job.eval_metrics!r}"
+        return
+    for name, function in job.eval_metrics.items():
+        if not (isinstance(name, str) and callable(function)):
+            yield f"eval_metrics must name functions, got {name!r}: {function!r}"
+
+
+@rule
+def an_evaluation_holds_every_name_once(job: Job):
+    yield from name_problems(map(str, job.eval_metrics), map(str, job.constraints))
+
+# %% ../nbs/11_preflight.ipynb #rule-columns
+@rule
+def columns_are_seen(job: Job):
+    for what, data in job.datasets.items():
+        if what == "train_dataset":
+            problems = column_problems(data.column_names)
+        else:
+            taken = job.eval_metrics, job.constraints
+            problems = record_column_problems(data.column_names, *taken)
+        yield from (f"{what}: {problem}" for problem in problems)
+
 # %% ../nbs/11_preflight.ipynb #rule-rewardless
 @rule
 def constraints_need_a_method_that_reads_the_reward(job: Job):
@@ -475,8 +504,9 @@ def limits_per_prompt_are_numbers(job: Job):
 # %% ../nbs/11_preflight.ipynb #probe
 def check_job(job: Job) -> None:
     "Raise ValueError with a line for everything that the rules find wrong with a job."
-    if not isinstance(job.constraints, dict):
-        refuse(constraints_are_costs_with_budgets(job))
+    for early in (constraints_are_costs_with_budgets, metrics_are_functions_with_names):
+        if not (isinstance(job.constraints, dict) and isinstance(job.eval_metrics, dict)):
+            refuse(early(job))
     refuse(rule.problems(job))
 
 # %% ../nbs/11_preflight.ipynb #write-probe

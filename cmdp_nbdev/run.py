@@ -8,8 +8,12 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import sys
+import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, fields, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -21,20 +25,21 @@ from accelerate.state import AcceleratorState
 from datasets import Dataset
 from fastcore.basics import patch
 from tqdm.auto import tqdm
-from transformers import get_scheduler
+from transformers import TrainerState, get_scheduler
 
 from .budget import suggest_budget as quantile_budget
 from .config import CMDPConfig, as_checkpoint
-from .evaluate import evaluate_records, summarize
+from .evaluate import evaluate_records, summarize, to_json
 from .methods import RENAMED
 from .model import save_plain
 from .preflight import Job, as_held_out, check_trackers
+from .reward import function_names, trl_arguments
 
 # %% auto #0
 __all__ = ['RESUMABLE', 'EVALUATION', 'CARD', 'prompt_order', 'fold_seed', 'claim_output_dir', 'keep_metrics', 'run_settings',
-           'plain', 'check_resumable', 'run_config', 'write_checkpoint', 'checkpoints', 'newest_checkpoint',
-           'read_state', 'read_checkpoint', 'model_name', 'measured_rows', 'repeat_code', 'model_card',
-           'make_accelerator', 'progress', 'Run', 'make_optimizer']
+           'check_resumable', 'run_config', 'write_checkpoint', 'checkpoints', 'newest_checkpoint', 'read_state',
+           'read_checkpoint', 'model_name', 'measured_rows', 'repeat_code', 'model_card', 'make_accelerator',
+           'progress', 'Run', 'uninterrupted', 'make_optimizer']
 
 # %% ../nbs/12_run.ipynb #prompt-order
 def prompt_order(size: int, start: int, count: int, seed: int) -> list[int]:
@@ -90,15 +95,16 @@ def _new_folder(method: str) -> Path:
     return folder
 
 # %% ../nbs/12_run.ipynb #keep-metrics
-def keep_metrics(path: Path, step: int) -> None:
-    "Cut metrics.jsonl back to the lines of updates up to `step`."
+def keep_metrics(path: Path, step: int) -> dict:
+    "Cut metrics.jsonl back to the lines of updates up to `step`; returns the last, {} if none."
     if not path.exists():
-        return
+        return {}
     lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
     if lines and not lines[-1].endswith("\n"):
         lines.pop()
     kept = [line for line in lines if json.loads(line)["step"] <= step]
     path.write_text("".join(kept), encoding="utf-8")
+    return json.loads(kept[-1]) if kept else {}
 
 # %% ../nbs/12_run.ipynb #resumable
 RESUMABLE = {
@@ -122,16 +128,12 @@ EVALUATION = {"per_device_eval_batch_size", "eval_num_generations", "eval_temper
 def run_settings(args: CMDPConfig, constraints: dict) -> dict:
     "The config and the further budgets (without their cost functions), as JSON gives them back."
     limits = {name: asdict(budget) for name, (_, budget) in constraints.items()}
-    return json.loads(json.dumps({**asdict(args), "constraints": limits}, default=plain))
-
-
-def plain(value) -> dict | str:
-    "What JSON holds of an object among the settings of a model: its own settings, or its text."
-    return value.to_dict() if hasattr(value, "to_dict") else str(value)
+    return json.loads(to_json({**asdict(args), "constraints": limits}))
 
 # %% ../nbs/12_run.ipynb #check-resumable
 def check_resumable(saved: dict, now: dict, checkpoint: Path) -> None:
     "Raise ValueError, naming every difference, if `checkpoint` computes something else than now."
+    saved = json.loads(to_json(saved))  # an earlier release wrote infinity as JSON has none
     saved = {**saved, "method": RENAMED.get(saved.get("method"), saved.get("method"))}
     free = RESUMABLE - (EVALUATION if now.get("budget_quantile") is not None else set())
     different = [k for k in now if k not in free and saved.get(k) != now[k]]
@@ -160,7 +162,7 @@ def write_checkpoint(
     accelerator.save_state(str(part))
     torch.save(method_state, part / "method_state.pt")
     state = {"global_step": step, **about}
-    text = json.dumps(state, indent=1)
+    text = to_json(state, indent=1)
     (part / "trainer_state.json").write_text(text, encoding="utf-8")
     shutil.rmtree(final, ignore_errors=True)
     part.rename(final)
@@ -342,12 +344,15 @@ class Run:
 
     def __init__(self, job: Job, names: dict, eval_metrics: dict | None, callbacks=()):
         self.job, self.args, self.names = job, job.args, names
+        job.eval_metrics = eval_metrics or {}
         self.teacher, self.processing_class = job.teacher, job.tokenizer
         self.train_dataset, self.eval_dataset = job.train_dataset, job.eval_dataset
         self.reward_funcs, self.constraints = job.reward_funcs, job.constraints
-        self.eval_metrics, self.callbacks = eval_metrics or {}, list(callbacks)
+        self.eval_metrics, self.callbacks = job.eval_metrics, list(callbacks)
         self.budget, self.run_info = job.args.budget_object(), {}
-        self.global_step, self.method_state = 0, {}
+        self.global_step, self.method_state, self.next_state = 0, {}, {}
+        self.last, self.due, self.should_stop = {}, [], False
+        self.keep_trackers = False  # open at the end of the training, for what comes after it
         self.output_dir = self.measured = self.vocab_size = None
 
 # %% ../nbs/12_run.ipynb #student
@@ -377,6 +382,16 @@ def generator(self: Run, *stream: int) -> torch.Generator:
     "The random generator of one purpose: a function of the seed and `stream` alone."
     seed = fold_seed(self.args.seed, 0, *stream)
     return torch.Generator(self.accelerator.device).manual_seed(seed)
+
+# %% ../nbs/12_run.ipynb #trainer-state
+@patch(as_prop=True)
+def trainer_state(self: Run) -> TrainerState:
+    "The number of updates as transformers tells it."
+    args, step = self.args, self.global_step
+    completions = args.per_device_train_batch_size * args.gradient_accumulation_steps
+    prompts = completions * self.accelerator.num_processes / args.num_generations
+    epoch = step * prompts / len(self.train_dataset)
+    return TrainerState(epoch=epoch, global_step=step, max_steps=args.max_steps)
 
 # %% ../nbs/12_run.ipynb #evaluate
 @patch
@@ -422,6 +437,7 @@ def records(self: Run, data: Dataset) -> list[dict]:
             batch_size=args.per_device_eval_batch_size,
             vocab_size=self.vocab_size,
             seed=fold_seed(args.seed, self.process_index, 2),
+            more=trl_arguments(self.trainer_state),
         )
 
 # %% ../nbs/12_run.ipynb #choose-budget
@@ -445,9 +461,9 @@ def choose_budget(self: Run, limit: float) -> None:
 # %% ../nbs/12_run.ipynb #begin
 @patch
 def begin(self: Run, resume_from_checkpoint: str | os.PathLike | bool | None = None) -> None:
-    "Begin or resume the run; does nothing the second time."
+    "Begin or resume the run; the second time, finish what an interruption left undone."
     if self.output_dir is not None:
-        return
+        return self.catch_up()
     checkpoint = as_checkpoint(resume_from_checkpoint or False)
     folder = self.claim(bool(checkpoint))
     config = folder / "config.json"
@@ -458,12 +474,11 @@ def begin(self: Run, resume_from_checkpoint: str | os.PathLike | bool | None = N
     elif (folder / "metrics.jsonl").exists() and config.exists():  # killed before its first one
         before = json.loads(config.read_text(encoding="utf-8"))
         check_resumable(before, self.settings(), folder)
-    self.output_dir = folder
     if self.is_main_process:
-        keep_metrics(folder / "metrics.jsonl", self.global_step)
-    self.write_config()
-    self.open_trackers()
-    self.first_evaluation()
+        self.last = keep_metrics(folder / "metrics.jsonl", self.global_step or -1)
+    self.due = [self.write_config, self.open_trackers, self.first_evaluation]
+    self.output_dir = folder
+    self.catch_up()
 
 # %% ../nbs/12_run.ipynb #claim
 @patch
@@ -492,7 +507,7 @@ def write_config(self: Run) -> None:
         return
     constraints = self.settings()["constraints"]
     config = run_config(self.args, constraints=constraints, **self.run_info)
-    text = json.dumps(config, indent=1, default=plain) + "\n"
+    text = to_json(config, indent=1) + "\n"
     (self.output_dir / "config.json").write_text(text, encoding="utf-8")
 
 # %% ../nbs/12_run.ipynb #evaluation
@@ -501,19 +516,79 @@ def evaluation(self: Run) -> dict:
     "An evaluation's metrics as the log names them."
     return {f"eval_{k}": v for k, v in self.evaluate().items()}
 
-# %% ../nbs/12_run.ipynb #finish
+# %% ../nbs/12_run.ipynb #whole
+@contextmanager
+def uninterrupted() -> Iterator[None]:
+    "Within the block Ctrl-C waits until its end."
+    here = threading.current_thread() is threading.main_thread()
+    if not here or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+        yield
+        return
+    pressed = []
+    signal.signal(signal.SIGINT, lambda *unused: pressed.append(True))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    if pressed:
+        raise KeyboardInterrupt
+
+# %% ../nbs/12_run.ipynb #count
 @patch
-def finish_update(self: Run, metrics: dict) -> dict:
-    "Evaluate and save where due, log, call back."
-    args, step = self.args, self.global_step
-    if args.eval_steps and step % args.eval_steps == 0:
-        metrics |= self.evaluation()
-    self.log(metrics)
-    if args.save_steps and step % args.save_steps == 0:
+def count_update(self: Run, metrics: dict) -> None:
+    "The weights have moved: count the update, keep the method's state, note what is due."
+    self.method_state, self.global_step = self.next_state, self.global_step + 1
+    self.last = metrics
+    self.due = [self.evaluate_if_due, self.log_last, self.save_if_due, self.call_back]
+
+
+@patch
+def catch_up(self: Run) -> None:
+    "Do what is due."
+    while self.due:
+        self.due[0]()
+        del self.due[:1]
+
+# %% ../nbs/12_run.ipynb #due
+@patch
+def evaluate_if_due(self: Run) -> None:
+    "Every `eval_steps`, add an evaluation to the update's metrics."
+    if self.args.eval_steps and self.global_step % self.args.eval_steps == 0:
+        self.last |= self.evaluation()
+
+
+@patch
+def log_last(self: Run) -> None:
+    "Log the update."
+    self.log(self.last)
+
+
+@patch
+def save_if_due(self: Run) -> None:
+    "A checkpoint every `save_steps`."
+    if self.args.save_steps and self.global_step % self.args.save_steps == 0:
         self.save_checkpoint()
+
+
+@patch
+def call_back(self: Run) -> None:
+    "Call the callbacks, once."
+    self.due.clear()
     for callback in self.callbacks:
-        callback(self, metrics)
-    return metrics
+        callback(self, self.last)
+
+# %% ../nbs/12_run.ipynb #stop
+@patch
+def stop(self: Run) -> None:
+    "Ask a running `train()` to return after the current update; `train()` again goes on."
+    self.should_stop = True
+
+
+@patch
+def training_bar(self: Run) -> tqdm:
+    "The progress bar of a training, shown by one process."
+    hidden = self.args.disable_tqdm or not self.is_main_process
+    return progress(self.args.max_steps, self.global_step, self.args.method, hidden)
 
 # %% ../nbs/12_run.ipynb #log
 @patch
@@ -529,13 +604,31 @@ def open_trackers(self: Run) -> None:
 # %% ../nbs/12_run.ipynb #log-line
 @patch
 def log(self: Run, metrics: dict) -> None:
-    "Append to metrics.jsonl and report to the trackers."
+    "Report to the trackers every `logging_steps`, and append to metrics.jsonl."
+    if metrics["step"] % self.args.logging_steps == 0:
+        self.track(metrics)
     if self.is_main_process:
         with open(self.output_dir / "metrics.jsonl", "a", encoding="utf-8") as f:
-            f.write(json.dumps(metrics) + "\n")
-    if self.args.report_to != "none" and metrics["step"] % self.args.logging_steps == 0:
-        values = {k: v for k, v in metrics.items() if k != "step"}
-        self.accelerator.log(values, step=metrics["step"])
+            f.write(to_json(metrics) + "\n")
+
+# %% ../nbs/12_run.ipynb #track
+@patch
+def track(self: Run, metrics: dict) -> None:
+    "Report what there is of `metrics` to the trackers, if any are asked for."
+    if self.args.report_to == "none":
+        return
+    if not self.accelerator.trackers:
+        self.open_trackers()
+    known = {k: v for k, v in metrics.items() if k != "step" and v is not None and v == v}
+    self.accelerator.log(known, step=metrics["step"])
+
+
+@patch
+def close(self: Run) -> None:
+    "Finish the trackers."
+    for tracker in self.accelerator.trackers:
+        tracker.finish()
+    self.accelerator.trackers = []
 
 # %% ../nbs/12_run.ipynb #save-model
 @patch
@@ -566,7 +659,7 @@ def card(self: Run) -> str:
         limit = "of each prompt, its column `budget`"
     else:
         limit = f"{self.budget.limit:g} nats"
-    rewards = [getattr(f, "__name__", type(f).__name__) for f in self.reward_funcs]
+    rewards = function_names(self.reward_funcs)
     command, step = self.run_info.get("command"), self.global_step
     about = (step, len(data), rewards, self.measured, command)
     return model_card(self.names, self.args, limit, *about)
@@ -597,7 +690,7 @@ def go_on_from(self: Run, saved: dict, method_state: dict) -> None:
     "Take up a checkpoint's number of updates, the method's state, and a budget that was chosen."
     self.method_state, self.global_step = method_state, saved["global_step"]
     if self.args.budget_quantile is not None and self.global_step > self.args.distill_steps:
-        self.choose_budget(saved["budget"])
+        self.choose_budget(float(saved["budget"]))
 
 # %% ../nbs/12_run.ipynb #make-optimizer
 def make_optimizer(model, args: CMDPConfig) -> tuple[torch.optim.AdamW, object]:

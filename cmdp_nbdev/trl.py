@@ -5,6 +5,7 @@
 # %% ../nbs/14_trl.ipynb #imports
 from __future__ import annotations
 
+import json
 import os
 import time
 import warnings
@@ -30,7 +31,7 @@ from transformers.integrations import is_deepspeed_zero3_enabled, is_fsdp_enable
 
 from .config import CMDPConfig, Rules, refuse
 from .cost import Score, score_tokens
-from .evaluate import Earned, earned_metrics, step_metrics
+from .evaluate import Earned, earned_metrics, step_metrics, to_json
 from .mdp import Rollout, masked, to_device
 from .methods import METHODS
 from .objective import Batch, Signal, check_finite
@@ -42,8 +43,9 @@ from cmdp_nbdev.preflight import (
     no_dropout,
     write_probe,
 )
+from .reward import function_names
 from .rollout import Reader, completion_logits, encode_prompts
-from .run import check_resumable, progress, prompt_order
+from .run import check_resumable, prompt_order
 from .trainer import CMDPTrainer
 
 try:
@@ -248,7 +250,7 @@ class TRLTrainer(CMDPTrainer):
         # before models are loaded: DeepSpeed divides weights while they are read
         self.grpo_args = grpo_config(args, **(trl_kwargs or {}))
         refuse(launch_problems(args, self.grpo_args))
-        self.checkpoint, self.last = None, {}
+        self.checkpoint, self.begun = None, False
         super().__init__(model, teacher, reward_funcs, args, *given, **named)
 
 # %% ../nbs/14_trl.ipynb #prepare
@@ -282,6 +284,7 @@ def make_grpo(self: TRLTrainer) -> BudgetGRPOTrainer:
             processing_class=self.processing_class,
         )
     grpo.remove_callback(PrinterCallback)
+    grpo.reward_func_names = function_names(self.reward_funcs)
     return grpo
 
 # %% ../nbs/14_trl.ipynb #student
@@ -522,6 +525,7 @@ def before_update(self: TRLTrainer) -> None:
     "Evaluate at the start, and choose a budget, where that is asked for."
     args = self.args
     self.began = time.perf_counter()
+    self.rate = self.grpo.lr_scheduler.get_last_lr()[0]
     if args.eval_on_start and self.global_step == 0:
         self.log({"step": 0} | self.evaluation())
     if args.budget_quantile is not None and self.global_step == args.distill_steps:
@@ -543,11 +547,10 @@ class BeforeUpdate(TrainerCallback):
 @patch
 def after_update(self: TRLTrainer, loss: float, grad_norm: float) -> dict[str, float]:
     "The update's metrics, once they have been logged."
-    self.global_step += 1
-    metrics = {"step": self.global_step, "loss": loss, "grad_norm": float(grad_norm)}
-    metrics["learning_rate"] = self.grpo.lr_scheduler.get_last_lr()[0]
-    metrics |= self.metrics | {"seconds": time.perf_counter() - self.began}
-    self.last = self.finish_update(metrics)
+    metrics = {"step": self.global_step + 1, "loss": loss, "grad_norm": float(grad_norm)}
+    metrics["learning_rate"] = self.rate
+    self.count_update(metrics | self.metrics | {"seconds": time.perf_counter() - self.began})
+    self.catch_up()
     self.bar.update()
     if self.should_stop:
         self.grpo.control.should_training_stop = True
@@ -565,6 +568,15 @@ def log(self: BudgetGRPOTrainer, logs: dict, start_time: float | None = None) ->
         if run.global_step % run.args.logging_steps:
             return
     GRPOTrainer.log(self, logs, start_time)
+    history = self.state.log_history
+    history[-1] = json.loads(to_json(history[-1]))  # transformers would write NaN
+
+
+@patch
+def track(self: TRLTrainer, metrics: dict) -> None:
+    "Report an evaluation to TRL's trackers; it reports updates itself."
+    if "loss" not in metrics:
+        self.grpo.log({k: v for k, v in metrics.items() if k != "step"})
 
 # %% ../nbs/14_trl.ipynb #train
 @patch
@@ -573,18 +585,18 @@ def train(self: TRLTrainer, resume_from_checkpoint: str | None = None) -> dict[s
 
     Raises RuntimeError for a run that was stopped: it is resumed by a new trainer.
     """
-    args = self.args
+    args, self.should_stop = self.args, False
     self.begin(resume_from_checkpoint or args.resume_from_checkpoint)
     if self.global_step >= args.max_steps:
         return self.last
-    if self.last:
+    if self.begun:
         raise RuntimeError(
             "this run was stopped; a new trainer with resume_from_checkpoint='auto' goes on from "
             "its newest checkpoint"
         )
+    self.begun = True
     self.grpo.add_callback(BeforeUpdate(self))
-    hidden = args.disable_tqdm or not self.is_main_process
-    with progress(args.max_steps, self.global_step, args.method, hidden) as self.bar, quiet():
+    with self.training_bar() as self.bar, quiet():
         self.grpo.train(self.checkpoint)
     return self.last
 

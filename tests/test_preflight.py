@@ -102,6 +102,11 @@ JOBS = {
     "one_finite_weight_per_reward": lambda job: give(job, prompts(), reward_weights=[1.0, 2.0]),
     "constraints_are_costs_with_budgets": lambda job: setattr(job, "constraints", {"length": 9}),
     "constraints_have_names_of_their_own": lambda job: constrain(job, "forward_kl"),
+    "metrics_are_functions_with_names": lambda job: setattr(job, "eval_metrics", {"right": 3}),
+    "an_evaluation_holds_every_name_once": lambda job: setattr(
+        job, "eval_metrics", {"correct": chain_reward}
+    ),
+    "columns_are_seen": lambda job: give(job, prompts(completions=["1", "2", "3"])),
     "constraints_need_a_method_that_reads_the_reward": lambda job: constrain(job, "length", "gkd"),
     "a_quantile_has_prompts_to_be_measured_on": lambda job: measure(job),
     "limits_per_prompt_are_numbers": lambda job: give(job, prompts(budget=[1.0, 2.0, None])),
