@@ -20,6 +20,7 @@ from torch import Tensor
 from .budget import Budget, row_budget, satisfaction_interval
 from .cost import Cost, token_cost, token_divergence
 from .mdp import Rollout, masked, trajectory_cost
+from .model import check_vocab
 from .objective import Batch, Signal
 from cmdp_nbdev.reward import (
     OFFERED,
@@ -31,7 +32,7 @@ from cmdp_nbdev.reward import (
     task_rewards,
     trl_arguments,
 )
-from .rollout import Sampling, completion_logits, generate
+from .rollout import Sampling, completion_logits, core, generate, still
 
 # %% auto #0
 __all__ = ['RECORD', 'VALUES', 'SEED_METRICS', 'measure', 'charges', 'judge_budgets', 'verdicts', 'rollout_records',
@@ -45,7 +46,8 @@ __all__ = ['RECORD', 'VALUES', 'SEED_METRICS', 'measure', 'charges', 'judge_budg
 def measure(model, teacher, rollout: Rollout, cost: Cost = Cost()) -> tuple[Tensor, Tensor]:
     "What every token costs, and its exact reverse KL, both (B, T) nats per token."
     mask = rollout.completion_mask
-    student, target = completion_logits(model, rollout), completion_logits(teacher, rollout)
+    with still(model, teacher):
+        student, target = (completion_logits(m, rollout) for m in (model, teacher))
     kl = token_divergence(student, target, mask=mask, chunk_size=cost.chunk_size)
     if cost.is_kl:
         return kl, kl
@@ -201,7 +203,7 @@ def evaluate_records(
     reward_weights: list[float] | None = None,
     correct_at: float = 1.0,  # an answer is correct if its total reward is at least this
     batch_size: int = 256,  # completions at a time
-    vocab_size: int | None = None,  # sample only ids below this (those that both models have)
+    vocab_size: int | None = None,  # sample only ids below this; None = all with a token
     seed: int = 0,
     more: dict | None = None,  # what functions can ask for beside the data, reward.trl_arguments
     **settings,  # fields of Sampling, instead of or on top of `sampling`
@@ -216,6 +218,9 @@ def evaluate_records(
         raise ValueError("\n".join(taken))
     funcs = reward_funcs if isinstance(reward_funcs, (list, tuple)) else [reward_funcs]
     sampling = replace(sampling, **settings)
+    for what, m in {"model": model, "teacher": teacher}.items():
+        if isinstance(m, torch.nn.Module):
+            check_vocab(core(m), tokenizer, what)
     generator = torch.Generator(next(model.parameters()).device).manual_seed(seed)
     size, records = max(1, batch_size // sampling.num_generations), []
     for start in range(0, len(dataset), size):

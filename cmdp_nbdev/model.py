@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.resources import files
 from pathlib import Path
+from weakref import WeakKeyDictionary
 
 import torch
 import torch.nn.functional as F
@@ -33,7 +34,7 @@ from .task import ChainTask, Flaw, chain_prompts, write_chain
 
 # %% auto #0
 __all__ = ['CHAIN_CHARS', 'DATA', 'char_tokenizer', 'tiny_model', 'load_model', 'load_tokenizer', 'save_plain', 'check_pair',
-           'num_ids', 'check_vocab', 'pretrain', 'default_pair']
+           'ids_of', 'num_ids', 'check_vocab', 'pretrain', 'default_pair']
 
 # %% ../nbs/07_model.ipynb #char-tokenizer
 CHAIN_CHARS = "0123456789+-*=;#"
@@ -188,14 +189,33 @@ def check_pair(student: PreTrainedTokenizerBase, teacher: PreTrainedTokenizerBas
     _check_eos(student, teacher)
 
 # %% ../nbs/07_model.ipynb #check-vocab
+_IDS: WeakKeyDictionary[PreTrainedTokenizerBase, tuple] = WeakKeyDictionary()
+
+
+def ids_of(tokenizer: PreTrainedTokenizerBase) -> tuple[int, tuple[int, ...]]:
+    "One more than the largest id of a tokenizer, and the ids below that without a token."
+    size, known = len(tokenizer), _IDS.get(tokenizer)
+    if known is None or known[0] != size:
+        ids = set(tokenizer.get_vocab().values())
+        number = max(ids) + 1
+        known = _IDS[tokenizer] = size, number, tuple(sorted(set(range(number)) - ids))
+    return known[1:]
+
+
 def num_ids(tokenizer: PreTrainedTokenizerBase) -> int:
-    "One more than the largest id of a tokenizer: the output rows that a model needs for it."
-    return max(tokenizer.get_vocab().values()) + 1
+    "The output rows that a model needs for a tokenizer."
+    return ids_of(tokenizer)[0]
 
 
 def check_vocab(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, what: str) -> None:
-    "Raise ValueError if the model has fewer output rows than the tokenizer has ids."
-    rows, ids = model.config.get_text_config().vocab_size, num_ids(tokenizer)
+    """Raise ValueError if the model has fewer output rows than the tokenizer has ids.
+
+    A model without a config does not say how many it has.
+    """
+    config = getattr(model, "config", None)
+    if config is None:
+        return
+    rows, ids = config.get_text_config().vocab_size, num_ids(tokenizer)
     if rows < ids:
         sizes = f"{rows} output rows but the tokenizer has {ids} ids"
         raise ValueError(f"{what} has {sizes}: this is not its tokenizer")

@@ -5,10 +5,14 @@
 # %% ../nbs/11_preflight.ipynb #imports
 from __future__ import annotations
 
+import functools
+import logging
 import os
+import time
 import warnings
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -16,35 +20,42 @@ import torch
 from accelerate.tracking import get_available_trackers
 from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from .budget import Budget, row_budget
 from .config import CMDPConfig, Rules, as_trackers, refuse
-from .cost import token_divergence
+from .cost import token_divergence, token_logps
 from .evaluate import name_problems, record_column_problems
-from .mdp import Rollout
+from .mdp import Rollout, masked, select, trim
 from .methods import METHODS
-from .model import check_pair, check_vocab, load_model, load_tokenizer, num_ids
+from .model import check_pair, check_vocab, load_model, load_tokenizer
 from .reward import call_cost, column_problems, task_rewards
 from cmdp_nbdev.rollout import (
     TEMPLATE_COLUMNS,
     PromptError,
     completion_logits,
+    core,
     encode_prompts,
     eos_token_ids,
     generate,
     given_text,
 )
 
+logger = logging.getLogger("cmdp_nbdev")
+
 # %% auto #0
-__all__ = ['rule', 'Job', 'is_function', 'as_dataset', 'as_train_set', 'as_held_out', 'as_datasets', 'check_identity',
-           'check_teacher_tokenizer', 'check_trackers', 'load_student', 'load_job', 'adapters_come_from_peft',
-           'something_is_trained', 'adapters_can_be_merged', 'models_have_a_row_for_every_id', 'dataset_problems',
-           'prompts_can_be_answered', 'given_completions_are_texts', 'a_teacher_that_writes_is_a_model',
-           'rewards_are_functions', 'one_finite_weight_per_reward', 'constraints_are_costs_with_budgets',
-           'constraints_have_names_of_their_own', 'metrics_are_functions_with_names',
-           'an_evaluation_holds_every_name_once', 'columns_are_seen', 'constraints_need_a_method_that_reads_the_reward',
-           'a_quantile_has_prompts_to_be_measured_on', 'limits_per_prompt_are_numbers', 'check_job', 'write_probe',
-           'check_probe', 'preflight', 'no_dropout', 'checkpoint_gradients']
+__all__ = ['logger', 'rule', 'APART', 'SAID', 'PATIENCE', 'Job', 'is_function', 'as_dataset', 'as_train_set', 'as_held_out',
+           'as_datasets', 'check_identity', 'check_teacher_tokenizer', 'check_trackers', 'load_student', 'load_job',
+           'adapters_come_from_peft', 'something_is_trained', 'adapters_can_be_merged',
+           'models_have_a_row_for_every_id', 'dataset_problems', 'prompts_can_be_answered',
+           'given_completions_are_texts', 'a_teacher_that_writes_is_a_model', 'rewards_are_functions',
+           'one_finite_weight_per_reward', 'constraints_are_costs_with_budgets', 'constraints_have_names_of_their_own',
+           'metrics_are_functions_with_names', 'an_evaluation_holds_every_name_once', 'columns_are_seen',
+           'constraints_need_a_method_that_reads_the_reward', 'a_quantile_has_prompts_to_be_measured_on',
+           'limits_per_prompt_are_numbers', 'check_job', 'extreme_rows', 'write_probe', 'check_functions',
+           'probe_distances', 'distance_problems', 'precision_of', 'check_shapes', 'check_probe', 'preflight',
+           'stay_in_eval', 'checkpoint_gradients']
 
 # %% ../nbs/11_preflight.ipynb #job
 @dataclass
@@ -282,7 +293,7 @@ def models_have_a_row_for_every_id(job: Job):
         if is_function(model):
             continue
         try:
-            check_vocab(model, job.tokenizer, what)
+            check_vocab(core(model), job.tokenizer, what)
         except ValueError as e:
             yield str(e)
 
@@ -337,7 +348,8 @@ def _prompt_problem(
 # %% ../nbs/11_preflight.ipynb #rule-prompts
 @rule
 def prompts_can_be_answered(job: Job):
-    context = getattr(job.model.config.get_text_config(), "max_position_embeddings", None)
+    config = getattr(core(job.model), "config", None)
+    context = getattr(config and config.get_text_config(), "max_position_embeddings", None)
     for name, data in {"train_dataset": job.train_dataset, **job.datasets}.items():
         yield from dataset_problems(
             name,
@@ -510,31 +522,90 @@ def check_job(job: Job) -> None:
     refuse(rule.problems(job))
 
 # %% ../nbs/11_preflight.ipynb #write-probe
-def write_probe(job: Job, generator: torch.Generator) -> Rollout:
-    "Two short completions of the first prompts, by the student."
-    columns = job.train_dataset[:2]
+def extreme_rows(prompts: list) -> list[int]:
+    "Rows of the shortest and of the longest prompt, by their characters."
+    lengths = [len(str(prompt)) for prompt in prompts]
+    return sorted({lengths.index(min(lengths)), lengths.index(max(lengths))})
+
+
+def write_probe(job: Job, generator: torch.Generator, writer=None) -> Rollout:
+    "Short completions of two prompts, by the student or another `writer`."
+    columns = job.train_dataset[extreme_rows(job.train_dataset["prompt"][:])]
     return generate(
-        job.model,
+        writer or job.model,
         job.tokenizer,
         columns.pop("prompt"),
         columns,
         generator=generator,
-        vocab_size=num_ids(job.tokenizer),  # both models have at least these
         chat_template_kwargs=job.args.chat_template_kwargs,
+        num_generations=2,
         max_completion_length=min(8, job.args.max_completion_length),
+        temperature=job.args.temperature,
     )
 
-# %% ../nbs/11_preflight.ipynb #check-probe
-@torch.no_grad()
-def check_probe(job: Job, probe: Rollout) -> int:
-    """Score a rollout of the student as training will; returns the ids common to both models.
-
-    Raises what rewards and costs raise, naming the function, and ValueError for a teacher that
-    does not answer per token. Warns if the vocabularies do not fit.
-    """
+# %% ../nbs/11_preflight.ipynb #probe-functions
+def check_functions(job: Job, probe: Rollout) -> None:
+    "Raise what rewards and costs raise on a rollout, naming the function."
     task_rewards(job.reward_funcs, probe, job.args.reward_weights)
     for function, budget in job.constraints.values():
         budget.spent(call_cost(function, probe), probe.completion_mask)
+
+# %% ../nbs/11_preflight.ipynb #probe-distances
+def probe_distances(model, probe: Rollout, temperature: float = 1.0) -> dict[str, float]:
+    """How far apart a model's log-probabilities of the probe's tokens are, nats, at most.
+
+    'sampled': as they were sampled and as they are scored, where the probe is the model's own;
+    'padded': scored in a batch and alone.
+    """
+    ids, mask = probe.completion_ids, probe.completion_mask
+    scored = token_logps(completion_logits(model, probe), ids, temperature).detach()
+    scored, found = masked(scored, mask), {"padded": 0.0}
+    if probe.sampled_logps is not None:
+        found["sampled"] = float((scored - probe.sampled_logps).abs().max())
+    for row in probe.group_ids.unique().tolist():
+        row = int((probe.group_ids == row).nonzero()[0])
+        alone = trim(select(probe, [row]))
+        logps = token_logps(completion_logits(model, alone), alone.completion_ids, temperature)
+        distance = (logps[0].detach() - scored[row, : logps.shape[1]]).abs().max()
+        found["padded"] = max(found["padded"], float(distance))
+    return found
+
+# %% ../nbs/11_preflight.ipynb #probe-bounds
+APART = {"float32": 1e-3, "half": 0.5}  # nats per token
+SAID = {
+    "sampled": (
+        "its completions are sampled from another policy than the one that is scored",
+        "the cache is not read as it was written",
+    ),
+    "padded": (
+        "a completion is scored differently in a batch and alone",
+        "padding reaches its real tokens",
+    ),
+}
+
+
+def distance_problems(what: str, distances: dict[str, float], precision: str) -> Iterator[str]:
+    "One sentence for every distance that is more than arithmetic."
+    for kind, distance in distances.items():
+        if not distance <= APART[precision]:
+            found, reason = SAID[kind]
+            yield (
+                f"{what}: {found}, {distance:.2g} nats a token apart (at most {APART[precision]} "
+                f"in {precision}): {reason}; try attn_implementation='eager' or dtype=float32 in "
+                f"{what.replace('model', 'model_init_kwargs', 1)}, or prompts of one length"
+            )
+
+# %% ../nbs/11_preflight.ipynb #probe-precision
+def precision_of(model: torch.nn.Module) -> str:
+    "'half' if the model has weights in half precision, or is under autocast; else 'float32'."
+    halves = (torch.bfloat16, torch.float16)
+    parameter = next(model.parameters())
+    under = torch.is_autocast_enabled(parameter.device.type)
+    return "half" if under or any(p.dtype in halves for p in model.parameters()) else "float32"
+
+# %% ../nbs/11_preflight.ipynb #check-probe
+def check_shapes(job: Job, probe: Rollout) -> int:
+    "The number of ids that both models answer for. Raises ValueError for a teacher that does not."
     student, teacher = (completion_logits(m, probe) for m in (job.model, job.teacher))
     if teacher.shape[:2] != student.shape[:2]:
         raise ValueError(
@@ -544,25 +615,73 @@ def check_probe(job: Job, probe: Rollout) -> int:
     token_divergence(student, teacher, mask=probe.completion_mask)
     return min(student.shape[-1], teacher.shape[-1])
 
+
+def check_probe(job: Job, probe: Rollout, generator: torch.Generator) -> int:
+    """Raise ValueError unless both models are what they seem; returns the ids that both have.
+
+    Raises what rewards and costs raise, too. Warns if the vocabularies do not fit.
+    """
+    check_functions(job, probe)
+    with torch.no_grad():
+        vocab_size = check_shapes(job, probe)
+    written = {
+        "model": (job.model, probe),
+        "teacher": (job.teacher, replace(probe, sampled_logps=None)),
+    }
+    if job.args.seq_kd and job.args.lmbda < 1:
+        written["teacher"] = job.teacher, write_probe(job, generator, job.teacher)
+    problems = []
+    for what, (model, rollout) in written.items():
+        with torch.set_grad_enabled(model is job.model):
+            distances = probe_distances(model, rollout, job.args.temperature)
+        problems += distance_problems(what, distances, precision_of(job.model))
+    refuse(problems)
+    return vocab_size
+
 # %% ../nbs/11_preflight.ipynb #preflight
-def preflight(job: Job, generator: torch.Generator) -> int:
+PATIENCE = 5.0  # seconds
+
+
+def preflight(job: Job, generator: torch.Generator, autocast: Callable = nullcontext) -> int:
     "Ask the rules, then the probe; returns the ids common to both models."
     check_job(job)
-    return check_probe(job, write_probe(job, generator))
+    began = time.perf_counter()
+    with autocast():
+        vocab_size = check_probe(job, write_probe(job, generator), generator)
+    seconds = time.perf_counter() - began
+    if seconds > PATIENCE:
+        logger.info("the probe of both models took %.0f s", seconds)
+    return vocab_size
 
-# %% ../nbs/11_preflight.ipynb #no-dropout
-def no_dropout(model: torch.nn.Module) -> None:
-    "Set every dropout probability of `model` to 0."
-    for module in model.modules():
-        if isinstance(module, torch.nn.Dropout):
-            module.p = 0.0
-        for name in ("attention_dropout", "dropout"):
-            if isinstance(getattr(module, name, None), float):
-                setattr(module, name, 0.0)
+# %% ../nbs/11_preflight.ipynb #stay-in-eval
+def stay_in_eval(model: torch.nn.Module) -> None:
+    "Evaluation mode, whatever is asked for later."
+    model.eval()
+    model.train = functools.partial(_same, model)
+
+
+def _same(model: torch.nn.Module, mode: bool = True) -> torch.nn.Module:
+    "`model`, as `train` returns it."
+    return model
 
 # %% ../nbs/11_preflight.ipynb #checkpoint-gradients
 def checkpoint_gradients(model: torch.nn.Module) -> None:
-    "Recompute activations in the backward pass; the policy stays the one that was sampled."
-    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    model.train()
-    no_dropout(model)
+    """Recompute the activations of every layer in the backward pass.
+
+    Raises ValueError for a model whose layers transformers cannot tell.
+    """
+    layers = [m for m in model.modules() if isinstance(m, GradientCheckpointingLayer)]
+    if not layers:
+        raise ValueError(
+            f"gradient_checkpointing=True: {type(core(model)).__name__} has no layers that can be "
+            "recomputed; use smaller micro-batches (gradient_accumulation_steps)"
+        )
+    for layer in layers:
+        layer.forward = functools.partial(_recomputed, layer.forward)
+
+
+def _recomputed(forward: Callable, *args, **kwargs):
+    "A layer's forward; where gradients flow, without its activations."
+    if not torch.is_grad_enabled():
+        return forward(*args, **kwargs)
+    return checkpoint(forward, *args, use_reentrant=False, **kwargs)

@@ -909,10 +909,10 @@ def _gym_answer(text: str, gold: str | None) -> str:
     text = text.rpartition("</think>")[2]
     inside, tag, after = text.strip().rpartition("</answer>")
     whole = inside.rpartition("<answer>")[2] if tag and not after else text
-    if whole.strip() == gold:
+    *above, below = text.split("####") if _MARK.search(text) else _SAID.split(text)
+    if gold in (whole.strip(), below.strip()):
         return gold
-    _, mark, below = text.rpartition("####")
-    if mark and "\n" in (gold or "") and not _MARK.search(below):
+    if above and "\n" in (gold or "") and not _MARK.search(below):
         return below.partition("</answer>")[0].strip()
     is_number = gold is not None and parse_number(gold)
     return final_answer(text, "number" if is_number else "text") or ""

@@ -80,9 +80,9 @@ def _prepare(self: CMDPTrainer) -> None:
     if not is_function(self.teacher):
         self.teacher.to(self.device).eval().requires_grad_(False)
     job.model = METHODS[args.method].wrap(job.model, self.teacher, self.budget)
-    self.vocab_size = preflight(job, self.generator(1))
     if args.gradient_checkpointing:
         checkpoint_gradients(job.model)
+    self.vocab_size = preflight(job, self.generator(1), self.accelerator.autocast)
     optimizer, self.scheduler = make_optimizer(job.model, args)
     self.model, self.optimizer = self.accelerator.prepare(job.model, optimizer)
     self.accelerator.register_for_checkpointing(self.scheduler)

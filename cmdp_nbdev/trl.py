@@ -34,17 +34,27 @@ from .cost import Score, score_tokens
 from .evaluate import Earned, earned_metrics, step_metrics, to_json
 from .mdp import Rollout, masked, to_device
 from .methods import METHODS
+from .model import ids_of
 from .objective import Batch, Signal, check_finite
 from cmdp_nbdev.preflight import (
     check_job,
     check_probe,
     check_trackers,
+    checkpoint_gradients,
     is_function,
-    no_dropout,
+    stay_in_eval,
     write_probe,
 )
 from .reward import function_names
-from .rollout import Reader, completion_logits, encode_prompts
+from cmdp_nbdev.rollout import (
+    Reader,
+    Reading,
+    completion_logits,
+    core,
+    encode_prompts,
+    read_as,
+    reading,
+)
 from .run import check_resumable, prompt_order
 from .trainer import CMDPTrainer
 
@@ -90,7 +100,7 @@ def check_trl(release: str | None = None, trainer: type = GRPOTrainer) -> None:
 # %% ../nbs/14_trl.ipynb #same
 SAME = """
 adam_beta1 adam_beta2 adam_epsilon bf16 chat_template_kwargs epsilon epsilon_high fp16
-gradient_accumulation_steps gradient_checkpointing learning_rate lr_scheduler_kwargs
+gradient_accumulation_steps learning_rate lr_scheduler_kwargs
 lr_scheduler_type max_completion_length max_grad_norm num_generations num_iterations
 per_device_train_batch_size reward_weights save_total_limit seed temperature top_p weight_decay
 """.split()
@@ -101,6 +111,7 @@ FIXED = dict(
     loss_type="dapo",
     scale_rewards="none",
     disable_dropout=True,
+    gradient_checkpointing=False,  # ours, see preflight.checkpoint_gradients
     router_aux_loss_coef=0.0,
     optim="adamw_torch",
     use_cache=True,
@@ -259,16 +270,42 @@ def _prepare(self: TRLTrainer) -> None:
     "Checks, TRL's trainer around the student, the teacher beside it, a probe."
     job = self.job
     check_job(job)
-    no_dropout(job.model)
+    if self.args.gradient_checkpointing:
+        checkpoint_gradients(job.model)
     self.grpo = self.make_grpo()
     self.accelerator = self.grpo.accelerator
     self.device, self.process_index = self.accelerator.device, self.accelerator.process_index
     self.is_main_process = self.accelerator.is_main_process
-    self.vocab_size = common_ids(job.model, self.teacher)
+    stay_in_eval(job.model)
+    self.vocab_size = min(common_ids(job.model, self.teacher), ids_of(job.tokenizer)[0])
     job.teacher = self.teacher = place_teacher(self.teacher, self.grpo)
-    if not self.sharded:
-        self.vocab_size = check_probe(job, write_probe(job, self.generator(1)))
+    self._probe()
     self.grpo.sample_below(self.vocab_size)
+
+
+@patch(as_prop=True)
+def known_ids(self: TRLTrainer) -> dict:
+    "The ids that are sampled, as a rollout holds them."
+    return {"vocab_size": self.vocab_size, "holes": ids_of(self.processing_class)[1]}
+
+
+@patch
+def _probe(self: TRLTrainer) -> None:
+    "Try both models where they are whole; a divided one is taken to be read like most."
+    job = self.job
+    models = [m for m in (job.model, job.teacher) if not is_function(m)]
+    if self.sharded:
+        for model in models:
+            read_as(model, Reading())
+        return
+    with self.accelerator.autocast():
+        probe = write_probe(job, self.generator(1))
+        self.vocab_size = check_probe(job, probe, self.generator(1))
+    if not reading(job.model, probe.prompt_ids, probe.prompt_mask).padded:
+        raise ValueError(
+            f"model: {type(core(job.model)).__name__} does not understand padding in front, which "
+            "TRL's generation puts there; use our own loop (engine native)"
+        )
 
 # %% ../nbs/14_trl.ipynb #make-grpo
 @patch
@@ -318,22 +355,21 @@ def place_teacher(teacher, grpo: GRPOTrainer):
 # %% ../nbs/14_trl.ipynb #common-ids
 def common_ids(*models) -> int:
     "How many ids all models have, by their configs; a function has none."
-    configs = [m.config.get_text_config() for m in models if not is_function(m)]
+    configs = [core(m).config.get_text_config() for m in models if not is_function(m)]
     return min(config.vocab_size for config in configs)
 
 # %% ../nbs/14_trl.ipynb #sample-below
 @patch
 def sample_below(self: BudgetGRPOTrainer, vocab_size: int) -> None:
     "Sample only ids that the teacher has, too. Raises ValueError where vLLM would not obey."
-    known = common_ids(self.model)
-    if vocab_size == known:
-        return
-    if self.use_vllm:
+    known, (tokens, holes) = common_ids(self.model), ids_of(self.processing_class)
+    if self.use_vllm and vocab_size < min(known, tokens):
         raise ValueError(
             f"the student has {known} ids and the teacher {vocab_size}: vLLM would sample the "
             "further ones; leave use_vllm out"
         )
-    self.generation_config.suppress_tokens = list(range(vocab_size, known))
+    if not self.use_vllm and (holes or vocab_size < known):
+        self.generation_config.suppress_tokens = [*holes, *range(vocab_size, known)]
 
 # %% ../nbs/14_trl.ipynb #score
 @patch
@@ -361,7 +397,8 @@ def _get_per_token_logps_and_entropies(
     "Log-probabilities (B, T); entropies, which are zeros, for nobody reads them; no aux loss."
     T, size, self.scores = logits_to_keep, batch_size or len(input_ids), []
     for ids, mask in zip(input_ids.split(size), attention_mask.split(size)):
-        part = Rollout(ids[:, :-T], mask[:, :-T], ids[:, -T:], mask[:, -T:], None)
+        sides = ids[:, :-T], mask[:, :-T], ids[:, -T:], mask[:, -T:]
+        part = Rollout(*sides, terminated=None, **self.run.known_ids)
         self.scores.append(self.run.score(part, model))
     logp = torch.cat([score.logp for score in self.scores])
     return logp, torch.zeros_like(logp) if compute_entropy else None, None
@@ -397,6 +434,7 @@ def as_rollout(self: BudgetGRPOTrainer, inputs, prompts, completions, ids: list)
         prompts=prompts,
         completions=completions,
         columns=columns,
+        **self.run.known_ids,
     )
     return to_device(rollout, self.accelerator.device)
 
