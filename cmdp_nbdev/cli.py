@@ -42,7 +42,7 @@ from cmdp_nbdev.config import (
 from .evaluate import to_json
 from .judge import arithmetic_validity
 from .methods import METHODS, method_settings
-from .model import default_pair
+from .model import default_pair, outline
 from cmdp_nbdev.plot import (
     frontier_figure,
     multiplier_curves,
@@ -54,7 +54,9 @@ from cmdp_nbdev.plot import (
     tradeoff_figure,
     training_curves,
 )
+from .preflight import recorded
 from .prepare import AtLeastOne, NotBelowZero
+from .processor import say, suitable_threads
 from .task import chain_dataset, chain_frontier, chain_reward, step_validity
 from .tasks import TASKS, file_kind, load_rows, open_task, task_kind, with_template
 from .trainer import CMDPTrainer
@@ -62,10 +64,10 @@ from .trainer import CMDPTrainer
 # %% auto #0
 __all__ = ['Engine', 'ABOUT', 'METHODS_ABOUT', 'EXAMPLES', 'UNSAID', 'OWN', 'OWN_TOO', 'SUMMARY', 'COPY_LIMIT', 'EXPECTED',
            'RunArguments', 'method_lines', 'build_parser', 'read_options', 'parse_args', 'command_of', 'load_reward',
-           'load_prompts', 'with_prompts', 'own_task', 'check_options', 'engine', 'embedded_trainer', 'own_trainer',
-           'describe_teacher', 'build_trainer', 'distil', 'train_until_stopped', 'exact_optimum', 'summarise',
-           'start_of', 'write_run', 'pictures', 'format_summary', 'headline', 'run_all', 'all_configs', 'write_table',
-           'comparison', 'main']
+           'load_prompts', 'with_prompts', 'own_task', 'check_options', 'engine', 'with_threads', 'embedded_trainer',
+           'own_trainer', 'describe_teacher', 'build_trainer', 'distil', 'train_until_stopped', 'exact_optimum',
+           'summarise', 'start_of', 'write_run', 'pictures', 'format_summary', 'headline', 'run_all', 'all_configs',
+           'write_table', 'comparison', 'main']
 
 # %% ../nbs/20_cli.ipynb #options
 Engine = Annotated[str, one_of("native", "trl")]
@@ -117,7 +119,9 @@ class RunArguments:
     )
     n_eval: AtLeastOne = setting(1024, "held-out prompts to evaluate on")
     num_threads: AtLeastOne | None = setting(
-        None, "CPU threads; none = 1 for the embedded pair (faster for tiny models), else torch's"
+        None,
+        "CPU threads; none = 1 for tiny models (faster), else torch's, at most the cores that are "
+        "available",
     )
     engine: Engine = setting(
         "native",
@@ -346,6 +350,13 @@ def engine(name: str) -> type:
 
     return TRLTrainer
 
+# %% ../nbs/20_cli.ipynb #with-threads
+def with_threads(run: RunArguments, config: CMDPConfig) -> RunArguments:
+    "`run` with a number of threads: the given one, the recorded one, or what suits the student."
+    begun = recorded(config).get("numbers", {}).get("threads")
+    size, _ = outline(run.student, **config.model_init_kwargs)
+    return dataclasses.replace(run, num_threads=run.num_threads or begun or suitable_threads(size))
+
 # %% ../nbs/20_cli.ipynb #trainers
 def embedded_trainer(run: RunArguments, config: CMDPConfig) -> CMDPTrainer:
     "The embedded student, teacher and task."
@@ -359,8 +370,8 @@ def embedded_trainer(run: RunArguments, config: CMDPConfig) -> CMDPTrainer:
 
 def own_trainer(run: RunArguments, config: CMDPConfig) -> CMDPTrainer:
     "Student, teacher, prompts and rewards that the options name."
-    if run.num_threads:
-        torch.set_num_threads(run.num_threads)
+    torch.set_num_threads(run.num_threads)
+    say(f"reading {run.dataset}", config.disable_tqdm)
     rewards, *data, metrics = own_task(run)
     make = engine(run.engine)
     return make(run.student, run.teacher, rewards, config, *data, eval_metrics=metrics)
@@ -395,8 +406,12 @@ def build_trainer(run: RunArguments, config: CMDPConfig) -> CMDPTrainer:
     "The trainer that the options describe; raises before any long work if they cannot work."
     check_options(run)
     engine(run.engine)
-    make = embedded_trainer if run.student is None else own_trainer
-    trainer = make(run, config)
+    if run.student is None:
+        trainer = embedded_trainer(run, config)
+    else:
+        run = with_threads(run, config)
+        trainer = own_trainer(run, config)
+        config = trainer.args  # what was decided, too
     trainer.run_info = {
         "command": command_of(run, config),
         "run": dataclasses.asdict(run),
@@ -587,9 +602,11 @@ EXPECTED = (ValueError, TypeError, OSError, RuntimeError, FloatingPointError, Im
 def main(argv: list[str] | None = None) -> int:
     "Entry point of `cmdp-distill`."
     run, values = parse_args(argv)
-    hf_logging.disable_progress_bar()
-    if values["disable_tqdm"] or not sys.stderr.isatty():
+    quiet = values["disable_tqdm"] or not sys.stderr.isatty()
+    if quiet:
         datasets.disable_progress_bars()
+    if quiet or run.student is None:
+        hf_logging.disable_progress_bar()
     try:
         _run(run, values)
     except EXPECTED as e:

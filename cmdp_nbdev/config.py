@@ -31,12 +31,12 @@ from .objective import SCALES, Batch, Signal
 from .rollout import OURS, Sampling
 
 # %% auto #0
-__all__ = ['UNFIT', 'WORDS', 'KIND', 'Folder', 'Checkpoint', 'Trackers', 'Positive', 'Finite', 'NotNegative', 'Share', 'Inside',
-           'Nucleus', 'Decay', 'Count', 'Index', 'Number', 'Scale', 'Schedule', 'Device', 'config_rule', 'FOLLOWERS',
-           'DTYPES', 'DICTS', 'Range', 'one_of', 'Kind', 'as_float', 'as_int', 'as_bool', 'as_text', 'as_list',
-           'as_none', 'as_path', 'as_checkpoint', 'as_trackers', 'setting', 'with_ranges', 'ranges', 'kinds',
-           'read_fields', 'range_problems', 'Settings', 'as_settings', 'CMDPConfig', 'Rules', 'refuse',
-           'distillation_is_a_part_of_the_run', 'a_quantile_needs_a_distilled_student',
+__all__ = ['UNFIT', 'WORDS', 'SWITCH', 'KIND', 'Folder', 'Checkpoint', 'Trackers', 'Positive', 'Finite', 'NotNegative', 'Share',
+           'Inside', 'Nucleus', 'Decay', 'Count', 'Index', 'Number', 'Scale', 'Schedule', 'Device', 'Switch',
+           'config_rule', 'FOLLOWERS', 'DTYPES', 'DICTS', 'Range', 'one_of', 'Kind', 'as_float', 'as_int', 'as_bool',
+           'as_text', 'as_list', 'as_none', 'as_path', 'as_checkpoint', 'as_trackers', 'as_switch', 'setting',
+           'with_ranges', 'ranges', 'kinds', 'read_fields', 'range_problems', 'Settings', 'as_settings', 'CMDPConfig',
+           'Rules', 'refuse', 'distillation_is_a_part_of_the_run', 'a_quantile_needs_a_distilled_student',
            'a_limit_that_moves_has_a_start_and_a_way', 'one_precision', 'the_chat_template_is_told_its_own_switches',
            'groups_stay_whole', 'the_teachers_completions_are_used', 'the_method_knows_its_settings', 'Unsaid',
            'schedule_settings', 'follow_schedule', 'the_schedule_is_known_beforehand',
@@ -142,6 +142,14 @@ def as_trackers(value) -> str:
     names = as_list(as_text, [value] if isinstance(value, Enum) else value or ())
     return ",".join(name.strip() for name in names) or "none"
 
+# %% ../nbs/10_config.ipynb #switch
+SWITCH = {"true": True, "1": True, "false": False, "0": False, "none": "auto"}
+
+
+def as_switch(value):
+    "True, False or 'auto' for the ways to write it; anything else as it is."
+    return SWITCH.get(str(value).lower(), value)
+
 # %% ../nbs/10_config.ipynb #kinds
 KIND = {
     bool: Kind("true or false", as_bool),
@@ -170,22 +178,26 @@ Number = Annotated[float, Range("a finite number", math.isfinite)]
 Scale = Annotated[str, one_of(*SCALES)]
 Schedule = Annotated[str, one_of(*(kind.value for kind in SchedulerType))]
 Device = Annotated[str, Range("auto or cpu", lambda v: v in ("auto", "cpu"))]
+Switch = Annotated[
+    str,
+    Kind("auto, true or false", as_switch),
+    Range("auto, true or false", lambda v: v == "auto" or isinstance(v, bool)),
+]
 
 # %% ../nbs/10_config.ipynb #setting
-def setting(default, help: str):
-    "A dataclass field with its meaning and unit."
+def setting(default, help: str, **more):
+    "A dataclass field with its meaning and unit; `more`: for the parser of a command line."
     if isinstance(default, dict):
         return field(default_factory=lambda: Settings(default), metadata={"help": help})
-    return field(default=default, metadata={"help": help})
+    return field(default=default, metadata={"help": help, **more})
 
 
 def with_ranges(cls: type) -> type:
     "Class decorator: the help of every field ends with its range."
     for f in fields(cls):
         if f.name in ranges(cls):
-            f.metadata = MappingProxyType(
-                {"help": f"{f.metadata['help']}; {ranges(cls)[f.name].text}"}
-            )
+            help = f"{f.metadata['help']}; {ranges(cls)[f.name].text}"
+            f.metadata = MappingProxyType({**f.metadata, "help": help})
     return cls
 
 # %% ../nbs/10_config.ipynb #ranges
@@ -443,7 +455,13 @@ class CMDPConfig:
     gradient_checkpointing: bool = setting(
         False, "recompute activations in the backward pass: less memory, more time"
     )
-    bf16: bool = setting(False, "bfloat16 autocast")
+    bf16: Switch = setting(
+        "auto",
+        "bfloat16 autocast; auto: for models that are not tiny, where the device multiplies "
+        "bfloat16 faster than float32 (measured once, at a fresh start)",
+        nargs="?",
+        const="true",
+    )
     fp16: bool = setting(False, "float16 autocast with loss scaling (GPU)")
     device: Device = setting("auto", "auto: the accelerator if there is one")
     seed: Index = setting(0, "fixes the whole run on one machine")
@@ -593,7 +611,7 @@ def a_limit_that_moves_has_a_start_and_a_way(c: CMDPConfig):
 # %% ../nbs/10_config.ipynb #rule-precision
 @config_rule
 def one_precision(c: CMDPConfig):
-    if c.bf16 and c.fp16:
+    if c.bf16 is True and c.fp16:
         yield "bf16 and fp16 exclude each other; choose one"
 
 # %% ../nbs/10_config.ipynb #rule-template

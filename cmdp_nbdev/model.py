@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import os
 import random
 import re
@@ -20,6 +21,7 @@ import torch.nn.functional as F
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from torch import Tensor
 from transformers import (
+    AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
     BatchEncoding,
@@ -33,8 +35,8 @@ from transformers.utils import logging
 from .task import ChainTask, Flaw, chain_prompts, write_chain
 
 # %% auto #0
-__all__ = ['CHAIN_CHARS', 'DATA', 'char_tokenizer', 'tiny_model', 'load_model', 'load_tokenizer', 'save_plain', 'check_pair',
-           'ids_of', 'num_ids', 'check_vocab', 'pretrain', 'default_pair']
+__all__ = ['CHAIN_CHARS', 'DATA', 'char_tokenizer', 'tiny_model', 'load_model', 'num_parameters', 'outline', 'load_tokenizer',
+           'save_plain', 'check_pair', 'ids_of', 'num_ids', 'check_vocab', 'pretrain', 'default_pair']
 
 # %% ../nbs/07_model.ipynb #char-tokenizer
 CHAIN_CHARS = "0123456789+-*=;#"
@@ -107,6 +109,29 @@ def load_model(
     if not isinstance(model, torch.nn.Module):
         raise TypeError(f"{what} must be a model, a folder or a name, got {type(model).__name__}")
     return model
+
+# %% ../nbs/07_model.ipynb #outline
+def num_parameters(model: torch.nn.Module) -> int:
+    "Parameters of a model, of one that DeepSpeed has divided the whole."
+    return sum(getattr(p, "ds_numel", p.numel()) for p in model.parameters())
+
+
+def outline(
+    model: PreTrainedModel | str | os.PathLike, what: str = "model", **kwargs
+) -> tuple[float, torch.dtype | None]:
+    "Number of parameters and dtype of a model; (inf, None) where only loading it would tell."
+    if isinstance(model, (str, os.PathLike)):
+        try:
+            config = _from_pretrained(AutoConfig, model, what, **kwargs)
+            with torch.device("meta"):
+                trust = kwargs.get("trust_remote_code")
+                empty = AutoModelForCausalLM.from_config(config, trust_remote_code=trust)
+        except (OSError, ValueError):
+            return math.inf, None  # a folder of adapters, say; what cannot be loaded says why
+        return num_parameters(empty), config.dtype
+    if not isinstance(model, torch.nn.Module):
+        return math.inf, None
+    return num_parameters(model), getattr(model, "dtype", None)
 
 # %% ../nbs/07_model.ipynb #set-eos
 def _set_eos(tokenizer: PreTrainedTokenizerBase, eos_token: str | None, what: str) -> None:

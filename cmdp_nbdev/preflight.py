@@ -6,8 +6,11 @@
 from __future__ import annotations
 
 import functools
+import json
 import logging
+import math
 import os
+import re
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -29,7 +32,28 @@ from .cost import token_divergence, token_logps
 from .evaluate import name_problems, record_column_problems
 from .mdp import Rollout, masked, select, trim
 from .methods import METHODS
-from .model import check_pair, check_vocab, load_model, load_tokenizer
+from cmdp_nbdev.model import (
+    check_pair,
+    check_vocab,
+    load_model,
+    load_tokenizer,
+    num_parameters,
+    outline,
+)
+from cmdp_nbdev.processor import (
+    HALVES,
+    TINY,
+    available_cores,
+    choose_bf16,
+    device_of,
+    fast_dtype,
+    name_of,
+    say,
+    slowdown,
+    starts,
+    warn_bf16,
+    warn_slow,
+)
 from .reward import call_cost, column_problems, task_rewards
 from cmdp_nbdev.rollout import (
     TEMPLATE_COLUMNS,
@@ -46,9 +70,10 @@ logger = logging.getLogger("cmdp_nbdev")
 
 # %% auto #0
 __all__ = ['logger', 'rule', 'APART', 'SAID', 'PATIENCE', 'Job', 'is_function', 'as_dataset', 'as_train_set', 'as_held_out',
-           'as_datasets', 'check_identity', 'check_teacher_tokenizer', 'check_trackers', 'load_student', 'load_job',
+           'as_datasets', 'check_identity', 'check_teacher_tokenizer', 'check_trackers', 'recorded', 'settle',
+           'is_name', 'teacher_dtype', 'warn_numbers', 'first_line', 'load_student', 'numbers_of', 'load_job',
            'adapters_come_from_peft', 'something_is_trained', 'adapters_can_be_merged',
-           'models_have_a_row_for_every_id', 'dataset_problems', 'prompts_can_be_answered',
+           'models_have_a_row_for_every_id', 'dataset_problems', 'prompts_can_be_answered', 'warn_of_unread_settings',
            'given_completions_are_texts', 'a_teacher_that_writes_is_a_model', 'rewards_are_functions',
            'one_finite_weight_per_reward', 'constraints_are_costs_with_budgets', 'constraints_have_names_of_their_own',
            'metrics_are_functions_with_names', 'an_evaluation_holds_every_name_once', 'columns_are_seen',
@@ -70,6 +95,7 @@ class Job:
     train_dataset: Dataset | None
     eval_dataset: Dataset | dict[str, Dataset] | None = None
     constraints: dict = field(default_factory=dict)  # name -> (cost function, Budget)
+    numbers: dict = field(default_factory=dict)  # what the models are computed in
     eval_metrics: dict = field(default_factory=dict)  # name -> function, further scores
 
     @property
@@ -191,23 +217,129 @@ def check_trackers(report_to: str | list[str] | None) -> list[str] | None:
         )
     return names
 
+# %% ../nbs/11_preflight.ipynb #recorded
+def recorded(args: CMDPConfig) -> dict:
+    "config.json of the run that goes on in its folder; {} for a new one."
+    checkpoint, folder = args.resume_from_checkpoint, args.output_dir
+    if checkpoint not in (None, True, "auto"):
+        folder = Path(checkpoint).parent
+    path = Path(folder or os.devnull).expanduser() / "config.json"
+    return json.loads(path.read_text()) if path.is_file() else {}
+
+# %% ../nbs/11_preflight.ipynb #settle
+def settle(args: CMDPConfig, model, teacher) -> CMDPConfig:
+    "`args` without an 'auto': as recorded where a run goes on, else decided for this device."
+    before, device = recorded(args), device_of(args.device)
+    asked = before.get("bf16", "auto") if args.bf16 == "auto" else args.bf16
+    size, _ = outline(model, **args.model_init_kwargs)
+    bf16 = choose_bf16(False if args.fp16 and asked == "auto" else asked, size, device)
+    kwargs = dict(args.teacher_model_init_kwargs)
+    if is_name(teacher) and not kwargs.keys() & {"dtype", "torch_dtype"}:
+        _, saved = outline(teacher, "teacher", **kwargs)
+        kwargs |= before.get("teacher_model_init_kwargs", teacher_dtype(saved, device))
+    return replace(args, bf16=bf16, teacher_model_init_kwargs=kwargs)
+
+
+def is_name(model) -> bool:
+    "Whether it is a folder or a hub name."
+    return isinstance(model, (str, os.PathLike))
+
+
+def teacher_dtype(saved: torch.dtype | None, device: torch.device) -> dict:
+    "The setting that loads weights as this device multiplies them fast; {} = as they were saved."
+    saved = saved or torch.bfloat16  # nobody says
+    fast = fast_dtype(saved, device)
+    return {} if fast == saved else {"dtype": name_of(fast)}
+
+# %% ../nbs/11_preflight.ipynb #warn-numbers
+def warn_numbers(args: CMDPConfig, model, teacher) -> None:
+    "Warn, once each, of numbers and threads that this machine is slow with."
+    if args.bf16:
+        warn_bf16(device_of(args.device))
+    warn_slow(model, "model")
+    warn_slow(teacher, "teacher")
+    threads, cores = torch.get_num_threads(), available_cores()
+    if threads > cores:
+        warnings.warn(
+            f"torch computes on {threads} threads, and this process may use {cores} cores: they "
+            f"wait for each other; torch.set_num_threads({cores})",
+            stacklevel=4,
+        )
+    begun = recorded(args).get("numbers", {}).get("threads", threads)
+    if begun != threads:
+        warnings.warn(
+            f"the run was begun on {begun} threads and goes on with {threads}, which can change "
+            f"its numbers in the last digits; torch.set_num_threads({begun})",
+            stacklevel=4,
+        )
+
+# %% ../nbs/11_preflight.ipynb #first-line
+def first_line(args: CMDPConfig, model, teacher) -> str:
+    "Sizes and dtypes of the models, and in which numbers they are computed; '' for a tiny pair."
+    size, _ = outline(model, **args.model_init_kwargs)
+    if size < TINY and not (is_name(model) or is_name(teacher)):
+        return ""
+    student = _described(model, "student", {"dtype": "float32", **args.model_init_kwargs})
+    judge = _described(teacher, "teacher", args.teacher_model_init_kwargs)
+    device, reason = device_of(args.device).type, ""
+    if size >= TINY and device == "cpu":
+        ratio = slowdown(torch.bfloat16)
+        factor, how = (ratio, "slower") if ratio > 1 else (1 / ratio, "faster")
+        reason = f"bfloat16 is {factor:.3g} times {how} than float32 on this processor; "
+    kind = "bfloat16" if args.bf16 else "float16" if args.fp16 else "float32"
+    threads = torch.get_num_threads()
+    where = f"{threads} thread{'s' * (threads > 1)}" if device == "cpu" else device
+    return f"{student}; {judge}; {reason}computing in {kind} on {where}"
+
+
+def _described(model, what: str, kwargs: dict) -> str:
+    "Name, size and dtype of a model that is given in any way."
+    if is_function(model):
+        return f"{what}: a function"
+    size, dtype = outline(model, what, **kwargs)
+    name = f"{what} {model}" if is_name(model) else what
+    many = f"{size / 1e6:.3g} million parameters, " if size < math.inf else ""
+    return f"{name}: {many}{name_of(dtype)}"
+
 # %% ../nbs/11_preflight.ipynb #load-student
 def load_student(model, tokenizer, **kwargs) -> torch.nn.Module:
     "The student, in float32 unless `kwargs` (of from_pretrained) say otherwise."
-    student = load_model(model, **{"dtype": "float32", **kwargs})
-    halves = (torch.bfloat16, torch.float16)
+    if not kwargs.keys() & {"dtype", "torch_dtype"}:
+        kwargs["dtype"] = "float32"
+    student = load_model(model, **kwargs)
     trained = [p for p in student.parameters() if p.requires_grad]
-    if half := {str(p.dtype) for p in trained if p.dtype in halves}:
+    if half := {str(p.dtype) for p in trained if p.dtype in HALVES}:
         warnings.warn(
             f"model has trainable weights in {', '.join(half)}: small updates round to nothing "
-            "there; give its folder or name (then they are loaded in float32) or model.float(), "
-            "and bf16=True for the speed",
+            "there; give its folder or name (then they are loaded in float32) or model.float(): "
+            "bf16='auto' computes in bfloat16 where that is faster",
             stacklevel=2,
         )
     ends = eos_token_ids(student, tokenizer)
     if getattr(student, "generation_config", None):
         student.generation_config.eos_token_id = ends if len(ends) > 1 else ends[0]
     return student
+
+# %% ../nbs/11_preflight.ipynb #numbers-of
+def numbers_of(args: CMDPConfig, student, teacher) -> dict:
+    "Device, dtypes, threads, and how much slower bfloat16 is (None where that was not measured)."
+    begun = recorded(args).get("numbers", {})
+    device, large = device_of(args.device).type, num_parameters(student) >= TINY
+    measured = round(slowdown(torch.bfloat16), 2) if large and device == "cpu" else None
+    return {
+        "device": device,
+        "autocast": "bf16" if args.bf16 else "fp16" if args.fp16 else "no",
+        "student_dtype": _dtype_name(student),
+        "teacher_dtype": _dtype_name(teacher),
+        "threads": torch.get_num_threads(),
+        "bf16_slowdown": measured,
+        **begun,
+    }
+
+
+def _dtype_name(model) -> str | None:
+    "Name of the dtype of a model's weights, None for a function."
+    return None if is_function(model) else name_of(next(model.parameters()).dtype)
 
 # %% ../nbs/11_preflight.ipynb #load-job
 def load_job(
@@ -233,6 +365,9 @@ def load_job(
             "pass the tokenizer"
         )
     check_identity(model, teacher)
+    args = settle(args, model, teacher)
+    if line := first_line(args, model, teacher):
+        say(line, args.disable_tqdm)
     what = "processing_class" if processing_class else "model"
     tokenizer = load_tokenizer(source, what, args.eos_token)
     if not is_function(teacher):
@@ -240,6 +375,7 @@ def load_job(
     student = load_student(model, tokenizer, **args.model_init_kwargs)
     if not is_function(teacher):
         teacher = load_model(teacher, "teacher", **args.teacher_model_init_kwargs)
+    warn_numbers(args, student, teacher)
     several = isinstance(reward_funcs, (list, tuple))
     return Job(
         args=args,
@@ -250,6 +386,7 @@ def load_job(
         train_dataset=train_dataset,
         eval_dataset=eval_dataset,
         constraints=constraints or {},
+        numbers=numbers_of(args, student, teacher),
     )
 
 # %% ../nbs/11_preflight.ipynb #rule-adapters
@@ -304,6 +441,7 @@ def dataset_problems(
     tokenizer,
     context: int | None,
     max_completion_length: int,
+    disable_tqdm: bool = False,
     chat_template_kwargs: dict | None = None,
 ) -> Iterator[str]:
     "What is wrong with the prompts of `dataset`; `context`: tokens that the student can see."
@@ -319,7 +457,8 @@ def dataset_problems(
         return
     read = {"prompt", *TEMPLATE_COLUMNS} & set(dataset.column_names)
     prompts = dataset.select_columns(sorted(read))
-    for start in range(0, len(prompts), 1000):
+    bar = dict(desc=f"checking {name}", disable=disable_tqdm, leave=False, delay=1.0)
+    for start in starts(len(prompts), 1000, **bar):
         columns = prompts[start : start + 1000]
         encoded = (columns.pop("prompt"), tokenizer, columns, chat_template_kwargs)
         problem = _prompt_problem(encoded, start, context, max_completion_length)
@@ -357,7 +496,20 @@ def prompts_can_be_answered(job: Job):
             job.tokenizer,
             context,
             job.args.max_completion_length,
+            job.args.disable_tqdm,
             job.args.chat_template_kwargs,
+        )
+
+# %% ../nbs/11_preflight.ipynb #unread
+def warn_of_unread_settings(job: Job) -> None:
+    "Warn of `chat_template_kwargs` that the tokenizer's chat template does not name."
+    known = {"tools", "documents", "chat_template"}
+    known |= set(re.findall(r"\w+", str(job.tokenizer.chat_template)))
+    if unread := sorted(set(job.args.chat_template_kwargs) - known):
+        warnings.warn(
+            f"chat_template_kwargs: {', '.join(unread)} is not in the tokenizer's chat template "
+            "and has no effect",
+            stacklevel=2,
         )
 
 # %% ../nbs/11_preflight.ipynb #rule-given
@@ -520,6 +672,7 @@ def check_job(job: Job) -> None:
         if not (isinstance(job.constraints, dict) and isinstance(job.eval_metrics, dict)):
             refuse(early(job))
     refuse(rule.problems(job))
+    warn_of_unread_settings(job)
 
 # %% ../nbs/11_preflight.ipynb #write-probe
 def extreme_rows(prompts: list) -> list[int]:

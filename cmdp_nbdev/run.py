@@ -9,7 +9,6 @@ import json
 import os
 import shutil
 import signal
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -33,13 +32,14 @@ from .evaluate import evaluate_records, summarize, to_json
 from .methods import RENAMED
 from .model import save_plain
 from .preflight import Job, as_held_out, check_trackers
+from .processor import progress
 from .reward import function_names, trl_arguments
 
 # %% auto #0
 __all__ = ['RESUMABLE', 'EVALUATION', 'CARD', 'prompt_order', 'fold_seed', 'claim_output_dir', 'keep_metrics', 'run_settings',
            'check_resumable', 'run_config', 'write_checkpoint', 'checkpoints', 'newest_checkpoint', 'read_state',
-           'read_checkpoint', 'model_name', 'measured_rows', 'repeat_code', 'model_card', 'make_accelerator',
-           'progress', 'Run', 'uninterrupted', 'make_optimizer']
+           'read_checkpoint', 'model_name', 'measured_rows', 'repeat_code', 'model_card', 'make_accelerator', 'Run',
+           'uninterrupted', 'make_optimizer']
 
 # %% ../nbs/12_run.ipynb #prompt-order
 def prompt_order(size: int, start: int, count: int, seed: int) -> list[int]:
@@ -314,7 +314,7 @@ def make_accelerator(args: CMDPConfig) -> Accelerator:
             "devices use the engine inside TRL: cmdp-distill --engine trl, or "
             "cmdp_nbdev.trl.TRLTrainer"
         )
-    precision = "bf16" if args.bf16 else "fp16" if args.fp16 else "no"
+    precision = "bf16" if args.bf16 is True else "fp16" if args.fp16 else "no"
     if AcceleratorState._shared_state and AcceleratorState().mixed_precision != precision:
         AcceleratorState._reset_state()  # an earlier trainer of this process
     return Accelerator(
@@ -322,17 +322,6 @@ def make_accelerator(args: CMDPConfig) -> Accelerator:
         cpu=args.device == "cpu",
         log_with=check_trackers(args.report_to),
         project_dir=args.output_dir or "runs",
-    )
-
-# %% ../nbs/12_run.ipynb #progress
-def progress(total: int, initial: int = 0, desc: str = "", disable: bool = False) -> tqdm:
-    "A progress bar that does not flood a file."
-    terminal = sys.stderr is not None and sys.stderr.isatty()
-    drawn = terminal or "ipykernel" in sys.modules
-    seconds = 0.1 if drawn else 10.0
-    off = {"disable": True} if disable else {}  # else the environment decides
-    return tqdm(
-        total=total, initial=initial, desc=desc, mininterval=seconds, maxinterval=seconds, **off
     )
 
 # %% ../nbs/12_run.ipynb #run
@@ -437,6 +426,7 @@ def records(self: Run, data: Dataset) -> list[dict]:
             batch_size=args.per_device_eval_batch_size,
             vocab_size=self.vocab_size,
             seed=fold_seed(args.seed, self.process_index, 2),
+            disable_tqdm=args.disable_tqdm or not self.is_main_process,
             more=trl_arguments(self.trainer_state),
         )
 
@@ -505,8 +495,8 @@ def write_config(self: Run) -> None:
     "config.json."
     if not self.is_main_process:
         return
-    constraints = self.settings()["constraints"]
-    config = run_config(self.args, constraints=constraints, **self.run_info)
+    more = {"constraints": self.settings()["constraints"], "numbers": self.job.numbers}
+    config = run_config(self.args, **more, **self.run_info)
     text = to_json(config, indent=1) + "\n"
     (self.output_dir / "config.json").write_text(text, encoding="utf-8")
 

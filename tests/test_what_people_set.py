@@ -88,6 +88,7 @@ TAKES_NONE = {
     "teacher_model_init_kwargs",
     "chat_template_kwargs",
     "report_to",
+    "bf16",
     "truncated_reward",
     "disable_tqdm",
 }
