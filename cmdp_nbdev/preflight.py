@@ -224,7 +224,7 @@ def recorded(args: CMDPConfig) -> dict:
     if checkpoint not in (None, True, "auto"):
         folder = Path(checkpoint).parent
     path = Path(folder or os.devnull).expanduser() / "config.json"
-    return json.loads(path.read_text()) if path.is_file() else {}
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
 # %% ../nbs/11_preflight.ipynb #settle
 def settle(args: CMDPConfig, model, teacher) -> CMDPConfig:

@@ -651,7 +651,7 @@ def decided_bf16(folder: Path, args: PrepareArguments, parameters: float) -> boo
     "What prepare.json says where `bf16` is 'auto', else what suits a base of so many parameters."
     path, asked = folder / "prepare.json", args.bf16
     if asked == "auto" and path.is_file():
-        asked = json.loads(path.read_text()).get("bf16", asked)
+        asked = json.loads(path.read_text(encoding="utf-8")).get("bf16", asked)
     return choose_bf16(asked, parameters, device_of())
 
 

@@ -38,10 +38,10 @@ def calls_without_encoding(tree):
     for call in ast.walk(tree):
         if not isinstance(call, ast.Call):
             continue
-        name = getattr(call.func, "attr", getattr(call.func, "id", ""))
+        method, function = (getattr(call.func, kind, "") for kind in ("attr", "id"))
         binary = any(getattr(a, "value", None) in ("rb", "wb", "ab") for a in call.args)
-        stated = binary or {"encoding", "timeout"} & {k.arg for k in call.keywords}
-        if name in ("open", "read_text", "write_text") and not stated:
+        stated = binary or any(k.arg == "encoding" for k in call.keywords)
+        if (method in ("read_text", "write_text") or function == "open") and not stated:
             yield ast.unparse(call)
 
 
