@@ -24,6 +24,7 @@ from accelerate.tracking import get_available_trackers
 from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
+from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from .budget import Budget, row_budget
@@ -35,6 +36,8 @@ from .methods import METHODS
 from cmdp_nbdev.model import (
     check_pair,
     check_vocab,
+    copy_to,
+    inner_model,
     load_model,
     load_tokenizer,
     num_parameters,
@@ -72,7 +75,8 @@ logger = logging.getLogger("cmdp_nbdev")
 __all__ = ['logger', 'rule', 'APART', 'SAID', 'PATIENCE', 'Job', 'is_function', 'as_dataset', 'as_train_set', 'as_held_out',
            'as_datasets', 'check_identity', 'check_teacher_tokenizer', 'check_trackers', 'recorded', 'settle',
            'is_name', 'teacher_dtype', 'warn_numbers', 'first_line', 'load_student', 'numbers_of', 'load_job',
-           'adapters_come_from_peft', 'something_is_trained', 'adapters_can_be_merged',
+           'adapters_come_from_peft', 'something_is_trained', 'the_student_is_a_model_of_transformers',
+           'the_students_weights_are_whole', 'adapters_can_be_merged', 'merging_problem',
            'models_have_a_row_for_every_id', 'dataset_problems', 'prompts_can_be_answered', 'warn_of_unread_settings',
            'given_completions_are_texts', 'a_teacher_that_writes_is_a_model', 'rewards_are_functions',
            'one_finite_weight_per_reward', 'constraints_are_costs_with_budgets', 'constraints_have_names_of_their_own',
@@ -393,9 +397,16 @@ def load_job(
 rule = Rules()
 
 
+def _has_adapters(module: torch.nn.Module) -> bool:
+    "Whether it is what peft makes of a model."
+    return hasattr(module, "merge_and_unload")
+
+
 @rule
 def adapters_come_from_peft(job: Job):
-    if getattr(job.model, "_hf_peft_config_loaded", False):
+    inside = any(hasattr(part, "adapter_layer_names") for part in job.model.modules())
+    alone = inside and not any(map(_has_adapters, job.model.modules()))
+    if alone or getattr(job.model, "_hf_peft_config_loaded", False):
         yield (
             "model carries adapters that transformers put into it (load_adapter, add_adapter), "
             "and would be saved without its own weights; wrap the base with peft: "
@@ -412,15 +423,58 @@ def something_is_trained(job: Job):
             "PeftModel.from_pretrained(base, folder, is_trainable=True)"
         )
 
+# %% ../nbs/11_preflight.ipynb #rule-plain
+@rule
+def the_student_is_a_model_of_transformers(job: Job):
+    inner = inner_model(job.model)
+    if not isinstance(inner, PreTrainedModel):
+        yield (
+            f"model is a {type(inner).__name__}, which could not be saved as a model that "
+            "from_pretrained loads; pass the transformers model inside it (wrapped by peft or "
+            "torch.compile, if you like)"
+        )
+
+# %% ../nbs/11_preflight.ipynb #rule-quantised
+@rule
+def the_students_weights_are_whole(job: Job):
+    if getattr(inner_model(job.model), "is_quantized", False):
+        yield (
+            "model is quantised: what it learns cannot be merged into its weights without "
+            "changing the policy; load it without quantization_config (in bfloat16 it needs half "
+            "the memory of float32)"
+        )
+
 # %% ../nbs/11_preflight.ipynb #rule-mergeable
 @rule
 def adapters_can_be_merged(job: Job):
-    configs = getattr(job.model, "peft_config", {}).values()
+    parts = [*getattr(job.model, "_orig_mod", job.model).modules()]
+    configs = [c for m in parts for c in getattr(m, "peft_config", {}).values()]
     if any(config.is_prompt_learning for config in configs):
         yield (
             "model learns virtual prompt tokens, which cannot be merged into its weights; use "
             "LoRA or another method of peft that changes weights"
         )
+    elif any(getattr(part, "merged_adapters", None) for part in parts):
+        yield (
+            "model has its adapters merged into its weights, where they learn nothing; call "
+            "model.unmerge_adapter() first"
+        )
+    elif problem := next(map(merging_problem, filter(_has_adapters, parts)), None):
+        yield (
+            f"model has adapters that cannot be merged into its weights ({problem}), so it could "
+            "not be saved as a model that loads alone; use other settings or another method of peft"
+        )
+
+
+def merging_problem(model: torch.nn.Module) -> str | None:
+    "Why the adapters of `model` cannot be merged: tried on a copy that has shapes but no numbers."
+    if any(hasattr(weight, "ds_id") for weight in model.parameters()):
+        return None  # DeepSpeed has taken their shapes, too
+    try:
+        with warnings.catch_warnings(action="ignore"):
+            copy_to(model, "meta").merge_and_unload()
+    except Exception as e:  # each method of peft has its own
+        return None if "meta tensor" in str(e) else str(e).splitlines()[0]
 
 # %% ../nbs/11_preflight.ipynb #rule-vocabulary
 @rule
@@ -668,6 +722,7 @@ def limits_per_prompt_are_numbers(job: Job):
 # %% ../nbs/11_preflight.ipynb #probe
 def check_job(job: Job) -> None:
     "Raise ValueError with a line for everything that the rules find wrong with a job."
+    refuse(the_student_is_a_model_of_transformers(job))
     for early in (constraints_are_costs_with_budgets, metrics_are_functions_with_names):
         if not (isinstance(job.constraints, dict) and isinstance(job.eval_metrics, dict)):
             refuse(early(job))
