@@ -28,6 +28,7 @@ from .budget import Budget
 from .cost import COSTS, KINDS, Cost
 from .methods import METHODS, RENAMED, find_method
 from .objective import SCALES, Batch, Signal
+from .reward import UPDATE
 from .rollout import OURS, Sampling
 
 # %% auto #0
@@ -791,6 +792,11 @@ def trial_problems(c: CMDPConfig) -> Iterator[str]:
             f"gradient: put it into the advantage), got {priced!r}"
         )
         return
+    if taken := sorted(set(signal.metrics) & set(UPDATE)):
+        yield (
+            f"method {c.method!r} logs {', '.join(taken)}, which an update has already; choose "
+            "another name"
+        )
     yield from price_problems(c, signal.multipliers["divergence"])
 
 

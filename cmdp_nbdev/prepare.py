@@ -54,7 +54,7 @@ from cmdp_nbdev.config import (
     with_ranges,
 )
 from .cost import token_logps
-from .evaluate import evaluate
+from .evaluate import evaluate, to_json
 from .mdp import Rollout
 from .model import load_model, load_tokenizer, num_parameters, outline
 from cmdp_nbdev.processor import (
@@ -710,7 +710,7 @@ def stage(self: Preparation, name: str, build: Callable[[Path], dict]) -> None:
     with complete_or_absent(self.folder / name) as part:
         notes = build(part)
         m = self.measure(load_fast(part))
-        text = json.dumps(m | notes, indent=1) + "\n"
+        text = to_json(m | notes, indent=1) + "\n"
         (part / "metrics.json").write_text(text, encoding="utf-8")
     shutil.rmtree(self.folder / f".{name}-training", ignore_errors=True)
     interval = f"[{m['accuracy_low']:.3f}, {m['accuracy_high']:.3f}]"

@@ -243,7 +243,9 @@ def measured_rows(measured: tuple[int, dict] | None) -> list[str]:
     rows = [f"| evaluated | after update {step}, {r['n_eval']:g} completions |"]
     for name in ("accuracy", "satisfaction_rate", "accuracy_within_budget"):
         interval = f"[{r[f'{name}_low']:.3f}, {r[f'{name}_high']:.3f}]"
-        rows.append(f"| {name.replace('_', ' ')} | {r[name]:.3f}, 95% interval {interval} |")
+        found = f"{r[name]:.3f}, 95% interval {interval}"
+        found = "no verdict" if np.isnan(r[name]) else found
+        rows.append(f"| {name.replace('_', ' ')} | {found} |")
     divergence = f"mean {r['kl_mean']:.3f}, 95th percentile {r['kl_p95']:.3f}"
     return [
         *rows,
