@@ -29,11 +29,20 @@ from datasets import Dataset
 from transformers import HfArgumentParser
 from transformers.utils import logging as hf_logging
 
-from .config import CMDPConfig, one_of, range_problems, refuse, setting, with_ranges
+from cmdp_nbdev.config import (
+    CMDPConfig,
+    Folder,
+    one_of,
+    range_problems,
+    read_fields,
+    refuse,
+    setting,
+    with_ranges,
+)
 from .evaluate import to_json
 from .judge import arithmetic_validity
 from .methods import METHODS, method_settings
-from .model import default_pair
+from .model import default_pair, outline
 from cmdp_nbdev.plot import (
     frontier_figure,
     multiplier_curves,
@@ -45,18 +54,20 @@ from cmdp_nbdev.plot import (
     tradeoff_figure,
     training_curves,
 )
+from .preflight import recorded
 from .prepare import AtLeastOne, NotBelowZero
+from .processor import say, suitable_threads
 from .task import chain_dataset, chain_frontier, chain_reward, step_validity
-from .tasks import KINDS, TASKS, load_rows, open_task, task_kind, with_template
+from .tasks import TASKS, file_kind, load_rows, open_task, task_kind, with_template
 from .trainer import CMDPTrainer
 
 # %% auto #0
 __all__ = ['Engine', 'ABOUT', 'METHODS_ABOUT', 'EXAMPLES', 'UNSAID', 'OWN', 'OWN_TOO', 'SUMMARY', 'COPY_LIMIT', 'EXPECTED',
            'RunArguments', 'method_lines', 'build_parser', 'read_options', 'parse_args', 'command_of', 'load_reward',
-           'load_prompts', 'with_prompts', 'own_task', 'check_options', 'engine', 'embedded_trainer', 'own_trainer',
-           'describe_teacher', 'build_trainer', 'distil', 'train_until_stopped', 'exact_optimum', 'summarise',
-           'start_of', 'write_run', 'pictures', 'format_summary', 'headline', 'run_all', 'all_configs', 'write_table',
-           'comparison', 'main']
+           'load_prompts', 'with_prompts', 'own_task', 'check_options', 'engine', 'with_threads', 'embedded_trainer',
+           'own_trainer', 'describe_teacher', 'build_trainer', 'distil', 'train_until_stopped', 'exact_optimum',
+           'summarise', 'start_of', 'write_run', 'pictures', 'format_summary', 'headline', 'run_all', 'all_configs',
+           'write_table', 'comparison', 'main']
 
 # %% ../nbs/20_cli.ipynb #options
 Engine = Annotated[str, one_of("native", "trl")]
@@ -67,21 +78,21 @@ Engine = Annotated[str, one_of("native", "trl")]
 class RunArguments:
     "What to distil from what, on which data. Nothing given: the embedded default."
 
-    student: str | None = setting(
+    student: Folder | None = setting(
         None,
         "student: a folder or hub name; none = the embedded pair (then teacher, dataset and "
         "reward are embedded, too)",
     )
-    teacher: str | None = setting(
+    teacher: Folder | None = setting(
         None, "teacher: a folder or hub name with the student's tokenizer"
     )
-    dataset: str | None = setting(
+    dataset: Folder | None = setting(
         None,
-        "training prompts: a .jsonl, .csv or .parquet file, a folder or a hub name, with a column "
-        "'prompt'; or gsm8k:SOURCE, math:SOURCE (such a file, folder or name) or "
-        "reasoning_gym:NAME[,setting=value,...]",
+        "training prompts: a .jsonl, .csv, .tsv, .parquet, .arrow or .txt file, a folder or a "
+        "hub name, with a column 'prompt'; or gsm8k:SOURCE, math:SOURCE (such a file, folder or "
+        "name) or reasoning_gym:NAME[,setting=value,...]",
     )
-    eval_dataset: str | None = setting(
+    eval_dataset: Folder | None = setting(
         None,
         "held-out prompts, given like dataset; none = its split 'test', for gsm8k:, math: (not "
         "one file) and reasoning_gym:",
@@ -108,14 +119,18 @@ class RunArguments:
     )
     n_eval: AtLeastOne = setting(1024, "held-out prompts to evaluate on")
     num_threads: AtLeastOne | None = setting(
-        None, "CPU threads; none = 1 for the embedded pair (faster for tiny models), else torch's"
+        None,
+        "CPU threads; none = 1 for tiny models (faster), else torch's, at most the cores that are "
+        "available",
     )
     engine: Engine = setting(
         "native",
         "native: our loop, one device; trl: inside TRL's GRPOTrainer, for several devices "
         "(pip install .[trl])",
     )
-    config: str | None = setting(None, "YAML file with any of these options; the command line wins")
+    config: Folder | None = setting(
+        None, "YAML file with any of these options; the command line wins"
+    )
 
 # %% ../nbs/20_cli.ipynb #methods
 def method_lines() -> str:
@@ -169,14 +184,14 @@ def build_parser() -> argparse.ArgumentParser:
 def read_options(path: str, known: set[str]) -> dict:
     "The options in a YAML file. Raises ValueError, naming the file, for what is none of `known`."
     try:
-        given = yaml.safe_load(Path(path).read_bytes()) or {}
+        given = yaml.safe_load(Path(path).expanduser().read_bytes()) or {}
     except (OSError, yaml.YAMLError) as e:
         raise ValueError(f"{path}: {e}") from e
     if not isinstance(given, dict):
         kind = type(given).__name__
         raise ValueError(f"{path}: expected 'option: value' lines, got {kind}")
     if unknown := set(given) - known:
-        raise ValueError(f"{path}: unknown option {', '.join(sorted(unknown))}")
+        raise ValueError(f"{path}: unknown option {', '.join(sorted(map(str, unknown)))}")
     if isinstance(given.get("reward"), str):
         given["reward"] = [given["reward"]]
     return given
@@ -237,12 +252,23 @@ def load_reward(spec: str) -> Callable:
         sys.path.pop(0)
 
 # %% ../nbs/20_cli.ipynb #prompts
-def load_prompts(source: str, what: str, split: str = "train", n: int | None = None) -> Dataset:
+def load_prompts(
+    source: str | os.PathLike,
+    what: str,
+    split: str = "train",
+    n: int | None = None,
+    alone: bool = False,
+) -> Dataset:
     """At most `n` rows of a file, a folder, a hub name or one of `tasks.TASKS`.
 
-    what: the option, which errors name. Raises FileNotFoundError and ValueError.
+    what: the option, which errors name; alone: see `tasks.one_split`. Raises FileNotFoundError
+    and ValueError.
     """
-    data = open_task(source, split, n) if task_kind(source) else load_rows(source, split, what)
+    source = os.fspath(source)
+    if task_kind(source):
+        data = open_task(source, split, n)
+    else:
+        data = load_rows(source, split, what, alone)
     return data if n is None else data.select(range(min(n, len(data))))
 
 # %% ../nbs/20_cli.ipynb #template
@@ -265,7 +291,9 @@ def own_task(run: RunArguments) -> tuple[list[Callable], Dataset, Dataset, dict[
     """
     kind = task_kind(run.dataset)
     train = load_prompts(run.dataset, "dataset", "train", run.n_train)
-    held_out = load_prompts(run.eval_dataset or run.dataset, "eval_dataset", "test", run.n_eval)
+    own = run.eval_dataset not in (None, run.dataset)
+    source = run.eval_dataset or run.dataset
+    held_out = load_prompts(source, "eval_dataset", "test", run.n_eval, alone=own)
     train, held_out = with_prompts(run, train, held_out)
     rewards = [load_reward(r) for r in run.reward] if run.reward else [TASKS[kind]]
     metrics = {"reasoning_validity": arithmetic_validity} if kind else {}
@@ -278,9 +306,7 @@ OWN_TOO = ("prompt_template", "system_prompt", "num_shots", "n_train")  # and wh
 
 def check_options(run: RunArguments) -> None:
     "Raises ValueError, naming the options, for a run that cannot work."
-    refuse(range_problems(run))
-    if run.n_eval is None:
-        raise ValueError("n_eval must be >= 1, got None")
+    refuse([*read_fields(run), *range_problems(run)])
     if run.student is None:
         _refuse_given(run)
     else:
@@ -311,7 +337,7 @@ def _brought_by(dataset: str) -> tuple[str, ...]:
     "The options that a dataset brings with it."
     if task_kind(dataset) is None:
         return ()
-    return ("reward",) if Path(dataset).suffix in KINDS else ("reward", "eval_dataset")
+    return ("reward",) if file_kind(dataset) else ("reward", "eval_dataset")
 
 # %% ../nbs/20_cli.ipynb #engine
 def engine(name: str) -> type:
@@ -323,6 +349,13 @@ def engine(name: str) -> type:
     from cmdp_nbdev.trl import TRLTrainer
 
     return TRLTrainer
+
+# %% ../nbs/20_cli.ipynb #with-threads
+def with_threads(run: RunArguments, config: CMDPConfig) -> RunArguments:
+    "`run` with a number of threads: the given one, the recorded one, or what suits the student."
+    begun = recorded(config).get("numbers", {}).get("threads")
+    size, _ = outline(run.student, **config.model_init_kwargs)
+    return dataclasses.replace(run, num_threads=run.num_threads or begun or suitable_threads(size))
 
 # %% ../nbs/20_cli.ipynb #trainers
 def embedded_trainer(run: RunArguments, config: CMDPConfig) -> CMDPTrainer:
@@ -337,8 +370,8 @@ def embedded_trainer(run: RunArguments, config: CMDPConfig) -> CMDPTrainer:
 
 def own_trainer(run: RunArguments, config: CMDPConfig) -> CMDPTrainer:
     "Student, teacher, prompts and rewards that the options name."
-    if run.num_threads:
-        torch.set_num_threads(run.num_threads)
+    torch.set_num_threads(run.num_threads)
+    say(f"reading {run.dataset}", config.disable_tqdm)
     rewards, *data, metrics = own_task(run)
     make = engine(run.engine)
     return make(run.student, run.teacher, rewards, config, *data, eval_metrics=metrics)
@@ -373,8 +406,12 @@ def build_trainer(run: RunArguments, config: CMDPConfig) -> CMDPTrainer:
     "The trainer that the options describe; raises before any long work if they cannot work."
     check_options(run)
     engine(run.engine)
-    make = embedded_trainer if run.student is None else own_trainer
-    trainer = make(run, config)
+    if run.student is None:
+        trainer = embedded_trainer(run, config)
+    else:
+        run = with_threads(run, config)
+        trainer = own_trainer(run, config)
+        config = trainer.args  # what was decided, too
     trainer.run_info = {
         "command": command_of(run, config),
         "run": dataclasses.asdict(run),
@@ -565,9 +602,11 @@ EXPECTED = (ValueError, TypeError, OSError, RuntimeError, FloatingPointError, Im
 def main(argv: list[str] | None = None) -> int:
     "Entry point of `cmdp-distill`."
     run, values = parse_args(argv)
-    hf_logging.disable_progress_bar()
-    if values["disable_tqdm"] or not sys.stderr.isatty():
+    quiet = values["disable_tqdm"] or not sys.stderr.isatty()
+    if quiet:
         datasets.disable_progress_bars()
+    if quiet or run.student is None:
+        hf_logging.disable_progress_bar()
     try:
         _run(run, values)
     except EXPECTED as e:

@@ -22,6 +22,7 @@ from .cost import Cost, token_cost, token_divergence, what_it_is
 from .mdp import Rollout, masked, trajectory_cost
 from .model import check_vocab
 from .objective import Batch, Signal
+from .processor import patience, starts, warn_slow
 from cmdp_nbdev.reward import (
     OFFERED,
     call_cost,
@@ -221,6 +222,7 @@ def evaluate_records(
     batch_size: int = 256,  # completions at a time
     vocab_size: int | None = None,  # sample only ids below this; None = all with a token
     seed: int = 0,
+    disable_tqdm: bool = False,  # no progress bar
     more: dict | None = None,  # what functions can ask for beside the data, reward.trl_arguments
     **settings,  # fields of Sampling, instead of or on top of `sampling`
 ) -> list[dict]:
@@ -239,7 +241,8 @@ def evaluate_records(
             check_vocab(core(m), tokenizer, what)
     generator = torch.Generator(next(model.parameters()).device).manual_seed(seed)
     size, records = max(1, batch_size // sampling.num_generations), []
-    for start in range(0, len(dataset), size):
+    bar = dict(desc="evaluating", disable=disable_tqdm, leave=False, delay=patience(model))
+    for start in starts(len(dataset), size, **bar):
         columns = dataset[start : start + size]
         prompts = columns.pop("prompt")
         r = generate(model, tokenizer, prompts, columns, sampling, generator, vocab_size)
@@ -250,7 +253,13 @@ def evaluate_records(
         judged = judge_budgets(r, token, budget, constraints, more)
         made = rollout_records(r, reward, correct, token, kl, scores | judged)
         records += [record | {"bound": said} for record in made] if said else made
-    return records
+    return [_as_written(record, sampling.chat_template_kwargs) for record in records]
+
+
+def _as_written(record: dict, told: dict | None) -> dict:
+    "A record that holds what the chat template was told, so that its prompt can be written again."
+    own = record.get("chat_template_kwargs") or {}
+    return {**record, "chat_template_kwargs": {**told, **own}} if told else record
 
 # %% ../nbs/09_evaluate.ipynb #at-budget
 def at_budget(records: list[dict], budget: Budget) -> list[dict]:
@@ -351,8 +360,11 @@ def evaluate(
 ) -> dict[str, float] | tuple[dict[str, float], list[dict]]:
     """Metrics of the glossary for `model` on `dataset`, with intervals; `more`: see above.
 
-    Arguments are those of `evaluate_records`. With `return_records`, also the records.
+    Arguments are those of `evaluate_records`. With `return_records`, also the records. Warns of
+    a model in a dtype that is slow on its device.
     """
+    for what, given in {"model": model, "teacher": teacher}.items():
+        warn_slow(given, what)
     asked = dict(metrics=metrics, constraints=constraints, **more)
     records = evaluate_records(model, teacher, dataset, tokenizer, reward_funcs, budget, **asked)
     result = summarize(records, metrics=metrics or (), constraints=constraints or ())

@@ -6,8 +6,11 @@
 from __future__ import annotations
 
 import functools
+import json
 import logging
+import math
 import os
+import re
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -18,18 +21,42 @@ from pathlib import Path
 import numpy as np
 import torch
 from accelerate.tracking import get_available_trackers
-from datasets import Dataset
+from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
+from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from .budget import Budget, row_budget
-from .config import CMDPConfig, Rules, refuse
+from .config import CMDPConfig, Rules, as_trackers, refuse
 from .cost import TeacherRows, token_cost, token_divergence, token_logps, what_it_is
 from .evaluate import name_problems, record_column_problems
 from .mdp import Rollout, masked, select, trim
 from .methods import METHODS
-from .model import check_pair, check_vocab, load_model, load_tokenizer
+from cmdp_nbdev.model import (
+    check_pair,
+    check_vocab,
+    copy_to,
+    inner_model,
+    load_model,
+    load_tokenizer,
+    num_parameters,
+    outline,
+)
+from cmdp_nbdev.processor import (
+    HALVES,
+    TINY,
+    available_cores,
+    choose_bf16,
+    device_of,
+    fast_dtype,
+    name_of,
+    say,
+    slowdown,
+    starts,
+    warn_bf16,
+    warn_slow,
+)
 from .reward import call_cost, column_problems, task_rewards
 from cmdp_nbdev.rollout import (
     TEMPLATE_COLUMNS,
@@ -47,9 +74,12 @@ from cmdp_nbdev.rollout import (
 logger = logging.getLogger("cmdp_nbdev")
 
 # %% auto #0
-__all__ = ['logger', 'rule', 'APART', 'SAID', 'PATIENCE', 'Job', 'is_function', 'check_identity', 'check_teacher_tokenizer',
-           'check_trackers', 'load_student', 'load_job', 'adapters_come_from_peft', 'something_is_trained',
-           'adapters_can_be_merged', 'models_have_a_row_for_every_id', 'dataset_problems', 'prompts_can_be_answered',
+__all__ = ['logger', 'rule', 'APART', 'SAID', 'PATIENCE', 'Job', 'is_function', 'as_dataset', 'as_train_set', 'as_held_out',
+           'as_datasets', 'check_identity', 'check_teacher_tokenizer', 'check_trackers', 'recorded', 'settle',
+           'is_name', 'teacher_dtype', 'warn_numbers', 'first_line', 'load_student', 'numbers_of', 'load_job',
+           'adapters_come_from_peft', 'something_is_trained', 'the_student_is_a_model_of_transformers',
+           'the_students_weights_are_whole', 'adapters_can_be_merged', 'merging_problem',
+           'models_have_a_row_for_every_id', 'dataset_problems', 'prompts_can_be_answered', 'warn_of_unread_settings',
            'given_completions_are_texts', 'a_teacher_that_writes_is_a_model', 'rewards_are_functions',
            'one_finite_weight_per_reward', 'constraints_are_costs_with_budgets', 'constraints_have_names_of_their_own',
            'metrics_are_functions_with_names', 'an_evaluation_holds_every_name_once', 'columns_are_seen',
@@ -69,22 +99,95 @@ class Job:
     tokenizer: object
     reward_funcs: list
     train_dataset: Dataset | None
-    eval_dataset: Dataset | None = None
+    eval_dataset: Dataset | dict[str, Dataset] | None = None
     constraints: dict = field(default_factory=dict)  # name -> (cost function, Budget)
+    numbers: dict = field(default_factory=dict)  # what the models are computed in
     eval_metrics: dict = field(default_factory=dict)  # name -> function, further scores
     bound: str | None = None  # what `spent` and `kl` are, if not exact; the probe finds out
 
     @property
-    def datasets(self) -> dict[str, Dataset | None]:
+    def datasets(self) -> dict[str, Dataset]:
         "Training and evaluation prompts by the argument's name, where they were given."
-        both = {"train_dataset": self.train_dataset, "eval_dataset": self.eval_dataset}
-        return {name: data for name, data in both.items() if data is not None}
+        held_out = self.eval_dataset
+        if not isinstance(held_out, dict):
+            held_out = {"": held_out}
+        several = {f"eval_dataset[{k!r}]" if k else "eval_dataset": v for k, v in held_out.items()}
+        given = {"train_dataset": self.train_dataset, **several}
+        return {name: data for name, data in given.items() if data is not None}
 
 
 def is_function(teacher) -> bool:
     "A teacher that is no module, see rollout.teacher_rows."
     says = callable(teacher) or hasattr(teacher, "rows")
     return says and not isinstance(teacher, torch.nn.Module)
+
+# %% ../nbs/11_preflight.ipynb #as-dataset
+def as_dataset(name: str, data) -> Dataset:
+    "Rows as a Dataset of Python's values. Raises ValueError, naming the argument, for others."
+    if isinstance(data, Dataset):
+        return data if data.format["type"] in (None, "custom") else data.with_format(None)
+    try:
+        if isinstance(data, (list, tuple)):
+            return Dataset.from_list(list(data))
+        if type(data).__module__.split(".")[0] == "pandas":
+            return Dataset.from_pandas(data, preserve_index=False)
+    except (TypeError, AttributeError, ValueError) as e:
+        raise ValueError(f"{name}: its rows do not fit into columns: {e}") from e
+    raise ValueError(f"{name} must be a datasets.Dataset, got {_given(data)}")
+
+
+def _given(data) -> str:
+    "What was given in place of a data set, and what to do about it."
+    kind = type(data).__name__
+    if isinstance(data, (IterableDataset, IterableDatasetDict)):
+        return (
+            f"an {kind}, whose rows have no number; take some: Dataset.from_list([*data.take(9)])"
+        )
+    if isinstance(data, (str, os.PathLike)):
+        return f"{str(data)!r}; load it: cmdp_nbdev.tasks.load_rows({str(data)!r})"
+    if isinstance(data, dict):
+        return f"a {kind} of {', '.join(map(str, data))}; columns become one by Dataset.from_dict"
+    return f"{data!r:.80} ({kind}); rows become one by Dataset.from_list or from_generator"
+
+# %% ../nbs/11_preflight.ipynb #as-splits
+def as_train_set(data) -> Dataset | None:
+    "The rows to train on: of a dict of splits those called 'train'."
+    if _are_splits(data):
+        if "train" not in data:
+            raise ValueError(
+                f"train_dataset has the splits {', '.join(data)}, and none is called 'train'; pass "
+                f"one of them, such as data[{next(iter(data))!r}]"
+            )
+        data = data["train"]
+    return None if data is None else as_dataset("train_dataset", data)
+
+
+def _are_splits(data) -> bool:
+    "Whether it is a dict of data sets."
+    sets = isinstance(data, dict) and len(data) and not isinstance(data, IterableDatasetDict)
+    return bool(sets) and all(isinstance(d, (Dataset, IterableDataset)) for d in data.values())
+
+# %% ../nbs/11_preflight.ipynb #as-held-out
+def as_held_out(data, name: str = "eval_dataset") -> Dataset | dict[str, Dataset] | None:
+    "Held-out rows: one set, or several by name; of a DatasetDict all splits but 'train'."
+    if data is None:
+        return None
+    if not isinstance(data, dict) or isinstance(data, IterableDatasetDict):
+        return as_dataset(name, data)
+    if isinstance(data, DatasetDict) and len(data) > 1:
+        data = {split: rows for split, rows in data.items() if split != "train"}
+    if not data or "" in data or "prompt" in data:
+        raise ValueError(
+            f"{name} must be a datasets.Dataset, or several by name, got {_given(data)}"
+        )
+    return {str(k): as_dataset(f"{name}[{k!r}]", rows) for k, rows in data.items()}
+
+
+def as_datasets(train, held_out) -> tuple[Dataset | None, Dataset | dict[str, Dataset] | None]:
+    "Both arguments as data sets; held-out rows from the splits of `train` where none were given."
+    if held_out is None and _are_splits(train):
+        held_out = next((train[k] for k in ("validation", "test") if k in train), None)
+    return as_train_set(train), as_held_out(held_out)
 
 # %% ../nbs/11_preflight.ipynb #check-identity
 def check_identity(model, teacher) -> None:
@@ -108,12 +211,12 @@ def check_teacher_tokenizer(teacher, tokenizer) -> None:
         check_pair(tokenizer, load_tokenizer(source, "teacher"))
 
 # %% ../nbs/11_preflight.ipynb #check-trackers
-def check_trackers(report_to: str) -> list[str] | None:
+def check_trackers(report_to: str | list[str] | None) -> list[str] | None:
     "The tracker names in `report_to`, None for 'none'. Raises ValueError for one not available."
-    if report_to == "none":
-        return None
-    names = [name.strip() for name in report_to.split(",")]
+    names = as_trackers(report_to).split(",")
     available = [str(tracker) for tracker in get_available_trackers()]
+    if names in (["none"], ["all"]):
+        return available or None if names == ["all"] else None
     missing = ", ".join(name for name in names if name not in available)
     if missing:
         raise ValueError(
@@ -122,17 +225,102 @@ def check_trackers(report_to: str) -> list[str] | None:
         )
     return names
 
+# %% ../nbs/11_preflight.ipynb #recorded
+def recorded(args: CMDPConfig) -> dict:
+    "config.json of the run that goes on in its folder; {} for a new one."
+    checkpoint, folder = args.resume_from_checkpoint, args.output_dir
+    if checkpoint not in (None, True, "auto"):
+        folder = Path(checkpoint).parent
+    path = Path(folder or os.devnull).expanduser() / "config.json"
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+
+# %% ../nbs/11_preflight.ipynb #settle
+def settle(args: CMDPConfig, model, teacher) -> CMDPConfig:
+    "`args` without an 'auto': as recorded where a run goes on, else decided for this device."
+    before, device = recorded(args), device_of(args.device)
+    asked = before.get("bf16", "auto") if args.bf16 == "auto" else args.bf16
+    size, _ = outline(model, **args.model_init_kwargs)
+    bf16 = choose_bf16(False if args.fp16 and asked == "auto" else asked, size, device)
+    kwargs = dict(args.teacher_model_init_kwargs)
+    if is_name(teacher) and not kwargs.keys() & {"dtype", "torch_dtype"}:
+        _, saved = outline(teacher, "teacher", **kwargs)
+        kwargs |= before.get("teacher_model_init_kwargs", teacher_dtype(saved, device))
+    return replace(args, bf16=bf16, teacher_model_init_kwargs=kwargs)
+
+
+def is_name(model) -> bool:
+    "Whether it is a folder or a hub name."
+    return isinstance(model, (str, os.PathLike))
+
+
+def teacher_dtype(saved: torch.dtype | None, device: torch.device) -> dict:
+    "The setting that loads weights as this device multiplies them fast; {} = as they were saved."
+    saved = saved or torch.bfloat16  # nobody says
+    fast = fast_dtype(saved, device)
+    return {} if fast == saved else {"dtype": name_of(fast)}
+
+# %% ../nbs/11_preflight.ipynb #warn-numbers
+def warn_numbers(args: CMDPConfig, model, teacher) -> None:
+    "Warn, once each, of numbers and threads that this machine is slow with."
+    if args.bf16:
+        warn_bf16(device_of(args.device))
+    warn_slow(model, "model")
+    warn_slow(teacher, "teacher")
+    threads, cores = torch.get_num_threads(), available_cores()
+    if threads > cores:
+        warnings.warn(
+            f"torch computes on {threads} threads, and this process may use {cores} cores: they "
+            f"wait for each other; torch.set_num_threads({cores})",
+            stacklevel=4,
+        )
+    begun = recorded(args).get("numbers", {}).get("threads", threads)
+    if begun != threads:
+        warnings.warn(
+            f"the run was begun on {begun} threads and goes on with {threads}, which can change "
+            f"its numbers in the last digits; torch.set_num_threads({begun})",
+            stacklevel=4,
+        )
+
+# %% ../nbs/11_preflight.ipynb #first-line
+def first_line(args: CMDPConfig, model, teacher) -> str:
+    "Sizes and dtypes of the models, and in which numbers they are computed; '' for a tiny pair."
+    size, _ = outline(model, **args.model_init_kwargs)
+    if size < TINY and not (is_name(model) or is_name(teacher)):
+        return ""
+    student = _described(model, "student", {"dtype": "float32", **args.model_init_kwargs})
+    judge = _described(teacher, "teacher", args.teacher_model_init_kwargs)
+    device, reason = device_of(args.device).type, ""
+    if size >= TINY and device == "cpu":
+        ratio = slowdown(torch.bfloat16)
+        factor, how = (ratio, "slower") if ratio > 1 else (1 / ratio, "faster")
+        reason = f"bfloat16 is {factor:.3g} times {how} than float32 on this processor; "
+    kind = "bfloat16" if args.bf16 else "float16" if args.fp16 else "float32"
+    threads = torch.get_num_threads()
+    where = f"{threads} thread{'s' * (threads > 1)}" if device == "cpu" else device
+    return f"{student}; {judge}; {reason}computing in {kind} on {where}"
+
+
+def _described(model, what: str, kwargs: dict) -> str:
+    "Name, size and dtype of a model that is given in any way."
+    if is_function(model):
+        return f"{what}: a function"
+    size, dtype = outline(model, what, **kwargs)
+    name = f"{what} {model}" if is_name(model) else what
+    many = f"{size / 1e6:.3g} million parameters, " if size < math.inf else ""
+    return f"{name}: {many}{name_of(dtype)}"
+
 # %% ../nbs/11_preflight.ipynb #load-student
 def load_student(model, tokenizer, **kwargs) -> torch.nn.Module:
     "The student, in float32 unless `kwargs` (of from_pretrained) say otherwise."
-    student = load_model(model, **{"dtype": "float32", **kwargs})
-    halves = (torch.bfloat16, torch.float16)
+    if not kwargs.keys() & {"dtype", "torch_dtype"}:
+        kwargs["dtype"] = "float32"
+    student = load_model(model, **kwargs)
     trained = [p for p in student.parameters() if p.requires_grad]
-    if half := {str(p.dtype) for p in trained if p.dtype in halves}:
+    if half := {str(p.dtype) for p in trained if p.dtype in HALVES}:
         warnings.warn(
             f"model has trainable weights in {', '.join(half)}: small updates round to nothing "
-            "there; give its folder or name (then they are loaded in float32) or model.float(), "
-            "and bf16=True for the speed",
+            "there; give its folder or name (then they are loaded in float32) or model.float(): "
+            "bf16='auto' computes in bfloat16 where that is faster",
             stacklevel=2,
         )
     ends = eos_token_ids(student, tokenizer)
@@ -140,14 +328,35 @@ def load_student(model, tokenizer, **kwargs) -> torch.nn.Module:
         student.generation_config.eos_token_id = ends if len(ends) > 1 else ends[0]
     return student
 
+# %% ../nbs/11_preflight.ipynb #numbers-of
+def numbers_of(args: CMDPConfig, student, teacher) -> dict:
+    "Device, dtypes, threads, and how much slower bfloat16 is (None where that was not measured)."
+    begun = recorded(args).get("numbers", {})
+    device, large = device_of(args.device).type, num_parameters(student) >= TINY
+    measured = round(slowdown(torch.bfloat16), 2) if large and device == "cpu" else None
+    return {
+        "device": device,
+        "autocast": "bf16" if args.bf16 else "fp16" if args.fp16 else "no",
+        "student_dtype": _dtype_name(student),
+        "teacher_dtype": _dtype_name(teacher),
+        "threads": torch.get_num_threads(),
+        "bf16_slowdown": measured,
+        **begun,
+    }
+
+
+def _dtype_name(model) -> str | None:
+    "Name of the dtype of a model's weights, None for a function."
+    return None if is_function(model) else name_of(next(model.parameters()).dtype)
+
 # %% ../nbs/11_preflight.ipynb #load-job
 def load_job(
     model,
     teacher,
     reward_funcs,
     args: CMDPConfig,
-    train_dataset: Dataset | None,
-    eval_dataset: Dataset | None = None,
+    train_dataset,
+    eval_dataset=None,
     processing_class=None,
     constraints: dict | None = None,
 ) -> Job:
@@ -155,6 +364,7 @@ def load_job(
 
     Raises what the loaders raise, and ValueError where student and teacher are no pair.
     """
+    train_dataset, eval_dataset = as_datasets(train_dataset, eval_dataset)
     named = isinstance(model, (str, os.PathLike))
     source = processing_class or (model if named else getattr(model, "name_or_path", None))
     if not source:
@@ -164,6 +374,9 @@ def load_job(
         )
     inside = innermost(teacher)
     check_identity(model, inside)
+    args = settle(args, model, teacher)
+    if line := first_line(args, model, teacher):
+        say(line, args.disable_tqdm)
     what = "processing_class" if processing_class else "model"
     tokenizer = load_tokenizer(source, what, args.eos_token)
     if not is_function(inside):
@@ -171,6 +384,7 @@ def load_job(
     student = load_student(model, tokenizer, **args.model_init_kwargs)
     if not is_function(teacher):
         teacher = load_model(teacher, "teacher", **args.teacher_model_init_kwargs)
+    warn_numbers(args, student, teacher)
     several = isinstance(reward_funcs, (list, tuple))
     return Job(
         args=args,
@@ -181,15 +395,23 @@ def load_job(
         train_dataset=train_dataset,
         eval_dataset=eval_dataset,
         constraints=constraints or {},
+        numbers=numbers_of(args, student, teacher),
     )
 
 # %% ../nbs/11_preflight.ipynb #rule-adapters
 rule = Rules()
 
 
+def _has_adapters(module: torch.nn.Module) -> bool:
+    "Whether it is what peft makes of a model."
+    return hasattr(module, "merge_and_unload")
+
+
 @rule
 def adapters_come_from_peft(job: Job):
-    if getattr(job.model, "_hf_peft_config_loaded", False):
+    inside = any(hasattr(part, "adapter_layer_names") for part in job.model.modules())
+    alone = inside and not any(map(_has_adapters, job.model.modules()))
+    if alone or getattr(job.model, "_hf_peft_config_loaded", False):
         yield (
             "model carries adapters that transformers put into it (load_adapter, add_adapter), "
             "and would be saved without its own weights; wrap the base with peft: "
@@ -206,15 +428,58 @@ def something_is_trained(job: Job):
             "PeftModel.from_pretrained(base, folder, is_trainable=True)"
         )
 
+# %% ../nbs/11_preflight.ipynb #rule-plain
+@rule
+def the_student_is_a_model_of_transformers(job: Job):
+    inner = inner_model(job.model)
+    if not isinstance(inner, PreTrainedModel):
+        yield (
+            f"model is a {type(inner).__name__}, which could not be saved as a model that "
+            "from_pretrained loads; pass the transformers model inside it (wrapped by peft or "
+            "torch.compile, if you like)"
+        )
+
+# %% ../nbs/11_preflight.ipynb #rule-quantised
+@rule
+def the_students_weights_are_whole(job: Job):
+    if getattr(inner_model(job.model), "is_quantized", False):
+        yield (
+            "model is quantised: what it learns cannot be merged into its weights without "
+            "changing the policy; load it without quantization_config (in bfloat16 it needs half "
+            "the memory of float32)"
+        )
+
 # %% ../nbs/11_preflight.ipynb #rule-mergeable
 @rule
 def adapters_can_be_merged(job: Job):
-    configs = getattr(job.model, "peft_config", {}).values()
+    parts = [*getattr(job.model, "_orig_mod", job.model).modules()]
+    configs = [c for m in parts for c in getattr(m, "peft_config", {}).values()]
     if any(config.is_prompt_learning for config in configs):
         yield (
             "model learns virtual prompt tokens, which cannot be merged into its weights; use "
             "LoRA or another method of peft that changes weights"
         )
+    elif any(getattr(part, "merged_adapters", None) for part in parts):
+        yield (
+            "model has its adapters merged into its weights, where they learn nothing; call "
+            "model.unmerge_adapter() first"
+        )
+    elif problem := next(map(merging_problem, filter(_has_adapters, parts)), None):
+        yield (
+            f"model has adapters that cannot be merged into its weights ({problem}), so it could "
+            "not be saved as a model that loads alone; use other settings or another method of peft"
+        )
+
+
+def merging_problem(model: torch.nn.Module) -> str | None:
+    "Why the adapters of `model` cannot be merged: tried on a copy that has shapes but no numbers."
+    if any(hasattr(weight, "ds_id") for weight in model.parameters()):
+        return None  # DeepSpeed has taken their shapes, too
+    try:
+        with warnings.catch_warnings(action="ignore"):
+            copy_to(model, "meta").merge_and_unload()
+    except Exception as e:  # each method of peft has its own
+        return None if "meta tensor" in str(e) else str(e).splitlines()[0]
 
 # %% ../nbs/11_preflight.ipynb #rule-vocabulary
 @rule
@@ -235,6 +500,7 @@ def dataset_problems(
     tokenizer,
     context: int | None,
     max_completion_length: int,
+    disable_tqdm: bool = False,
     chat_template_kwargs: dict | None = None,
 ) -> Iterator[str]:
     "What is wrong with the prompts of `dataset`; `context`: tokens that the student can see."
@@ -250,7 +516,8 @@ def dataset_problems(
         return
     read = {"prompt", *TEMPLATE_COLUMNS} & set(dataset.column_names)
     prompts = dataset.select_columns(sorted(read))
-    for start in range(0, len(prompts), 1000):
+    bar = dict(desc=f"checking {name}", disable=disable_tqdm, leave=False, delay=1.0)
+    for start in starts(len(prompts), 1000, **bar):
         columns = prompts[start : start + 1000]
         encoded = (columns.pop("prompt"), tokenizer, columns, chat_template_kwargs)
         problem = _prompt_problem(encoded, start, context, max_completion_length)
@@ -281,6 +548,8 @@ def _prompt_problem(
 def prompts_can_be_answered(job: Job):
     config = getattr(core(job.model), "config", None)
     context = getattr(config and config.get_text_config(), "max_position_embeddings", None)
+    if context is not None and context <= 0:  # without a limit
+        context = None
     for name, data in {"train_dataset": job.train_dataset, **job.datasets}.items():
         yield from dataset_problems(
             name,
@@ -288,7 +557,20 @@ def prompts_can_be_answered(job: Job):
             job.tokenizer,
             context,
             job.args.max_completion_length,
+            job.args.disable_tqdm,
             job.args.chat_template_kwargs,
+        )
+
+# %% ../nbs/11_preflight.ipynb #unread
+def warn_of_unread_settings(job: Job) -> None:
+    "Warn of `chat_template_kwargs` that the tokenizer's chat template does not name."
+    known = {"tools", "documents", "chat_template"}
+    known |= set(re.findall(r"\w+", str(job.tokenizer.chat_template)))
+    if unread := sorted(set(job.args.chat_template_kwargs) - known):
+        warnings.warn(
+            f"chat_template_kwargs: {', '.join(unread)} is not in the tokenizer's chat template "
+            "and has no effect",
+            stacklevel=2,
         )
 
 # %% ../nbs/11_preflight.ipynb #rule-given
@@ -447,10 +729,12 @@ def limits_per_prompt_are_numbers(job: Job):
 # %% ../nbs/11_preflight.ipynb #probe
 def check_job(job: Job) -> None:
     "Raise ValueError with a line for everything that the rules find wrong with a job."
+    refuse(the_student_is_a_model_of_transformers(job))
     for early in (constraints_are_costs_with_budgets, metrics_are_functions_with_names):
         if not (isinstance(job.constraints, dict) and isinstance(job.eval_metrics, dict)):
             refuse(early(job))
     refuse(rule.problems(job))
+    warn_of_unread_settings(job)
 
 # %% ../nbs/11_preflight.ipynb #write-probe
 def extreme_rows(prompts: list) -> list[int]:
@@ -509,7 +793,7 @@ def probe_distances(model, probe: Rollout, temperature: float = 1.0) -> dict[str
     return found
 
 # %% ../nbs/11_preflight.ipynb #probe-bounds
-APART = {"float32": 1e-3, "half": 0.5}  # nats per token
+APART = {"float32": 1e-3, "half": 1.0}  # nats per token
 SAID = {
     "sampled": (
         "its completions are sampled from another policy than the one that is scored",

@@ -29,7 +29,7 @@ from .moved import forwards
 
 # %% auto #0
 __all__ = ['TEMPLATE_COLUMNS', 'OURS', 'READINGS', 'SHORT', 'LONG', 'STEPS', 'CANNOT', 'EXACT', 'ROUGH', 'NEVER', 'is_chat',
-           'PromptError', 'content_text', 'without_none', 'read_messages', 'check_written', 'write_chat',
+           'PromptError', 'content_text', 'without_none', 'knows_parts', 'read_messages', 'check_written', 'write_chat',
            'row_settings', 'prompt_texts', 'ids_before', 'encode_prompts', 'Sampling', 'nucleus', 'sample_token',
            'core', 'accepted', 'cache_name', 'Reader', 'own_preparation', 'aligned', 'logits_at', 'ByLength',
            'Rereader', 'Reading', 'find_reading', 'still', 'read_as', 'reading', 'ToldStudent', 'open_reader',
@@ -69,9 +69,15 @@ def without_none(x):
     return [without_none(v) for v in x] if isinstance(x, list) else x
 
 # %% ../nbs/08_rollout.ipynb #read-messages
+@functools.cache
+def knows_parts(template: str) -> bool:
+    "Whether a template reads the `text` of a part."
+    return bool(re.search(r"""\.text\b|['"]text['"]""", template))
+
+
 def read_messages(chat: list, template: str) -> list[dict]:
     "The messages as `template` reads them. Raises ValueError for one without role or text."
-    messages, knows_parts = [], re.search(r"""\.text\b|['"]text['"]""", template)
+    messages = []
     for i, message in enumerate(without_none(chat)):
         if not isinstance(message, dict) or not isinstance(message.get("role"), str):
             raise ValueError(f"has a message {i} without a role: {message!r}")
@@ -80,7 +86,7 @@ def read_messages(chat: list, template: str) -> list[dict]:
                 text = content_text(message.get("content"))
             except ValueError as e:
                 raise ValueError(f"has a message {i} ({message['role']}) with {e}") from e
-            message = message if knows_parts else {**message, "content": text}
+            message = message if knows_parts(template) else {**message, "content": text}
         messages.append(message)
     return messages
 

@@ -37,12 +37,14 @@ class CMDPTrainer(Run):
     model, teacher: a causal LM, a folder or a hub name (the student is then loaded in float32).
     The model may be wrapped by peft; the teacher may be a function `(input_ids, attention_mask)
     -> (B, L, V)` log-probabilities, or one of nbs/19_teachers. reward_funcs: one or several, as
-    in TRL, `f(prompts, completions, **columns) -> list[float | None]`. train_dataset and
+    in TRL, `f(prompts, completions, **columns) -> list[float | None]`. train_dataset,
     eval_dataset: a column `prompt` (text or chat messages); others reach the reward functions,
-    `budget` gives every prompt a limit of its own. processing_class: tokenizer, folder or name;
-    None = the model's. eval_metrics: further scores of evaluations, name -> function as for
-    rewards. callbacks: functions `(trainer, metrics)`, called after every update. constraints:
-    further budgets, name -> (cost function, Budget), see reward.call_cost, kept by the reward.
+    `budget` gives every prompt a limit of its own; lists and DatasetDicts: see
+    preflight.as_datasets; eval_dataset may be several sets by name (metrics
+    `eval_<name>_accuracy`, ...). processing_class: tokenizer, folder or name; None = the model's.
+    eval_metrics: further scores of evaluations, name -> function as for rewards. callbacks:
+    functions `(trainer, metrics)`, called after every update. constraints: further budgets,
+    name -> (cost function, Budget), see reward.call_cost, kept through the reward.
     Raises ValueError, one line for everything that cannot work, before any update.
     """
 

@@ -42,6 +42,7 @@ from cmdp_nbdev.preflight import (
     check_trackers,
     checkpoint_gradients,
     is_function,
+    settle,
     stay_in_eval,
     write_probe,
 )
@@ -100,7 +101,7 @@ def check_trl(release: str | None = None, trainer: type = GRPOTrainer) -> None:
 
 # %% ../nbs/14_trl.ipynb #same
 SAME = """
-adam_beta1 adam_beta2 adam_epsilon bf16 chat_template_kwargs epsilon epsilon_high fp16
+adam_beta1 adam_beta2 adam_epsilon chat_template_kwargs epsilon epsilon_high fp16
 gradient_accumulation_steps learning_rate lr_scheduler_kwargs
 lr_scheduler_type max_completion_length max_grad_norm num_generations num_iterations
 per_device_train_batch_size reward_weights save_total_limit seed temperature top_p weight_decay
@@ -140,6 +141,7 @@ def grpo_config(args: CMDPConfig, **more) -> GRPOConfig:
     for name in ("max_steps", "warmup_steps"):
         settings[name] = getattr(args, name) * args.num_iterations
     settings |= FIXED | dict(
+        bf16=args.bf16 is True,
         output_dir=gettempdir(),  # until the run has claimed its folder
         use_cpu=args.device == "cpu",
         report_to=check_trackers(args.report_to) or "none",
@@ -188,7 +190,7 @@ def groups_have_two_or_more(args: CMDPConfig):
 # %% ../nbs/14_trl.ipynb #launch-problems
 def launch_problems(args: CMDPConfig, config: GRPOConfig) -> Iterator[str]:
     "What is wrong with the way the processes were started."
-    wanted = "bf16" if args.bf16 else "fp16" if args.fp16 else "no"
+    wanted = "bf16" if args.bf16 is True else "fp16" if args.fp16 else "no"
     if config.mixed_precision != wanted:
         yield (
             f"accelerate launch asks for mixed_precision={config.mixed_precision}, the run for "
@@ -259,6 +261,7 @@ class TRLTrainer(CMDPTrainer):
         check_trl()
         args = args or CMDPConfig()
         refuse(trl_rule.problems(args))
+        args = settle(args, model, teacher)
         # before models are loaded: DeepSpeed divides weights while they are read
         self.grpo_args = grpo_config(args, **(trl_kwargs or {}))
         refuse(launch_problems(args, self.grpo_args))

@@ -227,13 +227,18 @@ def test_settings_reach_every_place_where_prompts_are_encoded():
     assert score != likelihood(model, tok)([chat], ["11"])
     assert score == likelihood(model, tok, chat_template_kwargs=off)([chat], ["11"])
     data = Dataset.from_dict({"prompt": [chat], **column})
-    (record,) = evaluate_records(model, model, data, tok, lambda completions: [0.0], **short)
+    zero = [lambda completions: [0.0]]
+    (record,) = evaluate_records(model, model, data, tok, zero, **short)
+    short_off = {"chat_template_kwargs": off, **short}
+    plain = Dataset.from_dict({"prompt": [chat]})
+    (told,) = evaluate_records(model, model, plain, tok, zero, **short_off)
     for rollout in (
         generate(model, tok, [chat], column, **short),
         generate(model, tok, [chat], chat_template_kwargs=off, **short),
         given_rollout(tok, [chat], ["11"], column),
         given_rollout(tok, [chat], ["11"], chat_template_kwargs=off),
         record_rollout(record, tok),
+        record_rollout(told, tok),
     ):
         assert rollout.prompt_ids.tolist() == [silent]
 
@@ -511,3 +516,15 @@ def test_a_prompt_without_tokens():
     tok.backend_tokenizer.pre_tokenizer = WhitespaceSplit()
     with pytest.raises(ValueError, match="prompt 1 has no tokens"):
         encode_prompts(["a", "  "], tok)
+
+
+def test_a_switch_that_the_template_does_not_name(make_trainer):
+    "Misspelt, or meant for another model: it would do nothing, without a word."
+    tok = chatty(QWEN3)
+    model = {"model": tiny_model(16, tok, max_length=128), "teacher": tiny_model(32, tok)}
+    data = Dataset.from_dict({"prompt": [FINE] * 4})
+    how = {"train_dataset": data, "eval_dataset": data, "processing_class": tok}
+    how["reward_funcs"] = lambda completions: [0.0] * len(completions)
+    told = {"enable_thinking": False, "enable_thinkin": False}
+    with pytest.warns(UserWarning, match="chat_template_kwargs: enable_thinkin is not in the"):
+        make_trainer(**copy.deepcopy(model), **how, chat_template_kwargs=told)
