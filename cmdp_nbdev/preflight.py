@@ -303,7 +303,8 @@ def first_line(args: CMDPConfig, model, teacher) -> str:
 def _described(model, what: str, kwargs: dict) -> str:
     "Name, size and dtype of a model that is given in any way."
     if is_function(model):
-        return f"{what}: a function"
+        kind = type(model).__name__ if hasattr(model, "rows") else "function"
+        return f"{what}: a {kind}"
     size, dtype = outline(model, what, **kwargs)
     name = f"{what} {model}" if is_name(model) else what
     many = f"{size / 1e6:.3g} million parameters, " if size < math.inf else ""
@@ -384,7 +385,8 @@ def load_job(
     student = load_student(model, tokenizer, **args.model_init_kwargs)
     if not is_function(teacher):
         teacher = load_model(teacher, "teacher", **args.teacher_model_init_kwargs)
-    warn_numbers(args, student, teacher)
+    inside = innermost(teacher)
+    warn_numbers(args, student, inside)
     several = isinstance(reward_funcs, (list, tuple))
     return Job(
         args=args,
@@ -395,7 +397,7 @@ def load_job(
         train_dataset=train_dataset,
         eval_dataset=eval_dataset,
         constraints=constraints or {},
-        numbers=numbers_of(args, student, teacher),
+        numbers=numbers_of(args, student, inside),
     )
 
 # %% ../nbs/11_preflight.ipynb #rule-adapters
