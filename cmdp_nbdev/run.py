@@ -542,7 +542,8 @@ def write_config(self: Run) -> None:
 @patch
 def evaluation(self: Run) -> dict:
     "An evaluation's metrics as the log names them."
-    return {f"eval_{k}": v for k, v in self.evaluate().items() if k != "bound"}
+    measured = self.evaluate().items()
+    return {f"eval_{k}": v for k, v in measured if not isinstance(v, str)}
 
 # %% ../nbs/12_run.ipynb #whole
 @contextmanager
