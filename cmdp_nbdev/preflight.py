@@ -543,6 +543,8 @@ def _prompt_problem(
 def prompts_can_be_answered(job: Job):
     config = getattr(core(job.model), "config", None)
     context = getattr(config and config.get_text_config(), "max_position_embeddings", None)
+    if context is not None and context <= 0:  # without a limit
+        context = None
     for name, data in {"train_dataset": job.train_dataset, **job.datasets}.items():
         yield from dataset_problems(
             name,
@@ -779,7 +781,7 @@ def probe_distances(model, probe: Rollout, temperature: float = 1.0) -> dict[str
     return found
 
 # %% ../nbs/11_preflight.ipynb #probe-bounds
-APART = {"float32": 1e-3, "half": 0.5}  # nats per token
+APART = {"float32": 1e-3, "half": 1.0}  # nats per token
 SAID = {
     "sampled": (
         "its completions are sampled from another policy than the one that is scored",
