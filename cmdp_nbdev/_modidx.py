@@ -749,6 +749,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                   'cmdp_nbdev.tasks._power': ('tasks.html#_power', 'cmdp_nbdev/tasks.py'),
                                   'cmdp_nbdev.tasks._program': ('tasks.html#_program', 'cmdp_nbdev/tasks.py'),
                                   'cmdp_nbdev.tasks._python': ('tasks.html#_python', 'cmdp_nbdev/tasks.py'),
+                                  'cmdp_nbdev.tasks._read_number': ('tasks.html#_read_number', 'cmdp_nbdev/tasks.py'),
                                   'cmdp_nbdev.tasks._same_text': ('tasks.html#_same_text', 'cmdp_nbdev/tasks.py'),
                                   'cmdp_nbdev.tasks._school_parser': ('tasks.html#_school_parser', 'cmdp_nbdev/tasks.py'),
                                   'cmdp_nbdev.tasks._sentence': ('tasks.html#_sentence', 'cmdp_nbdev/tasks.py'),
