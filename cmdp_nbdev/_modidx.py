@@ -774,6 +774,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                   'cmdp_nbdev.tasks._watch': ('tasks.html#_watch', 'cmdp_nbdev/tasks.py'),
                                   'cmdp_nbdev.tasks._whole': ('tasks.html#_whole', 'cmdp_nbdev/tasks.py'),
                                   'cmdp_nbdev.tasks._with_settings': ('tasks.html#_with_settings', 'cmdp_nbdev/tasks.py'),
+                                  'cmdp_nbdev.tasks._words_left': ('tasks.html#_words_left', 'cmdp_nbdev/tasks.py'),
                                   'cmdp_nbdev.tasks._work_through': ('tasks.html#_work_through', 'cmdp_nbdev/tasks.py'),
                                   'cmdp_nbdev.tasks.braced': ('tasks.html#braced', 'cmdp_nbdev/tasks.py'),
                                   'cmdp_nbdev.tasks.exact': ('tasks.html#exact', 'cmdp_nbdev/tasks.py'),

@@ -114,12 +114,12 @@ _CLEAN = [
             rf"(?:{_DEGREES}|\bdegrees?)\s?(?:{_FONT})?\s?([CF])(?:[a-z]{{6,9}})?(?![a-z])\}}?",
             _letter_unit,
         ),
-        (rf"(?<=[0-9}}])(?:[\s~]|\\[,;: ])?{_FONT}\s?([mgshL])\s?\}}", _letter_unit),
+        (rf"(?<=[0-9}}])(?:[\s~]|\\[,;: ]){{0,3}}{_FONT}\s?([mgshL])\s?\}}", _letter_unit),
         (rf"{_FONT}([^{{}}]*)\}}", r" \1 "),
         (r"(?<=\d)(?:\{,\}|,?\\[!,])(?=\d{3}(?!\d))", ","),
         (r"(?<![0-9.,/])[1-9][0-9]{0,2}(?:[\s'’][0-9]{3}){1,12}(?![0-9]|\s?/)", _digits),
-        (r"\\[,;: ]|~|\\q?quad(?![a-z])|\\(?:displaystyle|bf|rm|it)(?![a-z])|\\\Z", " "),
-        (r"\\!", ""),
+        (r"\\[,;: ]|~|\\q?quad(?![a-z])|\\(?:displaystyle|[lL]arge|bf|rm|it)(?![a-z])|\\\Z", " "),
+        (r"\\!|</?(?:b|i|em|strong)>", ""),
         (r"\\([$%])", r"\1"),
         (_DEGREES, " degrees "),
         (r"[−–]", "-"),
@@ -314,7 +314,7 @@ _SAID = re.compile(
 )
 _OPENING = re.compile(
     r"""(?:
-        [\s*_`>:：,=#] | \\\[(?=\s*\n) | \$\$(?=\s*\n) | (?<=\n)[-•][ ]
+        [\s*_`>:：,=] | \#+[ ] | \\\[(?=\s*\n) | \$\$(?=\s*\n) | (?<=\n)[-•][ ]
       | (?:therefore|thus|hence|then|simply|just|indeed|clearly|actually|exactly|is|equals)\b
       | equal[ ]to\b | given[ ]by\b
     ){0,40}""",
@@ -391,7 +391,7 @@ _GLUED = re.compile(
     """,
     re.VERBOSE,
 )
-_DASHES = re.compile(r"—|–(?=[A-Za-z ])")
+_DASHES = re.compile(r"—|–(?= ?[A-Za-z])")
 
 
 def _tokens(line: str) -> list[str]:
@@ -431,7 +431,7 @@ _NAME = re.compile(
     re.VERBOSE,
 )
 _UNIT_POWER = re.compile(
-    r"(?:\\\w+\{)?\0?[A-Za-z]{1,12}(?:/[A-Za-z]{1,12})?\}?\^\{?-?[1-3]\}?(?:/[a-z]+)?"
+    r"(?:\\\w+\{)?\0?[A-Za-z]{1,12}(?:/[A-Za-z]{1,12})?\}?\$?\^\{?-?[1-3]\}?\$?"
 )
 _LABELS = set(
     """
@@ -449,7 +449,7 @@ def _is_name(tokens: list[str], i: int) -> bool:
         return True
     if before.lower().strip("(*.") in _LABELS or _NAME.fullmatch(token):
         return True
-    aside = r"\(=?[0-9.\0]+[-+*/×÷=][^,A-Za-z]*\)\W*|\[[0-9]{1,2}\]\W*"  # (6*12), [1]
+    aside = r"[(\[]=?[0-9.\0]+[-+*/×÷=][^,A-Za-z]*[)\]]\W*|\[[0-9]{1,2}\]\W*"  # (6*12), [1]
     calculation = re.fullmatch(aside, tokens[i])
     power = _UNIT_POWER.fullmatch(token)
     return bool(calculation and before or power and re.search(r"[0-9%]\W*\Z", before))
@@ -459,9 +459,12 @@ _SIGNS_BETWEEN = set(
     "- + * / ^ = < > ≤ ≥ ≠ ≈ × · ÷ ± − – : x → <= >= => \\times \\cdot \\div".split()
 )
 _EQUALS = {"=", "≈", "→", "=>", ":"}
-_BETWEEN = set("or to and of out-of by times plus minus over through versus".split())
+_BETWEEN = set("or to and of out-of by times plus minus over through versus mod choose".split())
 _BEFORE = set(
-    "minus negative plus not than least most twice double triple half third quarter".split()
+    """
+    minus negative plus not than least most twice double triple half third quarter
+    sin cos tan log ln exp sqrt root √
+    """.split()
 )
 
 
@@ -469,7 +472,7 @@ def _is_math(token: str) -> bool:
     "Whether a part of a line is mathematics: a digit, a command, a variable."
     token = _undressed(token)
     letter = len(token) == 1 and token.isalpha() and token not in "aAI"
-    return letter or "\\" in token or bool(re.search("[0-9]", token))
+    return letter or not token or "\\" in token or bool(re.search("[0-9]", token))
 
 
 def _ends(token: str) -> bool:
@@ -477,6 +480,21 @@ def _ends(token: str) -> bool:
     return bool(re.search(r"[.!?:][*_\"”')]*\Z", token))
 
 # %% ../nbs/17_tasks.ipynb #step-left
+def _words_left(tokens: list[str], start: int) -> int:
+    "How many parts before `start` make another number of it: `half of`, `7 feet`, `17 or`."
+    one, two, three = [*reversed(tokens[max(start - 3, 0) : start]), "", "", ""][:3]
+    if one.lower() in _BEFORE:
+        return 1
+    if one.lower() == "of" and two.lower() in _BEFORE:
+        return 2
+    if one in UNITS and re.search("[0-9]", two):
+        return 2
+    if one == "and" and two in UNITS and re.search("[0-9]", three):
+        return 3
+    between = one.lower() in _BETWEEN and re.search("[0-9]", two) and not _ends(two)
+    return 2 if between else 0
+
+
 def _step_left(tokens: list[str], start: int, equation: bool) -> int:
     "How many parts before `start` belong to the same expression; a word among them is no number."
     before, here = tokens[start - 1], tokens[start]
@@ -491,13 +509,7 @@ def _step_left(tokens: list[str], start: int, equation: bool) -> int:
         return int(_is_math(before))
     if equation and not re.match(r"[A-Za-z]", here):
         return 0
-    if before.lower() in _BEFORE:
-        return 1
-    if before.lower() == "of" and further.lower() in _BEFORE:
-        return 2
-    if before.lower() in _BETWEEN and re.search("[0-9]", further) and not _ends(further):
-        return 2
-    return int(_is_math(before))
+    return _words_left(tokens, start) or int(_is_math(before))
 
 # %% ../nbs/17_tasks.ipynb #step-right
 _MULTIPLES = set(
@@ -553,7 +565,7 @@ _SECTION = re.compile(
     r"""\**\s*(?:
         [0-9]{1,2}[.):]\s+[A-Za-z] | [A-Z][a-z]{2,20}ing\b
       | (?i:step|part|case|solution|conclusion|final|answer|result|explanation|calculation|summary
-          |verification|analysis|given|method|approach|problem|question|example|check)\b
+          |verification|analysis|given|method|approach|problem|question|example|check|note)\b
     )""",
     re.VERBOSE,
 )
