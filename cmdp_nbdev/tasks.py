@@ -307,7 +307,7 @@ _SAID = re.compile(
       | ,? [ ] (?:(?:therefore|thus|hence|then),?[ ])? (?:can|will|would|should|must|has[ ]to)?[ ]?
         (?:is|are|was|be|becomes|equals|comes[ ](?:out[ ])?to)\b
       | (?P<heading> [*_: ]{0,6} (?=\n) )                         # Final Answer, a line of its own
-      | [ ] (?= \(?[A-E]\) | [-−$(]?[0-9] )                       # Answer (C), Answer 72
+      | [ ] (?= \(?[A-E]\) | [-−$(]?[0-9] | \\[\[(] )                       # Answer (C), Answer 72
     )
     """,
     re.IGNORECASE | re.VERBOSE,
