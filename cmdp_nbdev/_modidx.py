@@ -181,6 +181,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
             'cmdp_nbdev.evaluate': { 'cmdp_nbdev.evaluate.Earned': ('evaluate.html#earned', 'cmdp_nbdev/evaluate.py'),
                                      'cmdp_nbdev.evaluate._are_pairs_of_outcomes': ( 'evaluate.html#_are_pairs_of_outcomes',
                                                                                      'cmdp_nbdev/evaluate.py'),
+                                     'cmdp_nbdev.evaluate._as_written': ('evaluate.html#_as_written', 'cmdp_nbdev/evaluate.py'),
                                      'cmdp_nbdev.evaluate._by_prompt': ('evaluate.html#_by_prompt', 'cmdp_nbdev/evaluate.py'),
                                      'cmdp_nbdev.evaluate._constraint_columns': ( 'evaluate.html#_constraint_columns',
                                                                                   'cmdp_nbdev/evaluate.py'),
