@@ -504,7 +504,7 @@ def _step_left(tokens: list[str], start: int, equation: bool) -> int:
     before, here = tokens[start - 1], tokens[start]
     further = tokens[start - 2] if start > 1 else ""
     if before in _EQUALS:  # with what it gives, a formula
-        return 2 if _is_math(further) and not _ends(further) else 0
+        return 2 if further and _is_math(further) and not _ends(further) else 0
     if before in _SIGNS_BETWEEN:
         return 0 if start == 1 and before in "-*+–" else min(start, 2)
     if _ends(before):
