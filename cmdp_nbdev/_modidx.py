@@ -842,6 +842,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                   'cmdp_nbdev.tasks.exact': ('tasks.html#exact', 'cmdp_nbdev/tasks.py'),
                                   'cmdp_nbdev.tasks.file_kind': ('tasks.html#file_kind', 'cmdp_nbdev/tasks.py'),
                                   'cmdp_nbdev.tasks.final_answer': ('tasks.html#final_answer', 'cmdp_nbdev/tasks.py'),
+                                  'cmdp_nbdev.tasks.gold_text': ('tasks.html#gold_text', 'cmdp_nbdev/tasks.py'),
                                   'cmdp_nbdev.tasks.gym_dataset': ('tasks.html#gym_dataset', 'cmdp_nbdev/tasks.py'),
                                   'cmdp_nbdev.tasks.gym_reward': ('tasks.html#gym_reward', 'cmdp_nbdev/tasks.py'),
                                   'cmdp_nbdev.tasks.last_expression': ('tasks.html#last_expression', 'cmdp_nbdev/tasks.py'),

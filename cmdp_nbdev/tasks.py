@@ -25,6 +25,7 @@ import time
 import warnings
 import zlib
 from collections.abc import Callable
+from decimal import Decimal
 from fractions import Fraction
 from math import factorial
 from pathlib import Path
@@ -46,9 +47,9 @@ from .task import SPLITS, split_of
 
 # %% auto #0
 __all__ = ['UNITS', 'MAX_ANSWER', 'KINDS', 'PACKED', 'PLAIN', 'SYSTEM_PROMPTS', 'TASKS', 'parse_number', 'same_number', 'braced',
-           'last_expression', 'final_answer', 'numeric_reward', 'exact', 'same_answer', 'math_reward', 'file_kind',
-           'one_split', 'load_rows', 'load_gsm8k', 'load_math', 'worked_steps', 'gym_dataset', 'gym_reward',
-           'worked_text', 'with_template', 'task_kind', 'open_task']
+           'last_expression', 'final_answer', 'gold_text', 'numeric_reward', 'exact', 'same_answer', 'math_reward',
+           'file_kind', 'one_split', 'load_rows', 'load_gsm8k', 'load_math', 'worked_steps', 'gym_dataset',
+           'gym_reward', 'worked_text', 'with_template', 'task_kind', 'open_task']
 
 # %% ../nbs/17_tasks.ipynb #units
 _UNIT_NAMES = """
@@ -886,12 +887,21 @@ def _need(module: str) -> None:
         missing = f"this needs {module.replace('_', '-')}, which is not installed"
         raise ImportError(f"{missing}: pip install 'cmdp_nbdev[math]'")
 
+# %% ../nbs/17_tasks.ipynb #gold-text
+def gold_text(answer) -> str | None:
+    "A gold answer as text, a number without exponent; None where there is none (NaN in a table)."
+    if answer is None or answer != answer:
+        return None
+    number = isinstance(answer, (int, float)) and not isinstance(answer, bool)
+    return format(Decimal(str(answer)), "f") if number else str(answer)
+
 # %% ../nbs/17_tasks.ipynb #numeric-reward
 def numeric_reward(prompts, completions, answer, **kwargs) -> list[float | None]:
     """1.0 where the final number is that of the column `answer`, else 0.0; None where that is None.
 
     For GSM8K. Raises ValueError for an `answer` that is no number.
     """
+    answer = [gold_text(a) for a in answer]
     if bad := [a for a in answer if a is not None and parse_number(a) is None]:
         wrong = f"column 'answer' holds {bad[0]!r}, which is no number"
         raise ValueError(f"{wrong}: use math_reward, or a scorer of your own")
@@ -1083,7 +1093,7 @@ def math_reward(prompts, completions, answer, **kwargs) -> list[float | None]:
     found = [final_answer(text_of(c), "number") for c in completions]
     return [
         None if gold is None else float(text is not None and same_answer(gold, text))
-        for text, gold in zip(found, answer)
+        for text, gold in zip(found, map(gold_text, answer))
     ]
 
 # %% ../nbs/17_tasks.ipynb #file-kind

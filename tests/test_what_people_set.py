@@ -26,7 +26,7 @@ from cmdp_nbdev.config import Settings
 from cmdp_nbdev.preflight import as_datasets, check_trackers
 from cmdp_nbdev.run import run_settings
 from cmdp_nbdev.task import chain_reward
-from cmdp_nbdev.tasks import load_rows
+from cmdp_nbdev.tasks import load_rows, math_reward, numeric_reward
 from cmdp_nbdev.trainer import CMDPConfig, CMDPTrainer
 from cmdp_nbdev.trl import TRLTrainer
 
@@ -278,6 +278,15 @@ def test_none_stays_none():
     assert as_datasets(rows, None)[0]["answer"][:] == [1, None]
     table = pd.DataFrame({"prompt": ["a", "b"], "answer": ["1", None]})
     assert as_datasets(table, None)[0]["answer"][:] == ["1", None]
+
+
+@pytest.mark.parametrize("reward", [numeric_reward, math_reward])
+def test_answers_that_are_numbers(reward):
+    "A column of numbers is read as its text; NaN and None are no answer."
+    answers = [72, 3.0, 1e-7, None, float("nan"), -2, 1e16, "72"]
+    texts = ["72", "3", "0.0000001", "1", "1", "-2", "10000000000000000", "71"]
+    completions = [f"The answer is {text}" for text in texts]
+    assert reward(texts, completions, answers) == [1, 1, 1, None, None, 1, 1, 0]
 
 
 def test_splits():
