@@ -71,6 +71,7 @@ SMALL = {
     "type_vocab_size": 2,
     "adapter_in_dim": 32,
     "adapter_input_size": 32,
+    "adapter_out_dim": 32,
     "unpadded_vocab_size": VOCAB,
 }
 
@@ -209,13 +210,29 @@ LEFT_OUT = {
     "musicgen": "reads and writes codebooks of sound, and its config is that of an encoder-decoder",
     "musicgen_melody": "as musicgen",
 }
+# Further settings of a model type that change what it is: name -> model type, fields.
+VARIANTS = {
+    "llama, tied": ("llama", {"tie_word_embeddings": True}),
+    "falcon, ALiBi": ("falcon", {"alibi": True}),
+    "gpt2, untied": ("gpt2", {"tie_word_embeddings": False}),
+    "qwen2, windows": (
+        "qwen2",
+        {"use_sliding_window": True, "sliding_window": WINDOW, "max_window_layers": 1}
+        | {"layer_types": ["full_attention", "sliding_attention"]},
+    ),
+    "mixtral, windows": ("mixtral", {"sliding_window": WINDOW}),
+    "phi3, windows": ("phi3", {"sliding_window": WINDOW}),
+    "starcoder2, windows": ("starcoder2", {"sliding_window": WINDOW}),
+    "lfm2, convolutions only": ("lfm2", {"layer_types": ["conv"] * 2}),
+}
 NAMES = [name for name in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES if name not in LEFT_OUT]
 
 
 def small_config(name: str, **more) -> PreTrainedConfig:
-    "A small config of a model type."
-    cls = CONFIG_MAPPING[name]
-    return cls(**{**small_fields(cls()), **more})
+    "A small config of a model type, or of one of VARIANTS."
+    model_type, own = VARIANTS.get(name, (name, {}))
+    cls = CONFIG_MAPPING[model_type]
+    return cls(**{**small_fields(cls()), **own, **more})
 
 
 @torch.no_grad()
@@ -250,3 +267,129 @@ def build(name: str, seed: int = 0, vocab_size: int = VOCAB, **more) -> PreTrain
         redraw(model)
         decide(model)
     return model
+
+
+# ---- LoRA --------------------------------------------------------------------------------
+
+ATTENTION = ("q_proj", "v_proj", "c_attn", "query_key_value", "qkv_proj", "Wqkv", "query", "value")
+
+
+def module_name(model: PreTrainedModel, module: torch.nn.Module) -> str:
+    "The name of a module of a model."
+    return next(name for name, other in model.named_modules() if other is module)
+
+
+def lora_targets(model: PreTrainedModel, where: str) -> list[str]:
+    "The modules that LoRA changes: `attention`, `head` or `embeddings`."
+    if where == "head":
+        return [module_name(model, model.get_output_embeddings())]
+    if where == "embeddings":
+        return [module_name(model, model.get_input_embeddings())]
+    names = {name.rsplit(".", 1)[-1] for name, _ in model.named_modules()}
+    return [name for name in ATTENTION if name in names]
+
+
+def with_lora(model: PreTrainedModel, where: str, rank: int = 2, seed: int = 0) -> torch.nn.Module:
+    "The model wrapped by peft, with adapters that change it from the start."
+    from peft import LoraConfig, get_peft_model
+
+    targets = lora_targets(model, where)
+    config = LoraConfig(r=rank, target_modules=targets, init_lora_weights=False)
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return get_peft_model(model, config).eval()
+
+
+# ---- what a model is ---------------------------------------------------------------------
+
+RECURRENT = {"linear_attention", "conv", "recurrent", "hybrid", "hybrid_sliding", "mamba"}
+WINDOWED = {"sliding_attention", "chunked_attention", "local", "hybrid_sliding"}
+STATE_SPACE = {"mamba", "mamba2", "falcon_mamba", "rwkv", "xlstm"}
+MIXED = {"falcon_h1", "zaya"}  # every layer has a state and attention
+ENCODERS = (
+    "bert bert-generation big_bird camembert data2vec-text electra ernie megatron-bert rembert "
+    "roberta roberta-prelayernorm roc_bert roformer xlm xlm-roberta xlm-roberta-xl xlnet xmod"
+).split()
+DECODERS = (
+    "bart bigbird_pegasus blenderbot blenderbot-small marian mbart mvp pegasus plbart prophetnet "
+    "trocr whisper"
+).split()
+ALIBI = {"bloom", "mpt"}
+RELATIVE = {"cpmant", "inkling_text", "inkling2_text", "inkling2_loop_text", "prophetnet", "xlnet"}
+
+
+def layer_kinds(config: PreTrainedConfig) -> set[str]:
+    "The kinds of layers that a config lists."
+    lists = ("layer_types", "layers_block_type", "block_types", "attention_layers", "attn_layers")
+    return {kind for name in lists for kind in getattr(config, name, None) or ()}
+
+
+def mixer(name: str, config: PreTrainedConfig) -> str:
+    "What mixes tokens: attention, windows, a state, or both."
+    layers = layer_kinds(config)
+    if name in STATE_SPACE:
+        return "state space"
+    if name in MIXED or layers & RECURRENT:
+        return "hybrid"
+    if any("indexed" in kind or "sparse" in kind or "compressed" in kind for kind in layers):
+        return "sparse attention"
+    windows = [getattr(config, f, None) for f in ("sliding_window", "sliding_window_size")]
+    if layers & WINDOWED or (not layers and any(windows)):
+        return "sliding window"
+    return "attention"
+
+
+def kind(model: PreTrainedModel, name: str) -> str:
+    "What a model is made of."
+    config = model.config.get_text_config(decoder=True)
+    words = [mixer(name, config)]
+    if any(".experts." in parameter for parameter, _ in model.named_parameters()):
+        words.append("experts")
+    caps = ("final_logit_softcapping", "attn_logit_softcapping", "logits_soft_cap")
+    if any(getattr(config, cap, None) for cap in caps):
+        words.append("soft cap")
+    if any(hasattr(model.config, part) for part in ("vision_config", "audio_config")):
+        words.append("multimodal")
+    words += ["encoder read causally"] * (name in ENCODERS)
+    words += ["decoder of an encoder-decoder"] * (name in DECODERS)
+    return ", ".join(words)
+
+
+def positions(model: PreTrainedModel, name: str) -> str:
+    "How a model knows where a token stands."
+    modules = " ".join(module for module, _ in model.named_modules())
+    if name in ALIBI or getattr(model.config, "alibi", False):
+        return "ALiBi"
+    if name in RELATIVE:
+        return "relative"
+    if "rotary" in modules or name in (
+        "codegen",
+        "gptj",
+        "deepseek_v2",
+        "lfm2_moe",
+        "llama4",
+        "llama4_text",
+    ):
+        return "rotary"
+    marks = ("wpe", "embed_positions", "position_embeddings", "positions_embed", "pos_embed")
+    if name == "ctrl" or any(mark in modules for mark in marks):
+        return "absolute"
+    return "none"
+
+
+def is_tied(model: PreTrainedModel) -> bool:
+    "Whether input and output embedding are one."
+    ends = (model.get_input_embeddings(), model.get_output_embeddings())
+    first, last = (getattr(end, "base_layer", end).weight for end in ends)
+    return first.data_ptr() == last.data_ptr()
+
+
+def about(model: torch.nn.Module) -> dict[str, str]:
+    "The columns that say what a model is."
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    name = base.config.model_type
+    return {
+        "kind": kind(base, name),
+        "positions": positions(base, name),
+        "tied": "yes" if is_tied(base) else "no",
+    }
