@@ -202,9 +202,8 @@ def saved_live(run: CMDPTrainer, folder: Path) -> float:
     return largest((alone(loaded, rollout) - alone(run.student, rollout)).abs().amax(-1), rollout)
 
 
-def trained(job: dict, folder: Path) -> dict[str, float]:
-    "Two updates, saved and loaded; stopped after one and resumed. ValueError if refused."
-    run = trainer(job, folder / "whole")
+def trained(job: dict, run: CMDPTrainer, folder: Path) -> dict[str, float]:
+    "Two updates, saved and loaded; stopped after one and resumed."
     run.train()
     found = {"saved_live": saved_live(run, folder / "saved")}
     shutil.copytree(folder / "whole" / "checkpoint-1", folder / "half" / "checkpoint-1")
@@ -228,7 +227,7 @@ def place(error: Exception) -> str:
     return f"{type(error).__name__}: {sentence(error)[:160]} ({where}:{last.lineno})"
 
 
-def verdict(found: dict[str, float], refusal: str, error: str) -> str:
+def verdict(found: dict[str, float], refusal: str, error: str = "") -> str:
     "Right, refused with a sentence, or wrong."
     if refusal:
         return f"refused: {refusal}"
@@ -240,24 +239,30 @@ def verdict(found: dict[str, float], refusal: str, error: str) -> str:
 
 def row(job: dict) -> dict:
     "Everything about one pair."
-    began, found, refusal, error = time.perf_counter(), {}, "", ""
+    began, found, refusal, errors = time.perf_counter(), {}, "", []
     model, other = student(job), teacher(job)
     try:
         found |= scores(model, other)
     except Exception as e:  # said in the table, unless the trainer refuses the pair
-        error = place(e)
-    with tempfile.TemporaryDirectory() as folder:
+        errors.append(place(e))
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
         try:
-            found |= trained(job, Path(folder))
+            run = trainer(job, folder / "whole")
         except ValueError as e:
             refusal = sentence(e)
         except Exception as e:
-            error = error or place(e)
+            errors.append(place(e))
+        else:
+            try:
+                found |= trained(job, run, folder)
+            except Exception as e:
+                errors.append(place(e))
     return {
         **job,
         **zoo.about(model),
         **{name: f"{found[name]:.1e}" if name in found else "" for name in COLUMNS},
-        "verdict": verdict(found, refusal, error),
+        "verdict": verdict(found, refusal, *errors[:1]),
         "seconds": f"{time.perf_counter() - began:.1f}",
         **made_with(),
     }
