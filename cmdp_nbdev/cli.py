@@ -30,9 +30,10 @@ from transformers import HfArgumentParser
 from transformers.utils import logging as hf_logging
 
 from .config import CMDPConfig, one_of, range_problems, refuse, setting, with_ranges
+from .evaluate import to_json
 from .judge import arithmetic_validity
 from .methods import METHODS, method_settings
-from .model import default_pair
+from .model import default_pair, outline
 from cmdp_nbdev.plot import (
     frontier_figure,
     multiplier_curves,
@@ -44,7 +45,9 @@ from cmdp_nbdev.plot import (
     tradeoff_figure,
     training_curves,
 )
+from .preflight import recorded
 from .prepare import AtLeastOne, NotBelowZero
+from .processor import say, suitable_threads
 from .task import chain_dataset, chain_frontier, chain_reward, step_validity
 from .tasks import KINDS, TASKS, load_rows, open_task, task_kind, with_template
 from .trainer import CMDPTrainer
@@ -52,10 +55,10 @@ from .trainer import CMDPTrainer
 # %% auto #0
 __all__ = ['Engine', 'ABOUT', 'METHODS_ABOUT', 'EXAMPLES', 'UNSAID', 'OWN', 'OWN_TOO', 'SUMMARY', 'COPY_LIMIT', 'EXPECTED',
            'RunArguments', 'method_lines', 'build_parser', 'read_options', 'parse_args', 'command_of', 'load_reward',
-           'load_prompts', 'with_prompts', 'own_task', 'check_options', 'engine', 'embedded_trainer', 'own_trainer',
-           'describe_teacher', 'build_trainer', 'distil', 'train_until_stopped', 'exact_optimum', 'summarise',
-           'start_of', 'write_run', 'pictures', 'format_summary', 'headline', 'run_all', 'all_configs', 'write_table',
-           'comparison', 'main']
+           'load_prompts', 'with_prompts', 'own_task', 'check_options', 'engine', 'with_threads', 'embedded_trainer',
+           'own_trainer', 'describe_teacher', 'build_trainer', 'distil', 'train_until_stopped', 'exact_optimum',
+           'summarise', 'start_of', 'write_run', 'pictures', 'format_summary', 'headline', 'run_all', 'all_configs',
+           'write_table', 'comparison', 'main']
 
 # %% ../nbs/20_cli.ipynb #options
 Engine = Annotated[str, one_of("native", "trl")]
@@ -107,7 +110,9 @@ class RunArguments:
     )
     n_eval: AtLeastOne = setting(1024, "held-out prompts to evaluate on")
     num_threads: AtLeastOne | None = setting(
-        None, "CPU threads; none = 1 for the embedded pair (faster for tiny models), else torch's"
+        None,
+        "CPU threads; none = 1 for tiny models (faster), else torch's, at most the cores that are "
+        "available",
     )
     engine: Engine = setting(
         "native",
@@ -168,7 +173,7 @@ def build_parser() -> argparse.ArgumentParser:
 def read_options(path: str, known: set[str]) -> dict:
     "The options in a YAML file. Raises ValueError, naming the file, for what is none of `known`."
     try:
-        given = yaml.safe_load(Path(path).read_text()) or {}
+        given = yaml.safe_load(Path(path).read_bytes()) or {}
     except (OSError, yaml.YAMLError) as e:
         raise ValueError(f"{path}: {e}") from e
     if not isinstance(given, dict):
@@ -323,6 +328,13 @@ def engine(name: str) -> type:
 
     return TRLTrainer
 
+# %% ../nbs/20_cli.ipynb #with-threads
+def with_threads(run: RunArguments, config: CMDPConfig) -> RunArguments:
+    "`run` with a number of threads: the given one, the recorded one, or what suits the student."
+    begun = recorded(config).get("numbers", {}).get("threads")
+    size, _ = outline(run.student, **config.model_init_kwargs)
+    return dataclasses.replace(run, num_threads=run.num_threads or begun or suitable_threads(size))
+
 # %% ../nbs/20_cli.ipynb #trainers
 def embedded_trainer(run: RunArguments, config: CMDPConfig) -> CMDPTrainer:
     "The embedded student, teacher and task."
@@ -336,8 +348,8 @@ def embedded_trainer(run: RunArguments, config: CMDPConfig) -> CMDPTrainer:
 
 def own_trainer(run: RunArguments, config: CMDPConfig) -> CMDPTrainer:
     "Student, teacher, prompts and rewards that the options name."
-    if run.num_threads:
-        torch.set_num_threads(run.num_threads)
+    torch.set_num_threads(run.num_threads)
+    say(f"reading {run.dataset}", config.disable_tqdm)
     rewards, *data, metrics = own_task(run)
     make = engine(run.engine)
     return make(run.student, run.teacher, rewards, config, *data, eval_metrics=metrics)
@@ -372,8 +384,12 @@ def build_trainer(run: RunArguments, config: CMDPConfig) -> CMDPTrainer:
     "The trainer that the options describe; raises before any long work if they cannot work."
     check_options(run)
     engine(run.engine)
-    make = embedded_trainer if run.student is None else own_trainer
-    trainer = make(run, config)
+    if run.student is None:
+        trainer = embedded_trainer(run, config)
+    else:
+        run = with_threads(run, config)
+        trainer = own_trainer(run, config)
+        config = trainer.args  # what was decided, too
     trainer.run_info = {
         "command": command_of(run, config),
         "run": dataclasses.asdict(run),
@@ -386,8 +402,11 @@ def distil(run: RunArguments, config: CMDPConfig) -> dict:
     "A whole run; returns its summary, with `output_dir` ({} on all processes but the main one)."
     began = time.perf_counter()
     trainer = build_trainer(run, config)
+    trainer.keep_trackers = True
     train_until_stopped(trainer)
     result, records = trainer.evaluate(return_records=True)
+    trainer.track({"step": trainer.global_step} | {f"eval_{k}": v for k, v in result.items()})
+    trainer.close()
     optimum = exact_optimum(run, trainer)
     seconds = time.perf_counter() - began
     trainer.save_model(trainer.output_dir / "student")
@@ -460,9 +479,10 @@ def write_run(trainer: CMDPTrainer, records: list[dict], summary: dict) -> None:
     if trainer.run_info["teacher"].get("bytes", math.inf) <= COPY_LIMIT:
         teacher.save_pretrained(out / "teacher")
         trainer.processing_class.save_pretrained(out / "teacher")
-    lines = [json.dumps(r, default=str) + "\n" for r in records]
-    (out / "eval.jsonl").write_text("".join(lines))
-    (out / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
+    lines = [to_json(r) + "\n" for r in records]
+    (out / "eval.jsonl").write_text("".join(lines), encoding="utf-8")
+    text = to_json(summary, indent=1) + "\n"
+    (out / "summary.json").write_text(text, encoding="utf-8")
     args = trainer.args
     title = f"{args.method}, budget {trainer.budget.limit:g} ({args.aggregate})"
     page = report_html(pictures(trainer, records), title, summary)
@@ -494,9 +514,14 @@ def format_summary(s: dict) -> str:
 
 def _row(s: dict, k: str) -> str:
     "One metric: at the start, at the end, its interval."
-    start = f"{s[f'start_{k}']:8.3f}" if f"start_{k}" in s else " " * 8
-    interval = f"   [{s[f'{k}_low']:.3f}, {s[f'{k}_high']:.3f}]" if f"{k}_low" in s else ""
-    return f"{k:24}{start}{s[k]:8.3f}{interval}"
+    start, end, *ends = (_shown(s.get(name)) for name in (f"start_{k}", k, f"{k}_low", f"{k}_high"))
+    interval = f"   [{ends[0]}, {ends[1]}]" if all(ends) else ""
+    return f"{k:24}{start:>8}{end:>8}{interval}"
+
+
+def _shown(x) -> str:
+    "A number with three digits; nothing where there is none (null in the files, NaN before)."
+    return "" if x is None or math.isnan(float(x)) else f"{float(x):.3f}"
 
 # %% ../nbs/20_cli.ipynb #headline
 def headline(s: dict) -> str:
@@ -533,7 +558,7 @@ def all_configs(values: dict, out: Path) -> list[CMDPConfig]:
 # %% ../nbs/20_cli.ipynb #write-table
 def write_table(rows: list[dict], path: Path) -> None:
     "Summaries as a CSV file, one a line; a column for every key that one of them has."
-    with open(path, "w", newline="") as f:
+    with open(path, "w", newline="", encoding="utf-8") as f:
         writer = csv.DictWriter(f, list(dict.fromkeys(k for r in rows for k in r)))
         writer.writeheader()
         writer.writerows(rows)
@@ -555,9 +580,11 @@ EXPECTED = (ValueError, TypeError, OSError, RuntimeError, FloatingPointError, Im
 def main(argv: list[str] | None = None) -> int:
     "Entry point of `cmdp-distill`."
     run, values = parse_args(argv)
-    hf_logging.disable_progress_bar()
-    if values["disable_tqdm"] or not sys.stderr.isatty():
+    quiet = values["disable_tqdm"] or not sys.stderr.isatty()
+    if quiet:
         datasets.disable_progress_bars()
+    if quiet or run.student is None:
+        hf_logging.disable_progress_bar()
     try:
         _run(run, values)
     except EXPECTED as e:

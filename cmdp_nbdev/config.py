@@ -21,16 +21,17 @@ from .budget import Budget
 from .cost import COSTS, KINDS, Cost
 from .methods import METHODS, RENAMED, find_method
 from .objective import SCALES, Batch, Signal
-from .rollout import Sampling
+from .rollout import OURS, Sampling
 
 # %% auto #0
 __all__ = ['Positive', 'Finite', 'NotNegative', 'Share', 'Inside', 'Nucleus', 'Decay', 'Count', 'Index', 'Scale', 'Device',
-           'config_rule', 'DICTS', 'Range', 'one_of', 'setting', 'with_ranges', 'ranges', 'range_problems', 'Settings',
-           'CMDPConfig', 'Rules', 'refuse', 'distillation_is_a_part_of_the_run', 'a_quantile_needs_a_distilled_student',
-           'a_limit_that_moves_has_a_start_and_a_way', 'one_precision', 'groups_stay_whole',
-           'the_teachers_completions_are_used', 'the_method_knows_its_settings', 'the_method_has_groups_to_compare',
+           'Switch', 'config_rule', 'DICTS', 'SWITCH', 'Range', 'one_of', 'setting', 'with_ranges', 'ranges',
+           'range_problems', 'Settings', 'CMDPConfig', 'Rules', 'refuse', 'distillation_is_a_part_of_the_run',
+           'a_quantile_needs_a_distilled_student', 'a_limit_that_moves_has_a_start_and_a_way', 'one_precision',
+           'the_chat_template_is_told_its_own_switches', 'groups_stay_whole', 'the_teachers_completions_are_used',
+           'the_method_knows_its_settings', 'the_method_has_groups_to_compare',
            'a_score_function_needs_its_own_completions', 'distillation_follows_a_gradient', 'trial_batch',
-           'trial_problems', 'price_problems', 'check_config', 'field_problems']
+           'trial_problems', 'price_problems', 'check_config', 'as_switch', 'field_problems']
 
 # %% ../nbs/10_config.ipynb #range
 @dataclass(frozen=True)
@@ -63,22 +64,22 @@ Count = Annotated[int, Range("a whole number >= 1", lambda v: v >= 1 and v == in
 Index = Annotated[int, Range("a whole number >= 0", lambda v: v >= 0 and v == int(v))]
 Scale = Annotated[str, one_of(*SCALES)]
 Device = Annotated[str, Range("auto or cpu", lambda v: v in ("auto", "cpu"))]
+Switch = Annotated[str, Range("auto, true or false", lambda v: v == "auto" or isinstance(v, bool))]
 
 # %% ../nbs/10_config.ipynb #setting
-def setting(default, help: str):
-    "A dataclass field with its meaning and unit."
+def setting(default, help: str, **more):
+    "A dataclass field with its meaning and unit; `more`: for the parser of a command line."
     if isinstance(default, dict):
         return field(default_factory=lambda: Settings(default), metadata={"help": help})
-    return field(default=default, metadata={"help": help})
+    return field(default=default, metadata={"help": help, **more})
 
 
 def with_ranges(cls: type) -> type:
     "Class decorator: the help of every field ends with its range."
     for f in fields(cls):
         if f.name in ranges(cls):
-            f.metadata = MappingProxyType(
-                {"help": f"{f.metadata['help']}; {ranges(cls)[f.name].text}"}
-            )
+            help = f"{f.metadata['help']}; {ranges(cls)[f.name].text}"
+            f.metadata = MappingProxyType({**f.metadata, "help": help})
     return cls
 
 # %% ../nbs/10_config.ipynb #ranges
@@ -124,6 +125,7 @@ class Settings(dict):
 
 def _number(value):
     "The value of a text such as '0.3', '.3' or 'true'; anything else as it is."
+    value = {"True": True, "False": False, "None": None}.get(value, value)
     for read in (json.loads, float):
         try:
             return read(value) if isinstance(value, str) else value
@@ -208,6 +210,12 @@ class CMDPConfig:
         "the token that ends a completion, where the student's tokenizer ends a text with another "
         "one than the teacher's; None = the tokenizer's",
     )
+    # the prompts
+    chat_template_kwargs: Settings = setting(
+        {},
+        "what the chat template is told for all prompts, e.g. 'enable_thinking=false'; a dataset "
+        "column of this name wins",
+    )
     # the cost
     divergence: str = setting(
         "reverse_kl",
@@ -269,7 +277,13 @@ class CMDPConfig:
     gradient_checkpointing: bool = setting(
         False, "recompute activations in the backward pass: less memory, more time"
     )
-    bf16: bool = setting(False, "bfloat16 autocast")
+    bf16: Switch = setting(
+        "auto",
+        "bfloat16 autocast; auto: for models that are not tiny, where the device multiplies "
+        "bfloat16 faster than float32 (measured once, at a fresh start)",
+        nargs="?",
+        const="true",
+    )
     fp16: bool = setting(False, "float16 autocast with loss scaling (GPU)")
     device: Device = setting("auto", "auto: the accelerator if there is one")
     seed: Index = setting(0, "fixes the whole run on one machine")
@@ -328,13 +342,24 @@ def cost(self: CMDPConfig) -> Cost:
 @patch(as_prop=True)
 def sampling(self: CMDPConfig) -> Sampling:
     "How completions are written while training."
-    return Sampling(self.num_generations, self.max_completion_length, self.temperature, self.top_p)
+    return Sampling(
+        self.num_generations,
+        self.max_completion_length,
+        self.temperature,
+        self.top_p,
+        self.chat_template_kwargs,
+    )
 
 
 @patch(as_prop=True)
 def eval_sampling(self: CMDPConfig) -> Sampling:
     "How completions are written in an evaluation."
-    return Sampling(self.eval_num_generations, self.max_completion_length, self.eval_temperature)
+    return Sampling(
+        self.eval_num_generations,
+        self.max_completion_length,
+        self.eval_temperature,
+        chat_template_kwargs=self.chat_template_kwargs,
+    )
 
 # %% ../nbs/10_config.ipynb #method-options
 @patch(as_prop=True)
@@ -406,8 +431,17 @@ def a_limit_that_moves_has_a_start_and_a_way(c: CMDPConfig):
 # %% ../nbs/10_config.ipynb #rule-precision
 @config_rule
 def one_precision(c: CMDPConfig):
-    if c.bf16 and c.fp16:
+    if c.bf16 is True and c.fp16:
         yield "bf16 and fp16 exclude each other; choose one"
+
+# %% ../nbs/10_config.ipynb #rule-template
+@config_rule
+def the_chat_template_is_told_its_own_switches(c: CMDPConfig):
+    if taken := sorted(OURS & set(c.chat_template_kwargs)):
+        yield (
+            f"chat_template_kwargs: {', '.join(taken)} follows from the messages of a prompt and "
+            "is no switch of a template; leave it out"
+        )
 
 # %% ../nbs/10_config.ipynb #rule-groups
 @config_rule
@@ -535,13 +569,20 @@ def price_problems(c: CMDPConfig, price: torch.Tensor) -> Iterator[str]:
         )
 
 # %% ../nbs/10_config.ipynb #check-config
-DICTS = ("method_kwargs", "model_init_kwargs", "teacher_model_init_kwargs", "lr_scheduler_kwargs")
+DICTS = (
+    "method_kwargs",
+    "model_init_kwargs",
+    "teacher_model_init_kwargs",
+    "chat_template_kwargs",
+    "lr_scheduler_kwargs",
+)
 
 
 def check_config(c: CMDPConfig) -> None:
     "Read texts as dicts, and raise ValueError with a line for everything that is wrong."
     for name in DICTS:
         setattr(c, name, _as_settings(name, getattr(c, name)))
+    c.bf16 = as_switch(c.bf16)
     refuse(field_problems(c))
     c.method = find_method(c.method).name  # an earlier name becomes today's
     refuse(config_rule.problems(c))
@@ -554,6 +595,14 @@ def _as_settings(name: str, value) -> Settings:
         return Settings(value)
     except (ValueError, TypeError) as e:
         raise ValueError(f"{name}={value!r} is neither a dict nor JSON nor 'key=value,...'") from e
+
+# %% ../nbs/10_config.ipynb #switch
+SWITCH = {"true": True, "1": True, "false": False, "0": False, "none": "auto"}
+
+
+def as_switch(value):
+    "True, False or 'auto' for the ways to write it; anything else as it is."
+    return SWITCH.get(str(value).lower(), value)
 
 # %% ../nbs/10_config.ipynb #field-problems
 def field_problems(c: CMDPConfig) -> Iterator[str]:

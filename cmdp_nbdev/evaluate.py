@@ -5,9 +5,10 @@
 # %% ../nbs/09_evaluate.ipynb #imports
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -19,22 +20,35 @@ from torch import Tensor
 from .budget import Budget, row_budget, satisfaction_interval
 from .cost import Cost, token_cost, token_divergence
 from .mdp import Rollout, masked, trajectory_cost
+from .model import check_vocab
 from .objective import Batch, Signal
-from .reward import call_cost, call_reward, constrained_reward, task_rewards
-from .rollout import Sampling, completion_logits, generate
+from .processor import patience, starts, warn_slow
+from cmdp_nbdev.reward import (
+    OFFERED,
+    call_cost,
+    call_reward,
+    column_problems,
+    constrained_reward,
+    function_names,
+    task_rewards,
+    trl_arguments,
+)
+from .rollout import Sampling, completion_logits, core, generate, still
 
 # %% auto #0
-__all__ = ['VALUES', 'SEED_METRICS', 'measure', 'charges', 'judge_budgets', 'rollout_records', 'evaluate_records',
-           'metric_values', 'at_budget', 'mean_interval', 'summarize', 'evaluate', 'Earned', 'earn', 'earned_metrics',
-           'step_metrics', 'share_of_equal_groups', 'mcnemar', 'difference_interval', 'summarize_seeds', 'compare',
-           'frontier', 'envelope', 'envelope_band', 'above_envelope']
+__all__ = ['RECORD', 'VALUES', 'SEED_METRICS', 'measure', 'charges', 'judge_budgets', 'verdicts', 'rollout_records',
+           'metric_values', 'name_problems', 'record_column_problems', 'evaluate_records', 'at_budget', 'to_json',
+           'mean_interval', 'summarize', 'evaluate', 'Earned', 'earn', 'earned_metrics', 'step_metrics',
+           'share_of_equal_groups', 'mcnemar', 'difference_interval', 'summarize_seeds', 'compare', 'frontier',
+           'envelope', 'envelope_band', 'above_envelope']
 
 # %% ../nbs/09_evaluate.ipynb #measure
 @torch.no_grad()
 def measure(model, teacher, rollout: Rollout, cost: Cost = Cost()) -> tuple[Tensor, Tensor]:
     "What every token costs, and its exact reverse KL, both (B, T) nats per token."
     mask = rollout.completion_mask
-    student, target = completion_logits(model, rollout), completion_logits(teacher, rollout)
+    with still(model, teacher):
+        student, target = (completion_logits(m, rollout) for m in (model, teacher))
     kl = token_divergence(student, target, mask=mask, chunk_size=cost.chunk_size)
     if cost.is_kl:
         return kl, kl
@@ -42,11 +56,13 @@ def measure(model, teacher, rollout: Rollout, cost: Cost = Cost()) -> tuple[Tens
 
 # %% ../nbs/09_evaluate.ipynb #judge-budgets
 def charges(
-    rollout: Rollout, constraints: dict[str, tuple[Callable, Budget]]
+    rollout: Rollout,
+    constraints: dict[str, tuple[Callable, Budget]],
+    more: dict | None = None,  # see reward.trl_arguments
 ) -> Iterator[tuple[str, Tensor, Budget]]:
     "Of every further budget its name, what each token was charged (B, T), and the limits."
     for name, (function, budget) in constraints.items():
-        charged, column = call_cost(function, rollout), f"budget_{name}"
+        charged, column = call_cost(function, rollout, more), f"budget_{name}"
         yield name, charged, row_budget(budget, rollout.columns, charged.device, column=column)
 
 
@@ -55,17 +71,30 @@ def judge_budgets(
     cost: Tensor,  # (B, T) nats per token
     budget: Budget,
     constraints: dict[str, tuple[Callable, Budget]] | None = None,
+    more: dict | None = None,  # see reward.trl_arguments
 ) -> dict[str, Tensor]:
     "`spent` and `within_budget` (B,), and the same of further budgets, `spent_<name>` and so on."
     mask = rollout.completion_mask
     limit = row_budget(budget, rollout.columns, cost.device)
     judged = {"spent": budget.spent(cost, mask), "within_budget": ~limit.violated(cost, mask)}
-    for name, charged, limit in charges(rollout, constraints or {}):
+    for name, charged, limit in charges(rollout, constraints or {}, more):
         judged[f"spent_{name}"] = limit.spent(charged, mask)
         judged[f"within_budget_{name}"] = (~limit.violated(charged, mask)).float()
     return judged
 
+# %% ../nbs/09_evaluate.ipynb #verdicts
+def verdicts(reward: Tensor, terminated: Tensor, correct_at: float) -> Tensor:
+    "1 where a completion is correct, 0 where it is not, NaN without a verdict, all (B,)."
+    correct = (reward >= correct_at) & terminated
+    return torch.where(reward.isnan(), torch.nan, correct.float())
+
 # %% ../nbs/09_evaluate.ipynb #rollout-records
+RECORD = (
+    "prompt completion completion_ids reward correct cost_per_token spent within_budget kl "
+    "terminated"
+).split()
+
+
 def rollout_records(
     rollout: Rollout, reward: Tensor, correct: Tensor, cost: Tensor, kl: Tensor, more: dict
 ) -> list[dict]:
@@ -80,7 +109,7 @@ def rollout_records(
             "completion": rollout.completions[i],
             "completion_ids": rollout.completion_ids[i, :n].tolist(),
             "reward": _number(reward[i]),
-            "correct": bool(correct[i]),
+            "correct": None if correct[i].isnan() else bool(correct[i]),
             "cost_per_token": cost[i, :n].tolist(),
             "spent": spent[i].item(),
             "within_budget": bool(within[i]),
@@ -94,44 +123,6 @@ def rollout_records(
 def _number(x: Tensor) -> float | None:
     "A value as a Python number; None for NaN."
     return None if x.isnan() else x.item()
-
-# %% ../nbs/09_evaluate.ipynb #records
-@torch.no_grad()
-def evaluate_records(
-    model,
-    teacher,  # a causal LM, or a function, see rollout.completion_logits
-    dataset: Dataset,  # column `prompt`, and whatever the reward functions read
-    tokenizer,
-    reward_funcs: Callable | list[Callable],
-    budget: Budget = Budget(),
-    *,
-    cost: Cost = Cost(),  # what the budget is put on
-    sampling: Sampling = Sampling(),
-    metrics: dict[str, Callable] | None = None,  # further scores by name, functions as for rewards
-    constraints: dict[str, tuple[Callable, Budget]] | None = None,  # see reward.call_cost
-    reward_weights: list[float] | None = None,
-    correct_at: float = 1.0,  # an answer is correct if its total reward is at least this
-    batch_size: int = 256,  # completions at a time
-    vocab_size: int | None = None,  # sample only ids below this (those that both models have)
-    seed: int = 0,
-    **settings,  # fields of Sampling, instead of or on top of `sampling`
-) -> list[dict]:
-    "Sample and score completions of every prompt of `dataset`; one dict per completion."
-    funcs = reward_funcs if isinstance(reward_funcs, (list, tuple)) else [reward_funcs]
-    sampling = replace(sampling, **settings)
-    generator = torch.Generator(next(model.parameters()).device).manual_seed(seed)
-    size, records = max(1, batch_size // sampling.num_generations), []
-    for start in range(0, len(dataset), size):
-        columns = dataset[start : start + size]
-        prompts = columns.pop("prompt")
-        r = generate(model, tokenizer, prompts, columns, sampling, generator, vocab_size)
-        reward, _ = task_rewards(funcs, r, reward_weights)
-        correct = (reward >= correct_at) & r.terminated
-        scores = {name: call_reward(f, r) for name, f in (metrics or {}).items()}
-        token, kl = measure(model, teacher, r, cost)
-        judged = judge_budgets(r, token, budget, constraints)
-        records += rollout_records(r, reward, correct, token, kl, scores | judged)
-    return records
 
 # %% ../nbs/09_evaluate.ipynb #values
 VALUES: dict[str, Callable[[dict], float]] = {
@@ -158,10 +149,115 @@ def metric_values(records: list[dict], name: str) -> np.ndarray:
     values = (read(r) for r in records)
     return np.array([math.nan if v is None else v for v in values], dtype=float)
 
+# %% ../nbs/09_evaluate.ipynb #name-problems
+def _summarized(name: str) -> set[str]:
+    "What a summary holds of a metric."
+    return {name} if name.endswith("_p95") else {name, f"{name}_low", f"{name}_high"}
+
+
+def _recorded(constraint: str) -> set[str]:
+    "What a record holds of a further budget."
+    return {f"spent_{constraint}", f"within_budget_{constraint}"}
+
+
+def name_problems(metrics: Iterable[str], constraints: Iterable[str]) -> Iterator[str]:
+    "One sentence for every metric and further budget whose name an evaluation has already."
+    taken = {*RECORD, "n_eval", "n_verdict"}
+    taken = taken.union(*map(_summarized, [*VALUES, "satisfaction_rate_all"]))
+    means = ("spent_mean", "satisfaction_rate")
+    claims = {}
+    for name in constraints:
+        summarized = [_summarized(f"{mean}_{name}") for mean in means]
+        claims[f"constraints: {name!r}"] = _recorded(name).union(*summarized)
+    for name in metrics:
+        claims[f"eval_metrics: {name!r}"] = _summarized(name)
+    for what, names in claims.items():
+        if both := sorted(names & taken):
+            yield f"{what} would overwrite {both[0]!r} of an evaluation; choose another name"
+        taken |= names
+
+# %% ../nbs/09_evaluate.ipynb #record-columns
+def record_column_problems(
+    columns: Iterable[str], metrics: Iterable[str], constraints: Iterable[str]
+) -> Iterator[str]:
+    "One sentence for every column of evaluated prompts that a record has no place for."
+    taken = {*RECORD, *metrics}.union(*map(_recorded, constraints))
+    for column in columns:
+        if column in taken - {"prompt", "completion", *OFFERED}:
+            yield f"column {column!r} would be overwritten by a record's own; rename_column() it"
+    yield from column_problems(columns)
+
+# %% ../nbs/09_evaluate.ipynb #records
+@torch.no_grad()
+def evaluate_records(
+    model,
+    teacher,  # a causal LM, or a function, see rollout.completion_logits
+    dataset: Dataset,  # column `prompt`, and whatever the reward functions read
+    tokenizer,
+    reward_funcs: Callable | list[Callable],
+    budget: Budget = Budget(),
+    *,
+    cost: Cost = Cost(),  # what the budget is put on
+    sampling: Sampling = Sampling(),
+    metrics: dict[str, Callable] | None = None,  # further scores by name, functions as for rewards
+    constraints: dict[str, tuple[Callable, Budget]] | None = None,  # see reward.call_cost
+    reward_weights: list[float] | None = None,
+    correct_at: float = 1.0,  # an answer is correct if its total reward is at least this
+    batch_size: int = 256,  # completions at a time
+    vocab_size: int | None = None,  # sample only ids below this; None = all with a token
+    seed: int = 0,
+    disable_tqdm: bool = False,  # no progress bar
+    more: dict | None = None,  # what functions can ask for beside the data, reward.trl_arguments
+    **settings,  # fields of Sampling, instead of or on top of `sampling`
+) -> list[dict]:
+    """Sample and score completions of every prompt of `dataset`; one dict per completion.
+
+    Raises ValueError, before anything is sampled, for names that collide.
+    """
+    asked = metrics or {}, constraints or {}
+    taken = [*name_problems(*asked), *record_column_problems(dataset.column_names, *asked)]
+    if taken:
+        raise ValueError("\n".join(taken))
+    funcs = reward_funcs if isinstance(reward_funcs, (list, tuple)) else [reward_funcs]
+    sampling = replace(sampling, **settings)
+    for what, m in {"model": model, "teacher": teacher}.items():
+        if isinstance(m, torch.nn.Module):
+            check_vocab(core(m), tokenizer, what)
+    generator = torch.Generator(next(model.parameters()).device).manual_seed(seed)
+    size, records = max(1, batch_size // sampling.num_generations), []
+    bar = dict(desc="evaluating", disable=disable_tqdm, leave=False, delay=patience(model))
+    for start in starts(len(dataset), size, **bar):
+        columns = dataset[start : start + size]
+        prompts = columns.pop("prompt")
+        r = generate(model, tokenizer, prompts, columns, sampling, generator, vocab_size)
+        reward, _ = task_rewards(funcs, r, reward_weights, more=more)
+        correct = verdicts(reward, r.terminated, correct_at)
+        scores = {name: call_reward(f, r, more) for name, f in (metrics or {}).items()}
+        token, kl = measure(model, teacher, r, cost)
+        judged = judge_budgets(r, token, budget, constraints, more)
+        records += rollout_records(r, reward, correct, token, kl, scores | judged)
+    return records
+
 # %% ../nbs/09_evaluate.ipynb #at-budget
 def at_budget(records: list[dict], budget: Budget) -> list[dict]:
     "The same records with `within_budget` judged anew: `spent` against the limit of `budget`."
     return [{**r, "within_budget": r["spent"] <= budget.limit} for r in records]
+
+# %% ../nbs/09_evaluate.ipynb #json
+def _plain(value):
+    "`value` with None for NaN and a text for infinity."
+    if isinstance(value, dict):
+        return {k: _plain(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(v) for v in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None if math.isnan(value) else str(value)
+    return value
+
+
+def to_json(value, indent: int | None = None) -> str:
+    "`value` as strict JSON; what JSON does not know becomes a text."
+    return json.dumps(_plain(value), indent=indent, allow_nan=False, default=str)
 
 # %% ../nbs/09_evaluate.ipynb #mean-interval
 def _is_rate(x: np.ndarray) -> bool:
@@ -203,10 +299,13 @@ def summarize(
     out = {}
     for name, x in columns.items():
         if name.endswith("_p95"):
-            out[name] = float(np.quantile(x[~np.isnan(x)], 0.95))
+            known = x[~np.isnan(x)]
+            out[name] = float(np.quantile(known, 0.95)) if known.size else math.nan
         else:
             out[name], out[f"{name}_low"], out[f"{name}_high"] = mean_interval(x, level)
-    return out | {"n_eval": len(records)}
+    judged = int((~np.isnan(columns["accuracy"])).sum())
+    counts = {"n_eval": len(records), "n_verdict": judged}
+    return out | {k: n for k, n in counts.items() if k == "n_eval" or n < len(records)}
 
 
 def _constraint_columns(records: list[dict], within: np.ndarray, names: list[str]) -> dict:
@@ -236,8 +335,11 @@ def evaluate(
 ) -> dict[str, float] | tuple[dict[str, float], list[dict]]:
     """Metrics of the glossary for `model` on `dataset`, with intervals; `more`: see above.
 
-    Arguments are those of `evaluate_records`. With `return_records`, also the records.
+    Arguments are those of `evaluate_records`. With `return_records`, also the records. Warns of
+    a model in a dtype that is slow on its device.
     """
+    for what, given in {"model": model, "teacher": teacher}.items():
+        warn_slow(given, what)
     asked = dict(metrics=metrics, constraints=constraints, **more)
     records = evaluate_records(model, teacher, dataset, tokenizer, reward_funcs, budget, **asked)
     result = summarize(records, metrics=metrics or (), constraints=constraints or ())
@@ -254,6 +356,7 @@ class Earned:
     charged: dict[str, Tensor]  # name -> (B, T) of every further budget
     spent: dict[str, Tensor]  # name -> (B,)
     limits: dict[str, Tensor | float]
+    logged: dict[str, float] = field(default_factory=dict)  # by the functions themselves
 
 
 def earn(
@@ -263,27 +366,30 @@ def earn(
     reward_weights: list[float] | None = None,
     truncated_reward: float | None = 0.0,
     penalty: float = 1.0,
+    state=None,  # transformers' TrainerState, for functions that ask for it
 ) -> Earned:
     "Call reward and cost functions on a rollout; see reward.task_rewards and constrained_reward."
-    task, each = task_rewards(reward_funcs, rollout, reward_weights, truncated_reward)
+    logged = {}
+    more = trl_arguments(state, logged)
+    task, each = task_rewards(reward_funcs, rollout, reward_weights, truncated_reward, more)
     charged, spent, limits = {}, {}, {}
-    for name, cost, budget in charges(rollout, constraints):
+    for name, cost, budget in charges(rollout, constraints, more):
         charged[name], limits[name] = cost, budget.limit
         spent[name] = budget.spent(cost, rollout.completion_mask)
     modified = constrained_reward(task, spent, limits, penalty)
-    return Earned(task, each, modified, charged, spent, limits)
+    means = {name: sum(values) / len(values) for name, values in logged.items()}
+    return Earned(task, each, modified, charged, spent, limits, means)
 
 # %% ../nbs/09_evaluate.ipynb #earned-metrics
 def earned_metrics(earned: Earned, reward_funcs: list[Callable]) -> dict[str, float]:
-    "Further budgets by name, and each reward function's mean where there are several."
-    metrics = {}
+    "Further budgets by name, each reward function's mean where there are several, their log."
+    metrics = dict(earned.logged)
     for name, spent in earned.spent.items():
         kept = (spent <= earned.limits[name]).float()
         metrics[f"spent_mean_{name}"] = float(spent.mean())
         metrics[f"satisfaction_rate_{name}"] = float(kept.mean())
     if len(reward_funcs) > 1:
-        names = [getattr(f, "__name__", i) for i, f in enumerate(reward_funcs)]
-        for name, column in zip(names, earned.each.T):
+        for name, column in zip(function_names(reward_funcs), earned.each.T):
             metrics[f"rewards/{name}"] = float(column.nanmean())
     return metrics
 
@@ -293,14 +399,14 @@ def step_metrics(
 ) -> dict[str, float]:
     "The glossary's metrics of one training batch; `kl` (B, T): the reverse KL of every token."
     spent, kl = budget.spent(batch.cost, batch.mask), trajectory_cost(kl, batch.mask)
-    kept, correct = spent <= budget.limit, (batch.rewards >= correct_at) & terminated
+    kept, correct = spent <= budget.limit, verdicts(batch.rewards, terminated, correct_at)
     limit = budget.limit.mean() if isinstance(budget.limit, Tensor) else budget.limit
     price = masked(signal.multipliers["divergence"], batch.mask).sum() / batch.mask.sum()
     values = {
         "reward": batch.rewards.nanmean(),
-        "accuracy": correct.float().mean(),
+        "accuracy": correct.nanmean(),
         "satisfaction_rate": kept.float().mean(),
-        "accuracy_within_budget": (kept & correct).float().mean(),
+        "accuracy_within_budget": (kept * correct).nanmean(),
         "kl_mean": kl.mean(),
         "kl_p95": kl.quantile(0.95),
         "spent_mean": spent.mean(),
@@ -311,13 +417,17 @@ def step_metrics(
         "advantage_abs": signal.advantage.abs().mean(),
         "frac_reward_zero_std": share_of_equal_groups(batch),
     }
+    judged = int((~correct.isnan()).sum())
+    if judged < len(correct):
+        values["n_verdict"] = judged
     return {k: float(v) for k, v in values.items()} | signal.metrics
 
 
 def share_of_equal_groups(batch: Batch) -> float:
-    "Share of prompts whose completions all earned the same reward."
+    "Share of prompts whose completions show no difference: as far as they have a reward, the same."
     groups = [batch.rewards[batch.group_ids == g] for g in batch.group_ids.unique()]
-    return sum(bool((g == g[0]).all()) for g in groups) / len(groups)
+    known = [g[~g.isnan()] for g in groups]
+    return sum(bool((g == g[:1]).all()) for g in known) / len(groups)
 
 # %% ../nbs/09_evaluate.ipynb #mcnemar
 def mcnemar(wins: int, losses: int) -> float:

@@ -27,9 +27,15 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from .budget import satisfaction_interval
 from .cost import token_logps
 from .evaluate import difference_interval, mcnemar
-from .mdp import Rollout, masked
+from .mdp import masked
 from .model import load_tokenizer
-from .rollout import completion_logits, encode_prompts, generate
+from cmdp_nbdev.rollout import (
+    TEMPLATE_COLUMNS,
+    completion_logits,
+    content_text,
+    generate,
+    given_rollout,
+)
 
 # %% auto #0
 __all__ = ['MEASURES', 'JUDGE_TEMPLATE', 'text_of', 'score_judge', 'pairwise', 'judge_records', 'agreement', 'arithmetic_steps',
@@ -39,7 +45,9 @@ __all__ = ['MEASURES', 'JUDGE_TEMPLATE', 'text_of', 'score_judge', 'pairwise', '
 # %% ../nbs/16_judge.ipynb #text-of
 def text_of(x: str | list[dict]) -> str:
     "A prompt or completion as text: itself, or the contents of its chat messages, a line each."
-    return x if isinstance(x, str) else "\n".join(m["content"] or "" for m in x)
+    if isinstance(x, str):
+        return x
+    return "\n".join(content_text(message.get("content") or "") for message in x)
 
 # %% ../nbs/16_judge.ipynb #compare
 def _compare(x: float | None, y: float | None, margin: float) -> float | None:
@@ -550,26 +558,13 @@ def arithmetic_validity(prompts, completions, **kwargs) -> list[float | None]:
     counts = [check_arithmetic(text_of(c)) for c in completions]
     return [right / found if found else None for found, right in counts]
 
-# %% ../nbs/16_judge.ipynb #as-sampled
-def _as_sampled(prompts: list, completions: list, tokenizer, device) -> Rollout:
-    "The rollout in which these completions had been sampled, and had ended."
-    ids, mask = encode_prompts(prompts, tokenizer)
-    texts = [c if isinstance(c, str) else c[-1]["content"] for c in completions]
-    rows = tokenizer(texts, add_special_tokens=False)["input_ids"]
-    rows = [row + [tokenizer.eos_token_id] for row in rows]
-    width = max(map(len, rows))
-    padded = [row + [tokenizer.pad_token_id] * (width - len(row)) for row in rows]
-    real = [[1] * len(row) + [0] * (width - len(row)) for row in rows]
-    tensors = (ids, mask, torch.tensor(padded), torch.tensor(real))
-    ended = torch.ones(len(rows), dtype=torch.bool, device=device)
-    return Rollout(*(x.to(device) for x in tensors), ended)
-
 # %% ../nbs/16_judge.ipynb #likelihood
 def likelihood(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     per_token: bool = True,
     batch_size: int = 64,
+    chat_template_kwargs: dict | None = None,  # what the chat template is told for all prompts
 ) -> Callable:
     """The score `(prompts, completions, **columns) -> list[float]`: log-likelihood under `model`.
 
@@ -580,10 +575,13 @@ def likelihood(
 
     @torch.no_grad()
     def score(prompts, completions, **columns):
-        scores, device = [], next(model.parameters()).device
+        scores, how = [], (None, next(model.parameters()).device, chat_template_kwargs)
+        told = {name: columns[name] for name in TEMPLATE_COLUMNS if name in columns}
         for start in range(0, len(prompts), batch_size):
             batch = slice(start, start + batch_size)
-            rollout = _as_sampled(prompts[batch], completions[batch], tokenizer, device)
+            here = {name: column[batch] for name, column in told.items()}
+            given = (prompts[batch], completions[batch], here)
+            rollout = given_rollout(tokenizer, *given, *how)
             logps = token_logps(completion_logits(model, rollout), rollout.completion_ids)
             total = masked(logps, rollout.completion_mask).sum(-1)
             scores += (total / rollout.lengths if per_token else total).tolist()

@@ -71,6 +71,8 @@ class Rollout:
     completions: list = field(default_factory=list)  # texts or chat messages, length B
     columns: dict = field(default_factory=dict)  # other dataset columns, lists of length B
     remaining: Tensor | None = None  # (B, T) share of the budget
+    vocab_size: int | None = None  # ids from which the policy chose: those below this
+    holes: tuple[int, ...] = ()  # and none of these; see rollout.with_tokens
 
     def __len__(self) -> int:
         return len(self.completion_ids)

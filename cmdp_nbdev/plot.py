@@ -69,14 +69,18 @@ def _limit(fig: go.Figure, **where) -> None:
 # %% ../nbs/15_plot.ipynb #read-jsonl
 def read_jsonl(path: str | os.PathLike) -> list[dict]:
     "The lines of a .jsonl file as dicts."
-    return [json.loads(line) for line in Path(path).read_text().splitlines() if line.strip()]
+    lines = Path(path).read_text(encoding="utf-8").splitlines()
+    return [json.loads(line) for line in lines if line.strip()]
 
 # %% ../nbs/15_plot.ipynb #running-mean
 def running_mean(x, n: int) -> np.ndarray:
-    "Mean of the last `n` values (fewer at the start), same length as `x`."
-    total = np.cumsum(np.concatenate([[0.0], np.asarray(x, dtype=float)]))
-    i = np.arange(1, len(total))
-    return (total[i] - total[np.maximum(i - n, 0)]) / np.minimum(i, n)
+    "Mean of the last `n` values there are (None is none), NaN without one; as long as `x`."
+    x = np.asarray(x, dtype=float)
+    known, i = ~np.isnan(x), np.arange(1, len(x) + 1)
+    before = np.maximum(i - n, 0)
+    total, count = (np.cumsum([0.0, *v]) for v in (np.where(known, x, 0.0), known))
+    with np.errstate(invalid="ignore"):
+        return (total[i] - total[before]) / (count[i] - count[before])
 
 # %% ../nbs/15_plot.ipynb #curves
 CURVES = (  # metric, name, colour, dash, panel

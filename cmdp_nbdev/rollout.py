@@ -7,49 +7,230 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable
+import json
+import math
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Protocol
+from weakref import WeakKeyDictionary
 
 import torch
 from fastcore.basics import patch
 from torch import Tensor
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import GenerationMixin, PreTrainedModel, PreTrainedTokenizerBase
 
 from .budget import Budget
 from .cost import Cost, token_logps
 from .mdp import Rollout, completion_mask, position_ids
+from .model import ids_of
 from .moved import forwards
 
 # %% auto #0
-__all__ = ['is_chat', 'encode_prompts', 'Sampling', 'nucleus', 'sample_token', 'accepted', 'cache_name', 'Reader', 'ToldStudent',
-           'sample', 'eos_token_ids', 'generate', 'given_rollout', 'completion_logits']
+__all__ = ['TEMPLATE_COLUMNS', 'OURS', 'READINGS', 'SHORT', 'LONG', 'STEPS', 'CANNOT', 'EXACT', 'ROUGH', 'NEVER', 'is_chat',
+           'PromptError', 'content_text', 'without_none', 'knows_parts', 'read_messages', 'check_written', 'write_chat',
+           'row_settings', 'prompt_texts', 'ids_before', 'encode_prompts', 'Sampling', 'nucleus', 'sample_token',
+           'core', 'accepted', 'cache_name', 'Reader', 'own_preparation', 'aligned', 'logits_at', 'ByLength',
+           'Rereader', 'Reading', 'find_reading', 'still', 'read_as', 'reading', 'ToldStudent', 'open_reader',
+           'with_tokens', 'sample', 'eos_token_ids', 'generate', 'given_text', 'given_rollout', 'completion_logits']
 
 # %% ../nbs/08_rollout.ipynb #encode
 def is_chat(prompt) -> bool:
     "True for chat messages, a list of dicts with `role` and `content`."
     return isinstance(prompt, list) and bool(prompt) and isinstance(prompt[0], dict)
 
+# %% ../nbs/08_rollout.ipynb #prompt-error
+class PromptError(ValueError):
+    "A prompt that cannot be encoded; `row` counts those that were given."
+
+    def __init__(self, row: int, reason: str):
+        super().__init__(f"prompt {row} {reason}")
+        self.row, self.reason = row, reason
+
+# %% ../nbs/08_rollout.ipynb #content-text
+def content_text(content) -> str:
+    "The content of a message as text: itself, or its parts. Raises ValueError for anything else."
+    parts = [{"text": content}] if isinstance(content, str) else content
+    texts = [part.get("text") if isinstance(part, dict) else None for part in parts or []]
+    if not isinstance(parts, list) or not all(isinstance(text, str) for text in texts):
+        raise ValueError(
+            f"content {content!r}; it must be a text, or a list of parts such as "
+            "{'type': 'text', 'text': ...}"
+        )
+    return "".join(texts)
+
+# %% ../nbs/08_rollout.ipynb #given-keys
+def without_none(x):
+    "Dicts and lists without the keys whose value is None."
+    if isinstance(x, dict):
+        return {k: without_none(v) for k, v in x.items() if v is not None}
+    return [without_none(v) for v in x] if isinstance(x, list) else x
+
+# %% ../nbs/08_rollout.ipynb #read-messages
+@functools.cache
+def knows_parts(template: str) -> bool:
+    "Whether a template reads the `text` of a part."
+    return bool(re.search(r"""\.text\b|['"]text['"]""", template))
+
+
+def read_messages(chat: list, template: str) -> list[dict]:
+    "The messages as `template` reads them. Raises ValueError for one without role or text."
+    messages = []
+    for i, message in enumerate(without_none(chat)):
+        if not isinstance(message, dict) or not isinstance(message.get("role"), str):
+            raise ValueError(f"has a message {i} without a role: {message!r}")
+        if "content" in message or not message.get("tool_calls"):
+            try:
+                text = content_text(message.get("content"))
+            except ValueError as e:
+                raise ValueError(f"has a message {i} ({message['role']}) with {e}") from e
+            message = message if knows_parts(template) else {**message, "content": text}
+        messages.append(message)
+    return messages
+
+# %% ../nbs/08_rollout.ipynb #check-written
+def check_written(messages: list[dict], text: str) -> None:
+    "Raise ValueError for a message that the template left out of `text`."
+    written = "".join(text.split())
+    for i, message in enumerate(messages):
+        content, role = message.get("content"), message["role"]
+        if role in ("assistant", "tool") or not isinstance(content, str):
+            continue
+        if "".join(content.split()) not in written:
+            raise ValueError(
+                f"has a message {i} ({role}) that the chat template leaves out; give it a role "
+                "that the template knows (user, mostly), or its content as a list of parts such "
+                "as {'type': 'text', 'text': ...}"
+            )
+
+# %% ../nbs/08_rollout.ipynb #write-chat
+def write_chat(chat: list, tokenizer: PreTrainedTokenizerBase, **settings) -> str:
+    """Chat messages in the words of the tokenizer's template, which is told the `settings`.
+
+    Raises ValueError, with the template's own words, if there is none or it refuses them.
+    """
+    if not (tokenizer.chat_template or settings.get("chat_template")):
+        raise ValueError(
+            "is a list of chat messages, and the tokenizer has no chat template; give texts, or "
+            "set tokenizer.chat_template"
+        )
+    names = settings.get("chat_template"), settings.get("tools")
+    messages = read_messages(chat, tokenizer.get_chat_template(*names))
+    goes_on = messages[-1]["role"] == "assistant"
+    how = {"add_generation_prompt": not goes_on, "continue_final_message": goes_on}
+    try:
+        text = tokenizer.apply_chat_template(messages, tokenize=False, **how, **settings)
+    except Exception as e:
+        roles = ", ".join(message["role"] for message in messages)
+        reason = (str(e).splitlines() or [""])[0]
+        raise ValueError(
+            f"(roles: {roles}) is refused by the chat template: {type(e).__name__}: {reason}; a "
+            "template without a system role wants that text in the first user message, most want "
+            "user and assistant to take turns"
+        ) from e
+    check_written(messages, text)
+    return text
+
+# %% ../nbs/08_rollout.ipynb #read-column
+def _read(columns: dict, name: str, row: int, kind: type):
+    "A row of a column of dicts or lists, or of such in JSON; an empty one for None."
+    given = columns[name][row] if name in columns else None
+    refused = ValueError(
+        f"has {given!r} in the column {name!r}, which the chat template needs as a "
+        f"{kind.__name__}; rename the column if it means something else"
+    )
+    try:
+        value = json.loads(given) if isinstance(given, str) else given
+    except ValueError as e:
+        raise refused from e
+    if not isinstance(value, (kind, type(None))):
+        raise refused
+    return without_none(value or kind())
+
+# %% ../nbs/08_rollout.ipynb #row-settings
+TEMPLATE_COLUMNS = ("chat_template_kwargs", "tools")
+OURS = frozenset(("messages", "tokenize", "add_generation_prompt", "continue_final_message"))
+
+
+def row_settings(row: int, columns: dict, common: dict) -> dict:
+    "What the template is told for a row. Raises ValueError for what follows from the messages."
+    settings = {**common, **_read(columns, "chat_template_kwargs", row, dict)}
+    if tools := _read(columns, "tools", row, list):
+        settings["tools"] = tools
+    if taken := sorted(OURS & set(settings)):
+        raise ValueError(
+            f"has chat_template_kwargs with {', '.join(taken)}, which follows from the messages "
+            "and is no switch of a template; leave it out"
+        )
+    return settings
+
+# %% ../nbs/08_rollout.ipynb #prompt-texts
+def prompt_texts(
+    prompts: list,
+    tokenizer: PreTrainedTokenizerBase,
+    columns: dict | None = None,
+    chat_template_kwargs: dict | None = None,
+) -> list[str]:
+    "Prompts as the texts that are encoded. Raises PromptError for one that is neither."
+    texts, columns, common = [], columns or {}, chat_template_kwargs or {}
+    for row, prompt in enumerate(prompts):
+        try:
+            if is_chat(prompt):
+                settings = row_settings(row, columns, common)
+                prompt = write_chat(prompt, tokenizer, **settings)
+            elif not (isinstance(prompt, str) and prompt):
+                wanted = "a text that is not empty, or a list of chat messages"
+                raise ValueError(f"is {prompt!r}; a prompt must be {wanted}")
+        except ValueError as e:
+            raise PromptError(row, str(e)) from e
+        texts.append(prompt)
+    return texts
+
+# %% ../nbs/08_rollout.ipynb #ids-before
+def ids_before(tokenizer: PreTrainedTokenizerBase, text: str, ids: list[int]) -> list[int]:
+    "What the tokenizer puts before `text`, whose own ids are `ids`: BOS, mostly."
+    whole = tokenizer(text)["input_ids"]
+    more = range(len(whole) - len(ids) + 1)
+    return next((whole[:i] for i in more if whole[i : i + len(ids)] == ids), [])
+
+
+def _with_first(tokenizer, text: str, ids: list[int], first: list[int]) -> list[int]:
+    "`ids` of `text` after `first`, unless the text begins with those."
+    begins = text.lstrip().startswith("".join(tokenizer.convert_ids_to_tokens(first)))
+    return ids if begins and first[0] in ids else first + ids
+
+# %% ../nbs/08_rollout.ipynb #padded
+def _padded(rows: list[list[int]], fill: int, left: bool = False) -> Tensor:
+    "Lists of numbers as one tensor (B, T), filled up on one side."
+    width = max(map(len, rows))
+    more = [[fill] * (width - len(row)) for row in rows]
+    return torch.tensor([m + row if left else row + m for m, row in zip(more, rows)])
+
 # %% ../nbs/08_rollout.ipynb #encode-prompts
-def encode_prompts(prompts: list, tokenizer: PreTrainedTokenizerBase) -> tuple[Tensor, Tensor]:
+def encode_prompts(
+    prompts: list,
+    tokenizer: PreTrainedTokenizerBase,
+    columns: dict | None = None,  # further dataset columns, lists as long as `prompts`
+    chat_template_kwargs: dict | None = None,  # what the chat template is told for all prompts
+) -> tuple[Tensor, Tensor]:
     """Ids and mask of `prompts` (texts or chat messages), padded on the left, both (B, P) int64.
 
-    Raises ValueError for an empty prompt.
+    Raises PromptError, a ValueError, naming the prompt that cannot be encoded.
     """
-    write = functools.partial(
-        tokenizer.apply_chat_template, tokenize=False, add_generation_prompt=True
-    )
-    encoded = tokenizer(
-        [write(p) if is_chat(p) else p for p in prompts],
-        padding=True,
-        padding_side="left",
-        return_tensors="pt",
-        return_token_type_ids=False,
-        add_special_tokens=not any(map(is_chat, prompts)),
-    )
-    if not encoded["attention_mask"].any(-1).all():
-        raise ValueError("a prompt has no tokens: there is no state to start from")
-    return encoded["input_ids"], encoded["attention_mask"]
+    if tokenizer.pad_token_id is None:
+        raise ValueError("the tokenizer has no pad token; load_tokenizer(tokenizer) gives it one")
+    texts = prompt_texts(prompts, tokenizer, columns, chat_template_kwargs)
+    rows = tokenizer(texts, add_special_tokens=False)["input_ids"]
+    if not all(rows):
+        raise PromptError(rows.index([]), "has no tokens: there is no state to start from")
+    plain = [i for i, prompt in enumerate(prompts) if isinstance(prompt, str)]
+    longest = max(plain, key=lambda i: len(rows[i]), default=None)
+    first = [] if longest is None else ids_before(tokenizer, texts[longest], rows[longest])
+    for i in plain if first else []:
+        rows[i] = _with_first(tokenizer, texts[i], rows[i], first)
+    inside = [[1] * len(row) for row in rows]
+    return _padded(rows, tokenizer.pad_token_id, left=True), _padded(inside, 0, left=True)
 
 # %% ../nbs/08_rollout.ipynb #sampling
 @dataclass(frozen=True)
@@ -60,6 +241,7 @@ class Sampling:
     max_completion_length: int = 32  # tokens, EOS included, >= 1
     temperature: float = 1.0  # >= 0; 0 takes the most probable token
     top_p: float = 1.0  # nucleus sampling, in (0, 1]
+    chat_template_kwargs: dict | None = None  # what the chat template is told for all prompts
 
     def __post_init__(self):
         for name in ("num_generations", "max_completion_length"):
@@ -98,46 +280,100 @@ def sample_token(
         ids = torch.multinomial(probs, 1, generator=generator)
     return ids[:, 0], token_logps(logits[:, None], ids, temperature or 1.0)[:, 0]
 
-# %% ../nbs/08_rollout.ipynb #accepted
+# %% ../nbs/08_rollout.ipynb #core
+def core(model: torch.nn.Module) -> torch.nn.Module:
+    "The language model inside of wrappers, or `model` itself."
+    inside = [m for m in model.modules() if isinstance(m, PreTrainedModel) or _names_mask(m)]
+    known = (m for m in inside if isinstance(m, PreTrainedModel))
+    return next(known, inside[0] if inside else model)
+
+
 @functools.cache
-def _parameters(forward: Callable) -> frozenset[str]:
-    "Names of the parameters of a model class's forward."
-    return frozenset(inspect.signature(forward).parameters)
+def _parameters(forward: Callable) -> dict[str, inspect.Parameter]:
+    "The parameters of a model class's forward."
+    return dict(inspect.signature(forward).parameters)
 
 
-def accepted(model, **kwargs) -> dict:
-    "The keyword arguments that the model's forward knows; a wrapper passes on what its base knows."
-    inner = getattr(model, "module", model)  # inside DistributedDataParallel or DeepSpeed
-    base = getattr(inner, "get_base_model", lambda: inner)()
-    known = _parameters(type(base).forward)
+def _names_mask(model: torch.nn.Module) -> bool:
+    "Whether the model's own forward has a parameter `attention_mask`."
+    return "attention_mask" in _parameters(type(model).forward)
+
+# %% ../nbs/08_rollout.ipynb #accepted
+def accepted(model: torch.nn.Module, **kwargs) -> dict:
+    "The keyword arguments that the model's forward knows, or the model inside that it wraps."
+    own = _parameters(type(model).forward)
+    known = set(own)
+    if any(p.kind in (p.VAR_KEYWORD, p.VAR_POSITIONAL) for p in own.values()):
+        known |= set(_parameters(type(core(model)).forward))
     return {k: v for k, v in kwargs.items() if k in known}
 
 
-def cache_name(model) -> str:
-    "What the model's forward and its output call the cache: transformers renamed it in 5.24."
-    return next(iter(accepted(model, cache=None)), "past_key_values")
+def cache_name(model: torch.nn.Module) -> str | None:
+    "What the model's forward and its output call the cache, None for a model without one."
+    names = dict.fromkeys(("cache", "past_key_values", "state"))
+    return next(iter(accepted(model, **names)), None)
 
 # %% ../nbs/08_rollout.ipynb #reader
 class Reader:
-    "A causal LM with its cache. `logits` (B, V) are those of the next token."
+    """A causal LM with its cache. `logits` (B, V) are those of the next token.
+
+    shared: read each prompt once and repeat the cache, or once per completion.
+    """
 
     def __init__(
-        self, model, prompt_ids: Tensor, prompt_mask: Tensor, num_generations: int = 1, **more
+        self,
+        model: torch.nn.Module,
+        prompt_ids: Tensor,
+        prompt_mask: Tensor,
+        num_generations: int = 1,
+        shared: bool = True,
+        **more,
     ):
-        self.model, self.cache_name = model, cache_name(model)
-        positions = position_ids(prompt_mask)
-        self._forward(prompt_ids, prompt_mask, positions, more)
-        self.logits = self.logits.repeat_interleave(num_generations, 0)
-        if num_generations > 1:
-            self.cache.batch_repeat_interleave(num_generations)
-        self.mask = prompt_mask.repeat_interleave(num_generations, 0)
-        self.positions = positions[:, -1:].repeat_interleave(num_generations, 0)
+        self.model, self.cache_name, self.cache = model, cache_name(model), None
+        self.prepare = own_preparation(core(model))
+        if not shared:
+            prompt_ids, prompt_mask = _each_row(num_generations, prompt_ids, prompt_mask)
+        self.mask, self.positions = prompt_mask, position_ids(prompt_mask)
+        self._forward(prompt_ids, more)
+        self.positions = self.positions[:, -1:]
+        if shared and num_generations > 1:
+            self._repeat(num_generations)
 
-    def _forward(self, ids: Tensor, mask: Tensor, positions: Tensor, more: dict) -> None:
-        "Read `ids`; keep the last logits and the cache."
-        known = accepted(self.model, attention_mask=mask, position_ids=positions, logits_to_keep=1)
-        out = self.model(ids, use_cache=True, **more, **known)
-        self.logits, self.cache = out.logits[:, -1], getattr(out, self.cache_name)
+# %% ../nbs/08_rollout.ipynb #reader-repeat
+def _each_row(n: int, *tensors: Tensor) -> Iterator[Tensor]:
+    "Every row of the tensors `n` times, side by side."
+    return (x.repeat_interleave(n, 0) for x in tensors)
+
+
+@patch
+def _repeat(self: Reader, n: int) -> None:
+    "Make `n` of every row, in the cache by what beam search uses: it knows all kinds of layers."
+    rows = torch.arange(len(self.mask), device=self.mask.device)
+    self.cache.reorder_cache(rows.repeat_interleave(n))
+    state = self.logits, self.mask, self.positions
+    self.logits, self.mask, self.positions = _each_row(n, *state)
+
+# %% ../nbs/08_rollout.ipynb #reader-forward
+def own_preparation(model: torch.nn.Module) -> Callable | None:
+    "The model's `prepare_inputs_for_generation`, None where it has the one that all share."
+    own = getattr(type(model), "prepare_inputs_for_generation", None)
+    shared = GenerationMixin.prepare_inputs_for_generation
+    return None if own in (None, shared) else model.prepare_inputs_for_generation
+
+
+@patch
+def _forward(self: Reader, ids: Tensor, more: dict) -> None:
+    "Read `ids`; keep the last logits and the cache."
+    inputs = dict(attention_mask=self.mask, position_ids=self.positions, logits_to_keep=1)
+    inputs |= {"use_cache": True, **more}
+    first = self.cache is None
+    if not first:
+        inputs[self.cache_name] = self.cache
+    if self.prepare is not None:
+        inputs = self.prepare(ids, is_first_iteration=first, **inputs)
+        inputs.pop("input_ids", None)
+    out = self.model(ids, **accepted(self.model, **inputs))
+    self.logits, self.cache = out.logits[:, -1], getattr(out, self.cache_name)
 
 # %% ../nbs/08_rollout.ipynb #reader-feed
 @patch
@@ -151,8 +387,226 @@ def feed(self: Reader, ids: Tensor, ended: Tensor | None = None, **more) -> None
     "Read one token per row, `ids` (B,). `ended`: rows that had ended before it; not needed here."
     self.mask = torch.cat([self.mask, torch.ones_like(self.mask[:, :1])], 1)
     self.positions = self.positions + 1
-    more = {self.cache_name: self.cache, **more}
-    self._forward(ids[:, None], self.mask, self.positions, more)
+    self._forward(ids[:, None], more)
+
+# %% ../nbs/08_rollout.ipynb #aligned
+def aligned(ids: Tensor, mask: Tensor) -> Tensor:
+    "Rows with their real tokens first and the padding behind them, (B, L) -> (B, L)."
+    order = (1 - mask).argsort(dim=1, stable=True)
+    return ids.gather(1, order)
+
+
+def logits_at(model: torch.nn.Module, ids: Tensor, mask: Tensor, at: Tensor) -> Tensor:
+    "Logits after the `at`-th (B, T) real token of each row, read without padding in front."
+    logits = model(aligned(ids, mask), **accepted(model, use_cache=False)).logits
+    return logits.gather(1, at.unsqueeze(-1).expand(*at.shape, logits.shape[-1]))
+
+# %% ../nbs/08_rollout.ipynb #by-length
+class ByLength:
+    "Readers side by side, one for the prompts of each length: nothing is padded."
+
+    def __init__(self, model, prompt_ids, prompt_mask, num_generations=1, shared=True):
+        lengths = prompt_mask.sum(1)
+        self.rows, self.readers = [], []
+        numbers = torch.arange(len(prompt_ids) * num_generations, device=prompt_ids.device)
+        numbers = numbers.view(len(prompt_ids), num_generations)
+        for length in lengths.unique().tolist():
+            ids = prompt_ids[lengths == length, -length:]
+            unpadded = torch.ones_like(ids)
+            self.rows.append(numbers[lengths == length].flatten())
+            self.readers.append(Reader(model, ids, unpadded, num_generations, shared))
+        self.order = torch.cat(self.rows).argsort()
+
+    @property
+    def logits(self) -> Tensor:
+        "(B, V) of the next token."
+        return torch.cat([reader.logits for reader in self.readers])[self.order]
+
+    def finished(self, ended: Tensor) -> bool:
+        "Whether nothing is left to write, given which rows have `ended` (B,)."
+        return bool(ended.all())
+
+    def feed(self, ids: Tensor, ended: Tensor | None = None) -> None:
+        "Read one token per row, `ids` (B,)."
+        for rows, reader in zip(self.rows, self.readers):
+            reader.feed(ids[rows])
+
+# %% ../nbs/08_rollout.ipynb #rereader
+class Rereader:
+    "A causal LM without a cache."
+
+    def __init__(self, model, prompt_ids, prompt_mask, num_generations=1):
+        self.model = model
+        self.ids, self.mask = _each_row(num_generations, prompt_ids, prompt_mask)
+        self._read()
+
+    def _read(self) -> None:
+        "The logits (B, V) of the next token."
+        last = self.mask.sum(1, keepdim=True) - 1
+        self.logits = logits_at(self.model, self.ids, self.mask, last)[:, 0]
+
+    def finished(self, ended: Tensor) -> bool:
+        "Whether nothing is left to write, given which rows have `ended` (B,)."
+        return bool(ended.all())
+
+    def feed(self, ids: Tensor, ended: Tensor | None = None) -> None:
+        "Read one token per row, `ids` (B,)."
+        self.ids = torch.cat([self.ids, ids[:, None]], 1)
+        self.mask = torch.cat([self.mask, torch.ones_like(self.mask[:, :1])], 1)
+        self._read()
+
+# %% ../nbs/08_rollout.ipynb #reading
+@dataclass(frozen=True)
+class Reading:
+    "A way of reading a model."
+
+    padded: bool = True  # prompts are padded on the left, with a mask and positions
+    cache: str = "shared"  # by the completions of a prompt, of their 'own', or 'none'
+
+    def open(self, model, prompt_ids: Tensor, prompt_mask: Tensor, num_generations: int = 1):
+        "A reader that has read the prompts."
+        if self.cache == "none":
+            return Rereader(model, prompt_ids, prompt_mask, num_generations)
+        kind = Reader if self.padded else ByLength
+        return kind(model, prompt_ids, prompt_mask, num_generations, self.cache == "shared")
+
+
+READINGS = (
+    Reading(),
+    Reading(cache="own"),
+    Reading(padded=False),
+    Reading(padded=False, cache="own"),
+    Reading(padded=False, cache="none"),
+)
+
+# %% ../nbs/08_rollout.ipynb #score-padded
+def _scored(model, rollout: Rollout, padded: bool, **told) -> Tensor:
+    "Logits before each completion token, (B, T, V)."
+    T, mask = rollout.completion_ids.shape[1], rollout.attention_mask
+    if not padded:
+        steps = torch.arange(T, device=mask.device)
+        before = rollout.prompt_mask.sum(1, keepdim=True) - 1 + steps
+        return logits_at(model, rollout.input_ids, mask, before)
+    inputs = dict(attention_mask=mask, position_ids=position_ids(mask), logits_to_keep=T + 1)
+    known = accepted(model, use_cache=False, **inputs)
+    return model(rollout.input_ids, **told, **known).logits[:, -T - 1 : -1]
+
+# %% ../nbs/08_rollout.ipynb #truth
+def _alone(model: torch.nn.Module, text: Tensor, steps: int) -> Tensor:
+    "Log-probabilities (steps, V) before each of the last `steps` tokens of `text` (L,)."
+    logps = []
+    for end in range(len(text) - steps, len(text)):
+        logits = model(text[None, :end], **accepted(model, use_cache=False)).logits[0, -1]
+        logps.append(logits.float().log_softmax(-1))
+    return torch.stack(logps)
+
+# %% ../nbs/08_rollout.ipynb #two-texts
+SHORT, LONG, STEPS = 4, 12, 4  # tokens
+
+
+def _two_texts(prompt_ids: Tensor, prompt_mask: Tensor) -> tuple[list[Tensor], Rollout]:
+    "Two texts that begin as the longest prompt, and both as a rollout: STEPS tokens are written."
+    longest = prompt_mask.sum(1).argmax()
+    prompt = prompt_ids[longest][prompt_mask[longest].bool()][:LONG]
+    text = prompt.repeat(-(-(LONG + STEPS) // len(prompt)))[: LONG + STEPS]
+    short = text[: SHORT + STEPS]
+    padded = torch.cat([text.new_zeros(LONG - SHORT), short])
+    ids, mask = torch.stack([padded, text]), torch.ones(2, LONG, dtype=torch.long)
+    mask[0, : LONG - SHORT] = 0
+    written, ended = ids[:, LONG:], torch.zeros(2, dtype=torch.bool)
+    mask, ended = mask.to(ids.device), ended.to(ids.device)
+    rollout = Rollout(ids[:, :LONG], mask, written, torch.ones_like(written), ended)
+    return [short, text], rollout
+
+# %% ../nbs/08_rollout.ipynb #written
+def _written(model, rollout: Rollout, way: Reading) -> Tensor:
+    "Logits (B, T, V) before each token, as a reader for two completions per prompt has them."
+    reader, logits = way.open(model, rollout.prompt_ids, rollout.prompt_mask, 2), []
+    for token in rollout.completion_ids.T:
+        logits.append(reader.logits[::2])
+        reader.feed(token.repeat_interleave(2))
+    return torch.stack(logits, 1)
+
+
+def _distance(logits: Tensor, truth: Tensor) -> float:
+    "Largest difference of log-probabilities, nats, among tokens that may ever come."
+    logps = logits.float().log_softmax(-1)
+    return float((logps - truth).abs()[truth > -20].max())
+
+# %% ../nbs/08_rollout.ipynb #way-error
+CANNOT = (AttributeError, IndexError, KeyError, NotImplementedError, RuntimeError, TypeError)
+
+
+def _error(model, rollout: Rollout, truth: Tensor, way: Reading) -> float:
+    "How far a way is from the truth, nats; infinite if the model cannot go it."
+    try:
+        scored = _scored(model, rollout, way.padded)
+        written = _written(model, rollout, way)
+    except (*CANNOT, ValueError):
+        return math.inf
+    return max(_distance(scored, truth), _distance(written, truth))
+
+# %% ../nbs/08_rollout.ipynb #find-reading
+EXACT, ROUGH = 1e-2, 1.0  # nats that arithmetic may cost in float32, and in less
+
+
+def find_reading(model: torch.nn.Module, prompt_ids: Tensor, prompt_mask: Tensor) -> Reading:
+    """The first of `READINGS` that is right for `model`, tried on two short texts.
+
+    Raises ValueError for a model whose logits depend on what comes later, or on chance.
+    """
+    texts, rollout = _two_texts(prompt_ids, prompt_mask)
+    truth = torch.stack([_alone(model, text, STEPS) for text in texts])
+    noise = _distance(_scored(model, rollout, padded=False), truth)
+    precise = next(model.parameters()).dtype in (torch.float32, torch.float64)
+    if not noise <= (EXACT if precise else ROUGH):
+        raise ValueError(
+            f"{type(core(model)).__name__} is no causal language model as it is: the logits of a "
+            f"text change by {noise:.2g} nats with what stands behind it (attention to later "
+            "tokens: is_decoder, or dropout that stays on)"
+        )
+    allowed = max(1e-4, 10 * noise)
+    right = (way for way in READINGS if _error(model, rollout, truth, way) <= allowed)
+    return next(right, READINGS[-1])
+
+# %% ../nbs/08_rollout.ipynb #known
+_KNOWN: WeakKeyDictionary[torch.nn.Module, Reading] = WeakKeyDictionary()
+
+
+@contextmanager
+def still(*models) -> Iterator[None]:
+    "Models in evaluation mode, and afterwards every part in the mode it was in."
+    models = [m for m in models if isinstance(m, torch.nn.Module)]
+    modes = [(part, part.training) for model in models for part in model.modules()]
+    for model in models:
+        model.eval()
+    try:
+        yield
+    finally:
+        for part, training in modes:
+            part.training = training
+
+
+def _bare(model: torch.nn.Module) -> torch.nn.Module:
+    "The model inside of DistributedDataParallel, DeepSpeed or torch.compile."
+    while inside := getattr(model, "_orig_mod", getattr(model, "module", None)):
+        model = inside
+    return model
+
+# %% ../nbs/08_rollout.ipynb #reading-of
+def read_as(model: torch.nn.Module, way: Reading) -> None:
+    "From now on `model` is read in this way; nothing is tried."
+    _KNOWN[_bare(model)] = way
+
+
+@torch.no_grad()
+def reading(model: torch.nn.Module, prompt_ids: Tensor, prompt_mask: Tensor) -> Reading:
+    "How `model` is read, see find_reading."
+    model = _bare(model)
+    if model not in _KNOWN:
+        with still(model), torch.autocast(prompt_ids.device.type, enabled=False):
+            _KNOWN[model] = find_reading(model, prompt_ids, prompt_mask)
+    return _KNOWN[model]
 
 # %% ../nbs/08_rollout.ipynb #told-student
 class ToldStudent(Protocol):
@@ -167,6 +621,27 @@ class ToldStudent(Protocol):
     def replay(self, rollout: Rollout) -> dict:
         "The forward's further inputs when `rollout` is scored."
 
+# %% ../nbs/08_rollout.ipynb #open-reader
+def open_reader(
+    model, prompt_ids: Tensor, prompt_mask: Tensor, num_generations: int = 1, columns: dict = {}
+):
+    "A reader of `model` that has read the prompts; `columns` of the dataset, by completion."
+    if hasattr(model, "reader"):
+        return model.reader(prompt_ids, prompt_mask, num_generations, columns)
+    way = reading(model, prompt_ids, prompt_mask)
+    return way.open(model, prompt_ids, prompt_mask, num_generations)
+
+# %% ../nbs/08_rollout.ipynb #with-tokens
+NEVER = -1e4  # a logit
+
+
+def with_tokens(logits: Tensor, vocab_size: int | None, holes: tuple[int, ...] = ()) -> Tensor:
+    "Logits (..., V) of the ids below `vocab_size` (None = all), `NEVER` in `holes`."
+    logits = logits[..., :vocab_size]
+    if not holes:
+        return logits
+    return logits.index_fill(-1, torch.tensor(holes, device=logits.device), NEVER)
+
 # %% ../nbs/08_rollout.ipynb #sample
 @torch.no_grad()
 def sample(
@@ -176,17 +651,17 @@ def sample(
     sampling: Sampling = Sampling(),
     generator: torch.Generator | None = None,
     vocab_size: int | None = None,
+    holes: tuple[int, ...] = (),
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Completions of what `reader` has read: ids (B, T), log-probabilities (B, T), EOS came (B,).
 
-    Ids are padded and log-probabilities are 0 after EOS. `vocab_size`: sample only ids below
-    this; None = all.
+    Ids are padded and log-probabilities are 0 after EOS. `vocab_size`, `holes`: see with_tokens.
     """
     eos = torch.as_tensor(eos_ids, device=reader.logits.device)
     ended = torch.zeros(len(reader.logits), dtype=torch.bool, device=reader.logits.device)
     ids, logps = [], []
     while True:
-        logits = reader.logits[:, :vocab_size]
+        logits = with_tokens(reader.logits, vocab_size, holes)
         token, logp = sample_token(logits, sampling.temperature, sampling.top_p, generator)
         before, ended = ended, ended | torch.isin(token, eos)
         ids.append(token.masked_fill(before, pad_id))
@@ -198,7 +673,7 @@ def sample(
 # %% ../nbs/08_rollout.ipynb #eos-token-ids
 def eos_token_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
     "Every id that ends a completion: the tokenizer's EOS and those of the model's config."
-    config = getattr(model, "generation_config", None)
+    config = getattr(core(model), "generation_config", None)
     more = getattr(config, "eos_token_id", None)
     if more is None:
         more = []
@@ -232,23 +707,22 @@ def generate(
     columns: dict | None = None,  # further dataset columns, lists as long as `prompts`
     sampling: Sampling = Sampling(),
     generator: torch.Generator | None = None,
-    vocab_size: int | None = None,  # sample only ids below this; None = all
+    vocab_size: int | None = None,  # sample only ids below this; None = all with a token
     **settings,  # fields of Sampling, instead of or on top of `sampling`
 ) -> Rollout:
     "Sample completions of each of `prompts`; B = prompts × num_generations rows."
     sampling = replace(sampling, **settings)
     n, device = sampling.num_generations, next(model.parameters()).device
-    prompt_ids, prompt_mask = (x.to(device) for x in encode_prompts(prompts, tokenizer))
+    encoded = encode_prompts(prompts, tokenizer, columns, sampling.chat_template_kwargs)
+    prompt_ids, prompt_mask = (x.to(device) for x in encoded)
     groups = torch.arange(len(prompt_ids), device=device)
     prompts, columns = _each(prompts, n), {k: _each(v, n) for k, v in (columns or {}).items()}
-    eos, training = eos_token_ids(model, tokenizer), model.training
-    model.eval()
-    if hasattr(model, "reader"):
-        reader = model.reader(prompt_ids, prompt_mask, n, columns)
-    else:
-        reader = Reader(model, prompt_ids, prompt_mask, n)
-    ids, logps, ended = sample(reader, eos, tokenizer.pad_token_id, sampling, generator, vocab_size)
-    model.train(training)
+    eos, (num_ids, holes) = eos_token_ids(model, tokenizer), ids_of(tokenizer)
+    known = min(num_ids, vocab_size or num_ids), holes
+    with still(model):
+        reader = open_reader(model, prompt_ids, prompt_mask, n, columns)
+        written = sample(reader, eos, tokenizer.pad_token_id, sampling, generator, *known)
+    ids, logps, ended = written
     mask = completion_mask(ids, eos)
     return Rollout(
         prompt_ids=prompt_ids.repeat_interleave(n, 0),
@@ -262,13 +736,21 @@ def generate(
         completions=_completions(tokenizer, prompts, ids, mask),
         columns=columns,
         remaining=getattr(reader, "told", None),
+        vocab_size=known[0],
+        holes=holes,
     )
 
-# %% ../nbs/08_rollout.ipynb #padded
-def _padded(rows: list[list[int]], fill: int, device) -> Tensor:
-    "Lists of numbers as one tensor (B, T), filled up on the right."
-    width = max(map(len, rows))
-    return torch.tensor([row + [fill] * (width - len(row)) for row in rows], device=device)
+# %% ../nbs/08_rollout.ipynb #given-text
+def given_text(completion: str | list, eos_token: str) -> str:
+    "A completion up to EOS, from a text or the last of its messages. Raises ValueError for others."
+    if not (isinstance(completion, str) or is_chat(completion)):
+        wanted = "a text or a list of chat messages"
+        raise ValueError(f"is {completion!r}; a completion must be {wanted}")
+    try:
+        text = content_text(completion[-1].get("content") if is_chat(completion) else completion)
+    except ValueError as e:
+        raise ValueError(f"has a last message with {e}") from e
+    return text.partition(eos_token)[0]
 
 # %% ../nbs/08_rollout.ipynb #given
 def given_rollout(
@@ -276,32 +758,35 @@ def given_rollout(
     prompts: list,
     completions: list,
     columns: dict | None = None,
-    max_completion_length: int = 32,
+    max_completion_length: int | None = 32,
     device="cpu",
+    chat_template_kwargs: dict | None = None,
 ) -> Rollout:
     """The trajectories that end in these `completions`, as if they had been sampled.
 
-    Completions are texts without EOS, or chat messages of which the last counts; longer ones
-    are cut off at `max_completion_length` tokens and do not count as terminated.
+    Completions are texts, or chat messages of which the last counts; those longer than
+    `max_completion_length` tokens (None = any) are cut off and do not count as terminated.
     """
-    texts = [c[-1]["content"] if is_chat(c) else c for c in completions]
-    prompt_ids, prompt_mask = encode_prompts(prompts, tokenizer)
+    texts = [given_text(c, tokenizer.eos_token) for c in completions]
+    prompt_ids, prompt_mask = encode_prompts(prompts, tokenizer, columns, chat_template_kwargs)
     rows = [
         ids + [tokenizer.eos_token_id]
         for ids in tokenizer(texts, add_special_tokens=False)["input_ids"]
     ]
     cut = [ids[:max_completion_length] for ids in rows]
-    inside = [[1] * len(ids) for ids in cut]
+    inside, (vocab_size, holes) = [[1] * len(ids) for ids in cut], ids_of(tokenizer)
     return Rollout(
         prompt_ids=prompt_ids.to(device),
         prompt_mask=prompt_mask.to(device),
-        completion_ids=_padded(cut, tokenizer.pad_token_id, device),
-        completion_mask=_padded(inside, 0, device),
-        terminated=torch.tensor([len(r) <= max_completion_length for r in rows], device=device),
+        completion_ids=_padded(cut, tokenizer.pad_token_id).to(device),
+        completion_mask=_padded(inside, 0).to(device),
+        terminated=torch.tensor([a == b for a, b in zip(cut, rows)], device=device),
         group_ids=torch.arange(len(rows), device=device),
         prompts=list(prompts),
         completions=[_message(t) if is_chat(p) else t for p, t in zip(prompts, texts)],
         columns=columns or {},
+        vocab_size=vocab_size,
+        holes=holes,
     )
 
 # %% ../nbs/08_rollout.ipynb #score
@@ -309,16 +794,17 @@ def completion_logits(model, rollout: Rollout) -> Tensor:
     """Logits before each completion token, (B, T, V), with gradient if enabled.
 
     `model` is a causal LM, or a callable `(input_ids, attention_mask) -> (B, P+T, V)` logits or
-    log-probabilities.
+    log-probabilities. Ids without a token are left out, see with_tokens.
     """
-    T, mask = rollout.completion_ids.shape[1], rollout.attention_mask
     if not isinstance(model, torch.nn.Module):
-        return model(rollout.input_ids, mask)[:, -T - 1 : -1]
-    told = model.replay(rollout) if hasattr(model, "replay") else {}
-    positions = position_ids(mask)
-    known = accepted(model, attention_mask=mask, position_ids=positions, logits_to_keep=T + 1)
-    out = model(rollout.input_ids, use_cache=False, **told, **known)
-    return out.logits[:, -T - 1 : -1]
+        T = rollout.completion_ids.shape[1]
+        logits = model(rollout.input_ids, rollout.attention_mask)[:, -T - 1 : -1]
+    elif hasattr(model, "replay"):
+        logits = _scored(model, rollout, padded=True, **model.replay(rollout))
+    else:
+        way = reading(model, rollout.prompt_ids, rollout.prompt_mask)
+        logits = _scored(model, rollout, way.padded)
+    return with_tokens(logits, rollout.vocab_size, rollout.holes)
 
 # %% ../nbs/08_rollout.ipynb #moved
 __getattr__ = forwards("rollout", "theory.told")

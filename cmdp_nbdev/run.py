@@ -5,11 +5,15 @@
 # %% ../nbs/12_run.ipynb #imports
 from __future__ import annotations
 
+import copy
 import json
 import os
 import shutil
-import sys
+import signal
+import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, fields, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -20,21 +24,41 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from datasets import Dataset
 from fastcore.basics import patch
+from torch import Tensor
 from tqdm.auto import tqdm
-from transformers import get_scheduler
+from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    AutoModelForCausalLM,
+    GenerationConfig,
+    PreTrainedModel,
+    TrainerState,
+    get_scheduler,
+)
 
 from .budget import suggest_budget as quantile_budget
 from .config import CMDPConfig
-from .evaluate import evaluate_records, summarize
+from .evaluate import evaluate_records, summarize, to_json
 from .methods import RENAMED
-from .model import save_plain
+from .model import ids_of, inner_model, no_progress_bar, save_plain
 from .preflight import Job, check_trackers
+from .processor import HALVES, progress
+from .reward import function_names, trl_arguments
+from cmdp_nbdev.rollout import (
+    Sampling,
+    accepted,
+    encode_prompts,
+    eos_token_ids,
+    still,
+    with_tokens,
+)
 
 # %% auto #0
-__all__ = ['RESUMABLE', 'EVALUATION', 'CARD', 'prompt_order', 'fold_seed', 'claim_output_dir', 'keep_metrics', 'run_settings',
-           'check_resumable', 'run_config', 'write_checkpoint', 'checkpoints', 'newest_checkpoint', 'read_state',
-           'read_checkpoint', 'model_name', 'measured_rows', 'repeat_code', 'model_card', 'make_accelerator',
-           'progress', 'Run', 'make_optimizer']
+__all__ = ['RESUMABLE', 'EVALUATION', 'CARD', 'UNPROVEN', 'OF_A_STUDENT', 'prompt_order', 'fold_seed', 'claim_output_dir',
+           'keep_metrics', 'run_settings', 'check_resumable', 'run_config', 'write_checkpoint', 'checkpoints',
+           'newest_checkpoint', 'read_state', 'read_checkpoint', 'model_name', 'measured_rows', 'repeat_code',
+           'model_card', 'make_accelerator', 'Run', 'uninterrupted', 'judged_generation', 'tokenizer_settings',
+           'restore_tokenizer', 'saving_probe', 'full_precision', 'probe_logps', 'policy_gap', 'rounding', 'load_back',
+           'unwrapped', 'check_saved', 'put_in_place', 'claim_student', 'make_optimizer']
 
 # %% ../nbs/12_run.ipynb #prompt-order
 def prompt_order(size: int, start: int, count: int, seed: int) -> list[int]:
@@ -90,14 +114,16 @@ def _new_folder(method: str) -> Path:
     return folder
 
 # %% ../nbs/12_run.ipynb #keep-metrics
-def keep_metrics(path: Path, step: int) -> None:
-    "Cut metrics.jsonl back to the lines of updates up to `step`."
+def keep_metrics(path: Path, step: int) -> dict:
+    "Cut metrics.jsonl back to the lines of updates up to `step`; returns the last, {} if none."
     if not path.exists():
-        return
-    lines = path.read_text().splitlines(keepends=True)
+        return {}
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
     if lines and not lines[-1].endswith("\n"):
         lines.pop()
-    path.write_text("".join(line for line in lines if json.loads(line)["step"] <= step))
+    kept = [line for line in lines if json.loads(line)["step"] <= step]
+    path.write_text("".join(kept), encoding="utf-8")
+    return json.loads(kept[-1]) if kept else {}
 
 # %% ../nbs/12_run.ipynb #resumable
 RESUMABLE = {
@@ -121,11 +147,12 @@ EVALUATION = {"per_device_eval_batch_size", "eval_num_generations", "eval_temper
 def run_settings(args: CMDPConfig, constraints: dict) -> dict:
     "The config and the further budgets (without their cost functions), as JSON gives them back."
     limits = {name: asdict(budget) for name, (_, budget) in constraints.items()}
-    return json.loads(json.dumps({**asdict(args), "constraints": limits}))
+    return json.loads(to_json({**asdict(args), "constraints": limits}))
 
 # %% ../nbs/12_run.ipynb #check-resumable
 def check_resumable(saved: dict, now: dict, checkpoint: Path) -> None:
     "Raise ValueError, naming every difference, if `checkpoint` computes something else than now."
+    saved = json.loads(to_json(saved))  # an earlier release wrote infinity as JSON has none
     saved = {**saved, "method": RENAMED.get(saved.get("method"), saved.get("method"))}
     free = RESUMABLE - (EVALUATION if now.get("budget_quantile") is not None else set())
     different = [k for k in now if k not in free and saved.get(k) != now[k]]
@@ -151,10 +178,11 @@ def write_checkpoint(
     about: what trainer_state.json says beside the step.
     """
     final, part = folder / f"checkpoint-{step}", folder / f"checkpoint-{step}.part"
-    accelerator.save_state(str(part))
+    accelerator.save_state(str(part), safe_serialization=False)
     torch.save(method_state, part / "method_state.pt")
     state = {"global_step": step, **about}
-    (part / "trainer_state.json").write_text(json.dumps(state, indent=1))
+    text = to_json(state, indent=1)
+    (part / "trainer_state.json").write_text(text, encoding="utf-8")
     shutil.rmtree(final, ignore_errors=True)
     part.rename(final)
     return final
@@ -181,7 +209,7 @@ def read_state(checkpoint: str | os.PathLike) -> dict:
             f"resume_from_checkpoint={str(checkpoint)!r} is no checkpoint folder (no "
             "trainer_state.json in it)"
         )
-    state = json.loads(path.read_text())
+    state = json.loads(path.read_text(encoding="utf-8"))
     if "args" not in state:
         raise ValueError(
             f"resume_from_checkpoint={str(checkpoint)!r} was written by the engine inside TRL; "
@@ -260,8 +288,9 @@ tags: [distillation, reinforcement-learning, cmdp_nbdev]
 | seed | {seed} |
 {measured}
 
-The rates hold for prompts like the evaluated ones, sampled at the temperature of the evaluation; \
-no bound is promised for other prompts. The student needs neither the teacher nor the package \
+The rates hold for prompts like the evaluated ones, sampled as then: temperature {temperature:g}, \
+no top-k, at most {length} tokens, which is what `generate()` does here without arguments. \
+No bound is promised for other prompts. The student needs neither the teacher nor the package \
 that trained it.
 
 {repeat}
@@ -289,6 +318,8 @@ def model_card(
         steps=steps,
         prompts=prompts,
         seed=args.seed,
+        temperature=args.eval_temperature,
+        length=args.max_completion_length,
         measured="\n".join(measured_rows(measured)),
         repeat="\n".join(repeat_code(args, command)),
     )
@@ -303,7 +334,7 @@ def make_accelerator(args: CMDPConfig) -> Accelerator:
             "devices use the engine inside TRL: cmdp-distill --engine trl, or "
             "cmdp_nbdev.trl.TRLTrainer"
         )
-    precision = "bf16" if args.bf16 else "fp16" if args.fp16 else "no"
+    precision = "bf16" if args.bf16 is True else "fp16" if args.fp16 else "no"
     if AcceleratorState._shared_state and AcceleratorState().mixed_precision != precision:
         AcceleratorState._reset_state()  # an earlier trainer of this process
     return Accelerator(
@@ -311,17 +342,6 @@ def make_accelerator(args: CMDPConfig) -> Accelerator:
         cpu=args.device == "cpu",
         log_with=check_trackers(args.report_to),
         project_dir=args.output_dir or "runs",
-    )
-
-# %% ../nbs/12_run.ipynb #progress
-def progress(total: int, initial: int = 0, desc: str = "", disable: bool = False) -> tqdm:
-    "A progress bar that does not flood a file."
-    terminal = sys.stderr is not None and sys.stderr.isatty()
-    drawn = terminal or "ipykernel" in sys.modules
-    seconds = 0.1 if drawn else 10.0
-    off = {"disable": True} if disable else {}  # else the environment decides
-    return tqdm(
-        total=total, initial=initial, desc=desc, mininterval=seconds, maxinterval=seconds, **off
     )
 
 # %% ../nbs/12_run.ipynb #run
@@ -333,13 +353,17 @@ class Run:
 
     def __init__(self, job: Job, names: dict, eval_metrics: dict | None, callbacks=()):
         self.job, self.args, self.names = job, job.args, names
+        job.eval_metrics = eval_metrics or {}
         self.teacher, self.processing_class = job.teacher, job.tokenizer
         self.train_dataset, self.eval_dataset = job.train_dataset, job.eval_dataset
         self.reward_funcs, self.constraints = job.reward_funcs, job.constraints
-        self.eval_metrics, self.callbacks = eval_metrics or {}, list(callbacks)
+        self.eval_metrics, self.callbacks = job.eval_metrics, list(callbacks)
         self.budget, self.run_info = job.args.budget_object(), {}
-        self.global_step, self.method_state = 0, {}
+        self.global_step, self.method_state, self.next_state = 0, {}, {}
+        self.last, self.due, self.should_stop = {}, [], False
+        self.keep_trackers = False  # open at the end of the training, for what comes after it
         self.output_dir = self.measured = self.vocab_size = None
+        self.tokenizer_settings = tokenizer_settings(job.tokenizer)
 
 # %% ../nbs/12_run.ipynb #student
 @patch(as_prop=True)
@@ -368,6 +392,16 @@ def generator(self: Run, *stream: int) -> torch.Generator:
     "The random generator of one purpose: a function of the seed and `stream` alone."
     seed = fold_seed(self.args.seed, 0, *stream)
     return torch.Generator(self.accelerator.device).manual_seed(seed)
+
+# %% ../nbs/12_run.ipynb #trainer-state
+@patch(as_prop=True)
+def trainer_state(self: Run) -> TrainerState:
+    "The number of updates as transformers tells it."
+    args, step = self.args, self.global_step
+    completions = args.per_device_train_batch_size * args.gradient_accumulation_steps
+    prompts = completions * self.accelerator.num_processes / args.num_generations
+    epoch = step * prompts / len(self.train_dataset)
+    return TrainerState(epoch=epoch, global_step=step, max_steps=args.max_steps)
 
 # %% ../nbs/12_run.ipynb #evaluate
 @patch
@@ -405,6 +439,8 @@ def records(self: Run, data: Dataset) -> list[dict]:
             batch_size=args.per_device_eval_batch_size,
             vocab_size=self.vocab_size,
             seed=fold_seed(args.seed, self.process_index, 2),
+            disable_tqdm=args.disable_tqdm or not self.is_main_process,
+            more=trl_arguments(self.trainer_state),
         )
 
 # %% ../nbs/12_run.ipynb #choose-budget
@@ -426,9 +462,9 @@ def choose_budget(self: Run, limit: float) -> None:
 # %% ../nbs/12_run.ipynb #begin
 @patch
 def begin(self: Run, resume_from_checkpoint: str | None = None) -> None:
-    "Begin or resume the run; does nothing the second time."
+    "Begin or resume the run; the second time, finish what an interruption left undone."
     if self.output_dir is not None:
-        return
+        return self.catch_up()
     folder = self.claim(bool(resume_from_checkpoint))
     checkpoint, config = resume_from_checkpoint, folder / "config.json"
     if checkpoint == "auto":
@@ -436,13 +472,13 @@ def begin(self: Run, resume_from_checkpoint: str | None = None) -> None:
     if checkpoint:
         self.load_checkpoint(checkpoint)
     elif (folder / "metrics.jsonl").exists() and config.exists():  # killed before its first one
-        check_resumable(json.loads(config.read_text()), self.settings(), folder)
-    self.output_dir = folder
+        before = json.loads(config.read_text(encoding="utf-8"))
+        check_resumable(before, self.settings(), folder)
     if self.is_main_process:
-        keep_metrics(folder / "metrics.jsonl", self.global_step)
-    self.write_config()
-    self.open_trackers()
-    self.first_evaluation()
+        self.last = keep_metrics(folder / "metrics.jsonl", self.global_step or -1)
+    self.due = [self.write_config, self.open_trackers, self.first_evaluation]
+    self.output_dir = folder
+    self.catch_up()
 
 # %% ../nbs/12_run.ipynb #claim
 @patch
@@ -469,9 +505,10 @@ def write_config(self: Run) -> None:
     "config.json."
     if not self.is_main_process:
         return
-    constraints = self.settings()["constraints"]
-    config = run_config(self.args, constraints=constraints, **self.run_info)
-    (self.output_dir / "config.json").write_text(json.dumps(config, indent=1) + "\n")
+    more = {"constraints": self.settings()["constraints"], "numbers": self.job.numbers}
+    config = run_config(self.args, **more, **self.run_info)
+    text = to_json(config, indent=1) + "\n"
+    (self.output_dir / "config.json").write_text(text, encoding="utf-8")
 
 # %% ../nbs/12_run.ipynb #evaluation
 @patch
@@ -479,19 +516,79 @@ def evaluation(self: Run) -> dict:
     "An evaluation's metrics as the log names them."
     return {f"eval_{k}": v for k, v in self.evaluate().items()}
 
-# %% ../nbs/12_run.ipynb #finish
+# %% ../nbs/12_run.ipynb #whole
+@contextmanager
+def uninterrupted() -> Iterator[None]:
+    "Within the block Ctrl-C waits until its end."
+    here = threading.current_thread() is threading.main_thread()
+    if not here or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+        yield
+        return
+    pressed = []
+    signal.signal(signal.SIGINT, lambda *unused: pressed.append(True))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    if pressed:
+        raise KeyboardInterrupt
+
+# %% ../nbs/12_run.ipynb #count
 @patch
-def finish_update(self: Run, metrics: dict) -> dict:
-    "Evaluate and save where due, log, call back."
-    args, step = self.args, self.global_step
-    if args.eval_steps and step % args.eval_steps == 0:
-        metrics |= self.evaluation()
-    self.log(metrics)
-    if args.save_steps and step % args.save_steps == 0:
+def count_update(self: Run, metrics: dict) -> None:
+    "The weights have moved: count the update, keep the method's state, note what is due."
+    self.method_state, self.global_step = self.next_state, self.global_step + 1
+    self.last = metrics
+    self.due = [self.evaluate_if_due, self.log_last, self.save_if_due, self.call_back]
+
+
+@patch
+def catch_up(self: Run) -> None:
+    "Do what is due."
+    while self.due:
+        self.due[0]()
+        del self.due[:1]
+
+# %% ../nbs/12_run.ipynb #due
+@patch
+def evaluate_if_due(self: Run) -> None:
+    "Every `eval_steps`, add an evaluation to the update's metrics."
+    if self.args.eval_steps and self.global_step % self.args.eval_steps == 0:
+        self.last |= self.evaluation()
+
+
+@patch
+def log_last(self: Run) -> None:
+    "Log the update."
+    self.log(self.last)
+
+
+@patch
+def save_if_due(self: Run) -> None:
+    "A checkpoint every `save_steps`."
+    if self.args.save_steps and self.global_step % self.args.save_steps == 0:
         self.save_checkpoint()
+
+
+@patch
+def call_back(self: Run) -> None:
+    "Call the callbacks, once."
+    self.due.clear()
     for callback in self.callbacks:
-        callback(self, metrics)
-    return metrics
+        callback(self, self.last)
+
+# %% ../nbs/12_run.ipynb #stop
+@patch
+def stop(self: Run) -> None:
+    "Ask a running `train()` to return after the current update; `train()` again goes on."
+    self.should_stop = True
+
+
+@patch
+def training_bar(self: Run) -> tqdm:
+    "The progress bar of a training, shown by one process."
+    hidden = self.args.disable_tqdm or not self.is_main_process
+    return progress(self.args.max_steps, self.global_step, self.args.method, hidden)
 
 # %% ../nbs/12_run.ipynb #log
 @patch
@@ -507,13 +604,182 @@ def open_trackers(self: Run) -> None:
 # %% ../nbs/12_run.ipynb #log-line
 @patch
 def log(self: Run, metrics: dict) -> None:
-    "Append to metrics.jsonl and report to the trackers."
+    "Report to the trackers every `logging_steps`, and append to metrics.jsonl."
+    if metrics["step"] % self.args.logging_steps == 0:
+        self.track(metrics)
     if self.is_main_process:
-        with open(self.output_dir / "metrics.jsonl", "a") as f:
-            f.write(json.dumps(metrics) + "\n")
-    if self.args.report_to != "none" and metrics["step"] % self.args.logging_steps == 0:
-        values = {k: v for k, v in metrics.items() if k != "step"}
-        self.accelerator.log(values, step=metrics["step"])
+        with open(self.output_dir / "metrics.jsonl", "a", encoding="utf-8") as f:
+            f.write(to_json(metrics) + "\n")
+
+# %% ../nbs/12_run.ipynb #track
+@patch
+def track(self: Run, metrics: dict) -> None:
+    "Report what there is of `metrics` to the trackers, if any are asked for."
+    if self.args.report_to == "none":
+        return
+    if not self.accelerator.trackers:
+        self.open_trackers()
+    known = {k: v for k, v in metrics.items() if k != "step" and v is not None and v == v}
+    self.accelerator.log(known, step=metrics["step"])
+
+
+@patch
+def close(self: Run) -> None:
+    "Finish the trackers."
+    for tracker in self.accelerator.trackers:
+        tracker.finish()
+    self.accelerator.trackers = []
+
+# %% ../nbs/12_run.ipynb #judged-generation
+def judged_generation(
+    model: PreTrainedModel, tokenizer, sampling: Sampling, vocab_size: int
+) -> GenerationConfig:
+    "The settings with which `generate()` samples the policy that `sampling` judges."
+    rows, base = model.config.get_text_config().vocab_size, model.generation_config
+    never = [*ids_of(tokenizer)[1], *range(vocab_size, rows)]
+    habits = {"do_sample": False}
+    if sampling.temperature:
+        drawn = {"temperature": sampling.temperature, "top_p": sampling.top_p}
+        habits = {"do_sample": True, "top_k": 0, **drawn}
+    return GenerationConfig(
+        **habits,
+        max_new_tokens=sampling.max_completion_length,
+        bos_token_id=base.bos_token_id,
+        eos_token_id=eos_token_ids(model, tokenizer),
+        pad_token_id=tokenizer.pad_token_id,
+        suppress_tokens=never or None,
+    )
+
+# %% ../nbs/12_run.ipynb #tokenizer-settings
+def tokenizer_settings(tokenizer) -> dict:
+    "How a fast tokenizer pads and cuts texts when it is not told; nothing for a slow one."
+    inner = getattr(tokenizer, "backend_tokenizer", None)
+    return {name: getattr(inner, name) for name in ("padding", "truncation") if inner}
+
+
+def restore_tokenizer(tokenizer, settings: dict) -> None:
+    "Have it pad and cut texts as `settings` say."
+    for name, value in settings.items():
+        inner = tokenizer.backend_tokenizer
+        if value is None:
+            getattr(inner, f"no_{name}")()
+        else:
+            getattr(inner, f"enable_{name}")(**value)
+
+# %% ../nbs/12_run.ipynb #saving-probe
+def saving_probe(ids: Tensor, mask: Tensor, vocab_size: int, length: int = 32) -> list[Tensor]:
+    "The ends of prompts (B, P), and a text of ids between 0 and `vocab_size`."
+    ends = [row[inside.bool()][-length:] for row, inside in zip(ids, mask)]
+    spread = torch.linspace(0, vocab_size - 1, max(map(len, ends)))
+    return [*ends, spread.long()]
+
+# %% ../nbs/12_run.ipynb #full-precision
+@contextmanager
+def full_precision() -> Iterator[None]:
+    "Multiply float32 matrices in float32, whatever was chosen for speed."
+    chosen = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(chosen)
+
+# %% ../nbs/12_run.ipynb #probe-logps
+@torch.no_grad()
+def probe_logps(model: PreTrainedModel, texts: list[Tensor], *tokens) -> Tensor:
+    "Log-probabilities (N, V) of the next id after every id; `tokens`: see with_tokens."
+    logits, quiet = [], accepted(model, use_cache=False)
+    with still(model), full_precision():
+        for text in texts:
+            logits.append(model(text[None].to(model.device), **quiet).logits[0])
+    return with_tokens(torch.cat(logits), *tokens).float().log_softmax(-1).cpu()
+
+# %% ../nbs/12_run.ipynb #policy-gap
+def policy_gap(live: Tensor, saved: Tensor) -> float:
+    "Mean difference of log-probabilities (N, V) under `live`, at the worst of the N places."
+    p = live.exp()
+    return float(torch.where(p == 0, 0.0, p * (live - saved).abs()).sum(-1).max())
+
+# %% ../nbs/12_run.ipynb #rounding
+def rounding(model: PreTrainedModel) -> float:
+    """Nats that rounding can explain between `model` and what is loaded from its folder.
+
+    1e-4 in float32 on the CPU and 1e-3 elsewhere; 0.25 with weights of 16 bits.
+    """
+    if any(p.dtype in HALVES for p in model.parameters()):
+        return 0.25
+    return 1e-4 if model.device.type == "cpu" else 1e-3
+
+# %% ../nbs/12_run.ipynb #load-back
+def load_back(path: str | os.PathLike, model: PreTrainedModel) -> PreTrainedModel:
+    "The model in a folder as whoever finds it loads it; `model`: what was saved."
+    known = type(model.config) in MODEL_FOR_CAUSAL_LM_MAPPING
+    with no_progress_bar():
+        return (AutoModelForCausalLM if known else type(model)).from_pretrained(path).float()
+
+# %% ../nbs/12_run.ipynb #unwrapped
+def unwrapped(model: torch.nn.Module) -> PreTrainedModel:
+    "The student of transformers with its own forward, without accelerate's lower precision."
+    plain = copy.copy(inner_model(model))
+    if "_original_forward" in vars(plain):
+        plain.forward = plain._original_forward
+    return plain
+
+# %% ../nbs/12_run.ipynb #check-saved
+def check_saved(
+    path: str | os.PathLike, student: torch.nn.Module, texts: list[Tensor], *tokens
+) -> None:
+    "Raise RuntimeError unless a model loaded from `path` is the policy of `student`."
+    live = unwrapped(student)
+    policies = (probe_logps(model, texts, *tokens) for model in (live, load_back(path, live)))
+    nats, allowed = policy_gap(*policies), rounding(live)
+    if not nats <= allowed:
+        cause = "its class computes something else than the class that its config names"
+        if hasattr(student, "merge_and_unload"):
+            cause = "its adapters are something else once they are merged into the weights"
+        raise RuntimeError(
+            f"the model in {str(path)!r} is not the student: they differ by {nats:.3g} nats, where "
+            f"rounding explains {allowed:g}; most likely {cause}; what was saved before is "
+            "untouched, trainer.student.save_pretrained(folder) writes the student as it is"
+        )
+
+# %% ../nbs/12_run.ipynb #put-in-place
+UNPROVEN = ".not-the-student"
+OF_A_STUDENT = """
+model*.safetensors* budget_embedding.safetensors chat_template.jinja tokenizer* vocab.* merges.txt
+special_tokens_map.json added_tokens.json
+""".split()
+
+
+def put_in_place(new: Path, path: Path) -> None:
+    "Move what is in `new` to `path`; of an earlier student nothing is left that could mix with it."
+    if not path.exists():
+        new.rename(path)
+        return
+    names = {file.name for file in new.iterdir()}
+    old = [file for pattern in OF_A_STUDENT for file in path.glob(pattern)]
+    for name in names:
+        (new / name).replace(path / name)
+    for file in old:
+        if file.name not in names:
+            file.unlink()
+    new.rmdir()
+
+# %% ../nbs/12_run.ipynb #claim-student
+def claim_student(path: str | os.PathLike) -> tuple[Path, Path]:
+    "Where a student is to be, and the empty folder in which it is written first."
+    path = Path(path).expanduser().absolute()
+    if path.is_file():
+        raise FileExistsError(f"path={str(path)!r} is a file; choose a folder")
+    if (path / "adapter_config.json").exists():
+        raise FileExistsError(
+            f"path={str(path)!r} holds an adapter, which from_pretrained would put on top of the "
+            "student; choose another folder"
+        )
+    new = path.with_name(path.name + UNPROVEN)
+    shutil.rmtree(new, ignore_errors=True)
+    new.mkdir(parents=True)
+    return path, new
 
 # %% ../nbs/12_run.ipynb #save-model
 @patch
@@ -521,17 +787,38 @@ def save_model(self: Run, path: str | os.PathLike) -> None:
     """A plain Hugging Face folder, loadable by `AutoModelForCausalLM` without this package.
 
     Weights (of a peft model with its adapters merged), config, tokenizer and a model card with
-    the last evaluation.
+    the last evaluation. Raises RuntimeError, and leaves `path` as it was, if what is loaded from
+    the folder is not the student.
     """
     self.write_student(self.student, path)
 
 
 @patch
 def write_student(self: Run, student, path: str | os.PathLike) -> None:
-    "`student` as a folder of its own."
-    save_plain(student, path)
-    self.processing_class.save_pretrained(path)
-    (Path(path) / "README.md").write_text(self.card(), encoding="utf-8")
+    "`student` as a folder of its own, proven before it takes its place."
+    path, new = claim_student(path)
+    self.write_files(student, new)
+    columns = self.train_dataset[:4]
+    told = (self.processing_class, columns, self.args.eval_sampling.chat_template_kwargs)
+    probe = saving_probe(*encode_prompts(columns.pop("prompt"), *told), self.vocab_size)
+    check_saved(new, student, probe, self.vocab_size, ids_of(self.processing_class)[1])
+    put_in_place(new, path)
+
+# %% ../nbs/12_run.ipynb #write-files
+@patch
+def write_files(self: Run, student, folder: Path) -> None:
+    "Weights, config, settings of sampling, tokenizer, card."
+    tokenizer, inner = self.processing_class, inner_model(student)
+    own = inner.generation_config
+    sampling = (tokenizer, self.args.eval_sampling, self.vocab_size)
+    inner.generation_config = judged_generation(inner, *sampling)
+    try:
+        save_plain(student, folder)
+    finally:
+        inner.generation_config = own
+    restore_tokenizer(tokenizer, self.tokenizer_settings)
+    tokenizer.save_pretrained(folder)
+    (folder / "README.md").write_text(self.card(), encoding="utf-8")
 
 # %% ../nbs/12_run.ipynb #card
 @patch
@@ -542,7 +829,7 @@ def card(self: Run) -> str:
         limit = "of each prompt, its column `budget`"
     else:
         limit = f"{self.budget.limit:g} nats"
-    rewards = [getattr(f, "__name__", type(f).__name__) for f in self.reward_funcs]
+    rewards = function_names(self.reward_funcs)
     command, step = self.run_info.get("command"), self.global_step
     about = (step, len(data), rewards, self.measured, command)
     return model_card(self.names, self.args, limit, *about)
@@ -573,7 +860,7 @@ def go_on_from(self: Run, saved: dict, method_state: dict) -> None:
     "Take up a checkpoint's number of updates, the method's state, and a budget that was chosen."
     self.method_state, self.global_step = method_state, saved["global_step"]
     if self.args.budget_quantile is not None and self.global_step > self.args.distill_steps:
-        self.choose_budget(saved["budget"])
+        self.choose_budget(float(saved["budget"]))
 
 # %% ../nbs/12_run.ipynb #make-optimizer
 def make_optimizer(model, args: CMDPConfig) -> tuple[torch.optim.AdamW, object]:

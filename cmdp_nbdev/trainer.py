@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
+from copy import deepcopy
 from dataclasses import replace
 
 import torch
@@ -23,7 +25,7 @@ from .moved import forwards
 from .objective import Batch, Signal, check_finite, signal_loss
 from .preflight import checkpoint_gradients, is_function, load_job, preflight
 from .rollout import completion_logits, generate, given_rollout
-from .run import Run, make_accelerator, make_optimizer, model_name, progress
+from .run import Run, make_accelerator, make_optimizer, model_name, uninterrupted
 
 # %% auto #0
 __all__ = ['CMDPTrainer']
@@ -62,7 +64,7 @@ class CMDPTrainer(Run):
         job = load_job(model, teacher, reward_funcs, args, *given)
         names = {"student": model_name(model), "teacher": model_name(teacher)}
         super().__init__(job, names, eval_metrics, callbacks)
-        self.should_stop, self.rollout = False, None
+        self.rollout = None
         self._prepare()
 
 # %% ../nbs/13_trainer.ipynb #prepare
@@ -76,9 +78,9 @@ def _prepare(self: CMDPTrainer) -> None:
     if not is_function(self.teacher):
         self.teacher.to(self.device).eval().requires_grad_(False)
     job.model = METHODS[args.method].wrap(job.model, self.teacher, self.budget)
-    self.vocab_size = preflight(job, self.generator(1))
     if args.gradient_checkpointing:
         checkpoint_gradients(job.model)
+    self.vocab_size = preflight(job, self.generator(1), self.accelerator.autocast)
     optimizer, self.scheduler = make_optimizer(job.model, args)
     self.model, self.optimizer = self.accelerator.prepare(job.model, optimizer)
     self.accelerator.register_for_checkpointing(self.scheduler)
@@ -93,8 +95,8 @@ def sample(self: CMDPTrainer) -> Rollout:
     count = args.per_device_train_batch_size * args.gradient_accumulation_steps // generations
     prompts, columns = self.next_prompts(count)
     if given and not args.seq_kd:
-        texts, length = columns["completion"], args.max_completion_length
-        return given_rollout(tokenizer, prompts, texts, columns, length, self.device)
+        how = (columns, args.max_completion_length, self.device, args.chat_template_kwargs)
+        return given_rollout(tokenizer, prompts, columns["completion"], *how)
     self.tell(args.limit_factor(self.global_step))
     writer = self.teacher if given else self.student
     sampling = replace(args.sampling, num_generations=generations)
@@ -125,7 +127,7 @@ def reward(self: CMDPTrainer, rollout: Rollout) -> Earned:
     "Call reward and cost functions."
     args, functions = self.args, (self.reward_funcs, self.constraints)
     settings = (args.reward_weights, args.truncated_reward, args.constraint_penalty)
-    return earn(rollout, *functions, *settings)
+    return earn(rollout, *functions, *settings, self.trainer_state)
 
 # %% ../nbs/13_trainer.ipynb #limit
 @patch
@@ -142,7 +144,8 @@ def signal(self: CMDPTrainer, batch: Batch, limit: Budget) -> Signal:
         method, options = METHODS["gkd"], {}
     else:
         method, options = METHODS[self.args.method], self.args.method_options
-    signal = method(batch, limit, self.method_state, **options)
+    self.next_state = deepcopy(self.method_state)  # kept once the weights have moved
+    signal = method(batch, limit, self.next_state, **options)
     if other := sorted(set(signal.multipliers) - set(self.costs)):
         raise ValueError(
             f"method {method.name!r} returns a multiplier for {', '.join(other)}, but only "
@@ -160,10 +163,9 @@ def _parts(self: CMDPTrainer, rollout: Rollout) -> list[slice]:
 
 # %% ../nbs/13_trainer.ipynb #update
 @patch
-def update(
-    self: CMDPTrainer, rollout: Rollout, batch: Batch, signal: Signal, scores: list[Score] | None
-) -> tuple[float, float]:
+def update(self: CMDPTrainer, rollout, batch, signal, scores, whole) -> tuple[float, float]:
     "One optimiser step; `scores` with gradients, or None. Returns loss and gradient norm."
+    self.optimizer.zero_grad()
     args, mask, total = self.args, batch.mask, 0.0
     clip = (args.epsilon, args.epsilon_high)
     if args.mask_truncated_completions:
@@ -178,6 +180,7 @@ def update(
         check_finite(loss, self.global_step + 1)
         self.accelerator.backward(loss)
         total += loss.detach()
+    whole.enter_context(uninterrupted())
     norm = self.accelerator.clip_grad_norm_(self.model.parameters(), args.max_grad_norm)
     self.optimizer.step()
     self.optimizer.zero_grad()
@@ -208,39 +211,34 @@ def step(self: CMDPTrainer) -> dict[str, float]:
     batch = Batch.of(rollout, earned.modified, scores, earned.charged)
     limit = self.limit(rollout)
     signal = self.signal(batch, limit)
-    for iteration in range(args.num_iterations):
-        fresh = scores if iteration == 0 and len(parts) == 1 else None
-        loss, grad_norm = self.update(rollout, batch, signal, fresh)
-    self.scheduler.step()
-    self.global_step += 1
-    metrics = {"step": self.global_step, "loss": loss, "grad_norm": grad_norm}
-    metrics["learning_rate"] = self.scheduler.get_last_lr()[0]
-    metrics |= self._measure(rollout, earned, scores, batch, signal, limit)
-    return self.finish_update(metrics | {"seconds": time.perf_counter() - began})
+    measured = self._measure(rollout, earned, scores, batch, signal, limit)
+    with ExitStack() as whole:
+        for iteration in range(args.num_iterations):
+            fresh = scores if iteration == 0 and len(parts) == 1 else None
+            loss, grad_norm = self.update(rollout, batch, signal, fresh, whole)
+        metrics = {"step": self.global_step + 1, "loss": loss, "grad_norm": grad_norm}
+        metrics["learning_rate"] = self.scheduler.get_last_lr()[0]
+        self.scheduler.step()
+        self.count_update(metrics | measured | {"seconds": time.perf_counter() - began})
+    self.catch_up()
+    return self.last
 
 # %% ../nbs/13_trainer.ipynb #train
 @patch
 def train(self: CMDPTrainer, resume_from_checkpoint: str | None = None) -> dict[str, float]:
     "Run until `max_steps` or `stop()`; returns the metrics of the last update."
+    self.should_stop = False
     self.begin(resume_from_checkpoint or self.args.resume_from_checkpoint)
-    args, metrics = self.args, {}
-    shown = ("reward", "satisfaction_rate", "kl_mean")
-    with progress(args.max_steps, self.global_step, args.method, args.disable_tqdm) as bar:
+    args, shown = self.args, ("reward", "satisfaction_rate", "kl_mean")
+    with self.training_bar() as bar:
         while self.global_step < args.max_steps and not self.should_stop:
             metrics = self.step()
             bar.update()
             if self.global_step % args.logging_steps == 0:
                 bar.set_postfix({k: f"{metrics[k]:.2f}" for k in shown}, refresh=False)
-    self.should_stop = False
-    for tracker in self.accelerator.trackers:
-        tracker.finish()
-    return metrics
-
-# %% ../nbs/13_trainer.ipynb #stop
-@patch
-def stop(self: CMDPTrainer) -> None:
-    "Ask a running `train()` (in another thread, say) to return after the current update."
-    self.should_stop = True
+    if self.global_step >= args.max_steps and not self.keep_trackers:
+        self.close()
+    return self.last
 
 # %% ../nbs/13_trainer.ipynb #moved
 __getattr__ = forwards("trainer", "run", "preflight", "evaluate", "config")

@@ -5,6 +5,7 @@
 # %% ../nbs/14_trl.ipynb #imports
 from __future__ import annotations
 
+import json
 import os
 import time
 import warnings
@@ -30,20 +31,32 @@ from transformers.integrations import is_deepspeed_zero3_enabled, is_fsdp_enable
 
 from .config import CMDPConfig, Rules, refuse
 from .cost import Score, score_tokens
-from .evaluate import Earned, earned_metrics, step_metrics
+from .evaluate import Earned, earned_metrics, step_metrics, to_json
 from .mdp import Rollout, masked, to_device
 from .methods import METHODS
+from .model import ids_of
 from .objective import Batch, Signal, check_finite
 from cmdp_nbdev.preflight import (
     check_job,
     check_probe,
     check_trackers,
+    checkpoint_gradients,
     is_function,
-    no_dropout,
+    settle,
+    stay_in_eval,
     write_probe,
 )
-from .rollout import Reader, completion_logits, encode_prompts
-from .run import check_resumable, progress, prompt_order
+from .reward import function_names
+from cmdp_nbdev.rollout import (
+    Reader,
+    Reading,
+    completion_logits,
+    core,
+    encode_prompts,
+    read_as,
+    reading,
+)
+from .run import check_resumable, prompt_order
 from .trainer import CMDPTrainer
 
 try:
@@ -58,7 +71,7 @@ except ImportError as error:
 __all__ = ['TESTED', 'HOOKS', 'SAME', 'FIXED', 'LEFT_TO_TRL', 'trl_rule', 'WHOLE', 'check_trl', 'foreign_problems', 'grpo_config',
            'quiet', 'students_are_told_nothing', 'completions_are_the_students_own', 'groups_have_two_or_more',
            'launch_problems', 'fsdp_problems', 'BudgetGRPOTrainer', 'TRLTrainer', 'place_teacher', 'common_ids',
-           'PromptOrder', 'BeforeUpdate', 'read_run_state', 'in_order', 'TogetherReader']
+           'beside_prompts', 'PromptOrder', 'BeforeUpdate', 'read_run_state', 'in_order', 'TogetherReader']
 
 # %% ../nbs/14_trl.ipynb #hooks
 TESTED = "1.16"
@@ -68,6 +81,7 @@ HOOKS = {
     "_generate_and_score_completions": "inputs",
     "_compute_loss": "model inputs",
     "_get_train_sampler": "dataset",
+    "_tokenize_prompts": "prompts",
     "_save_rng_state": "output_dir",
 }
 
@@ -86,10 +100,10 @@ def check_trl(release: str | None = None, trainer: type = GRPOTrainer) -> None:
 
 # %% ../nbs/14_trl.ipynb #same
 SAME = """
-adam_beta1 adam_beta2 adam_epsilon bf16 epsilon epsilon_high fp16 gradient_accumulation_steps
-gradient_checkpointing learning_rate lr_scheduler_kwargs lr_scheduler_type max_completion_length
-max_grad_norm num_generations num_iterations per_device_train_batch_size reward_weights
-save_total_limit seed temperature top_p weight_decay
+adam_beta1 adam_beta2 adam_epsilon chat_template_kwargs epsilon epsilon_high fp16
+gradient_accumulation_steps learning_rate lr_scheduler_kwargs
+lr_scheduler_type max_completion_length max_grad_norm num_generations num_iterations
+per_device_train_batch_size reward_weights save_total_limit seed temperature top_p weight_decay
 """.split()
 
 # %% ../nbs/14_trl.ipynb #fixed
@@ -98,6 +112,7 @@ FIXED = dict(
     loss_type="dapo",
     scale_rewards="none",
     disable_dropout=True,
+    gradient_checkpointing=False,  # ours, see preflight.checkpoint_gradients
     router_aux_loss_coef=0.0,
     optim="adamw_torch",
     use_cache=True,
@@ -125,6 +140,7 @@ def grpo_config(args: CMDPConfig, **more) -> GRPOConfig:
     for name in ("max_steps", "warmup_steps"):
         settings[name] = getattr(args, name) * args.num_iterations
     settings |= FIXED | dict(
+        bf16=args.bf16 is True,
         output_dir=gettempdir(),  # until the run has claimed its folder
         use_cpu=args.device == "cpu",
         report_to=check_trackers(args.report_to) or "none",
@@ -173,7 +189,7 @@ def groups_have_two_or_more(args: CMDPConfig):
 # %% ../nbs/14_trl.ipynb #launch-problems
 def launch_problems(args: CMDPConfig, config: GRPOConfig) -> Iterator[str]:
     "What is wrong with the way the processes were started."
-    wanted = "bf16" if args.bf16 else "fp16" if args.fp16 else "no"
+    wanted = "bf16" if args.bf16 is True else "fp16" if args.fp16 else "no"
     if config.mixed_precision != wanted:
         yield (
             f"accelerate launch asks for mixed_precision={config.mixed_precision}, the run for "
@@ -198,7 +214,8 @@ class BudgetGRPOTrainer(GRPOTrainer):
 
     def __init__(self, run: TRLTrainer, **kwargs):
         self.run = run
-        self.rollout: Rollout | None = None  # this process's completions
+        self.columns: dict = {}  # this process's columns beside the prompts
+        self.rollout: Rollout | None = None  # its completions
         self.earned: Earned | None = None  # and what they earned
         self.scores: list[Score] = []  # what the last forward passes measured, a part each
         super().__init__(**kwargs)
@@ -243,10 +260,11 @@ class TRLTrainer(CMDPTrainer):
         check_trl()
         args = args or CMDPConfig()
         refuse(trl_rule.problems(args))
+        args = settle(args, model, teacher)
         # before models are loaded: DeepSpeed divides weights while they are read
         self.grpo_args = grpo_config(args, **(trl_kwargs or {}))
         refuse(launch_problems(args, self.grpo_args))
-        self.checkpoint, self.last = None, {}
+        self.checkpoint, self.begun = None, False
         super().__init__(model, teacher, reward_funcs, args, *given, **named)
 
 # %% ../nbs/14_trl.ipynb #prepare
@@ -255,16 +273,42 @@ def _prepare(self: TRLTrainer) -> None:
     "Checks, TRL's trainer around the student, the teacher beside it, a probe."
     job = self.job
     check_job(job)
-    no_dropout(job.model)
+    if self.args.gradient_checkpointing:
+        checkpoint_gradients(job.model)
     self.grpo = self.make_grpo()
     self.accelerator = self.grpo.accelerator
     self.device, self.process_index = self.accelerator.device, self.accelerator.process_index
     self.is_main_process = self.accelerator.is_main_process
-    self.vocab_size = common_ids(job.model, self.teacher)
+    stay_in_eval(job.model)
+    self.vocab_size = min(common_ids(job.model, self.teacher), ids_of(job.tokenizer)[0])
     job.teacher = self.teacher = place_teacher(self.teacher, self.grpo)
-    if not self.sharded:
-        self.vocab_size = check_probe(job, write_probe(job, self.generator(1)))
+    self._probe()
     self.grpo.sample_below(self.vocab_size)
+
+
+@patch(as_prop=True)
+def known_ids(self: TRLTrainer) -> dict:
+    "The ids that are sampled, as a rollout holds them."
+    return {"vocab_size": self.vocab_size, "holes": ids_of(self.processing_class)[1]}
+
+
+@patch
+def _probe(self: TRLTrainer) -> None:
+    "Try both models where they are whole; a divided one is taken to be read like most."
+    job = self.job
+    models = [m for m in (job.model, job.teacher) if not is_function(m)]
+    if self.sharded:
+        for model in models:
+            read_as(model, Reading())
+        return
+    with self.accelerator.autocast():
+        probe = write_probe(job, self.generator(1))
+        self.vocab_size = check_probe(job, probe, self.generator(1))
+    if not reading(job.model, probe.prompt_ids, probe.prompt_mask).padded:
+        raise ValueError(
+            f"model: {type(core(job.model)).__name__} does not understand padding in front, which "
+            "TRL's generation puts there; use our own loop (engine native)"
+        )
 
 # %% ../nbs/14_trl.ipynb #make-grpo
 @patch
@@ -280,6 +324,7 @@ def make_grpo(self: TRLTrainer) -> BudgetGRPOTrainer:
             processing_class=self.processing_class,
         )
     grpo.remove_callback(PrinterCallback)
+    grpo.reward_func_names = function_names(self.reward_funcs)
     return grpo
 
 # %% ../nbs/14_trl.ipynb #student
@@ -313,22 +358,21 @@ def place_teacher(teacher, grpo: GRPOTrainer):
 # %% ../nbs/14_trl.ipynb #common-ids
 def common_ids(*models) -> int:
     "How many ids all models have, by their configs; a function has none."
-    configs = [m.config.get_text_config() for m in models if not is_function(m)]
+    configs = [core(m).config.get_text_config() for m in models if not is_function(m)]
     return min(config.vocab_size for config in configs)
 
 # %% ../nbs/14_trl.ipynb #sample-below
 @patch
 def sample_below(self: BudgetGRPOTrainer, vocab_size: int) -> None:
     "Sample only ids that the teacher has, too. Raises ValueError where vLLM would not obey."
-    known = common_ids(self.model)
-    if vocab_size == known:
-        return
-    if self.use_vllm:
+    known, (tokens, holes) = common_ids(self.model), ids_of(self.processing_class)
+    if self.use_vllm and vocab_size < min(known, tokens):
         raise ValueError(
             f"the student has {known} ids and the teacher {vocab_size}: vLLM would sample the "
             "further ones; leave use_vllm out"
         )
-    self.generation_config.suppress_tokens = list(range(vocab_size, known))
+    if not self.use_vllm and (holes or vocab_size < known):
+        self.generation_config.suppress_tokens = [*holes, *range(vocab_size, known)]
 
 # %% ../nbs/14_trl.ipynb #score
 @patch
@@ -356,7 +400,8 @@ def _get_per_token_logps_and_entropies(
     "Log-probabilities (B, T); entropies, which are zeros, for nobody reads them; no aux loss."
     T, size, self.scores = logits_to_keep, batch_size or len(input_ids), []
     for ids, mask in zip(input_ids.split(size), attention_mask.split(size)):
-        part = Rollout(ids[:, :-T], mask[:, :-T], ids[:, -T:], mask[:, -T:], None)
+        sides = ids[:, :-T], mask[:, :-T], ids[:, -T:], mask[:, -T:]
+        part = Rollout(*sides, terminated=None, **self.run.known_ids)
         self.scores.append(self.run.score(part, model))
     logp = torch.cat([score.logp for score in self.scores])
     return logp, torch.zeros_like(logp) if compute_entropy else None, None
@@ -369,6 +414,11 @@ def _calculate_rewards(self: BudgetGRPOTrainer, inputs, prompts, completions, co
     self.earned = self.run.reward(self.rollout)
     return self.everywhere(self.earned.each)
 
+# %% ../nbs/14_trl.ipynb #beside-prompts
+def beside_prompts(rows: list[dict]) -> dict[str, list]:
+    "The columns of rows of the dataset, without the prompts."
+    return {k: [row[k] for row in rows] for k in rows[0] if k != "prompt"}
+
 # %% ../nbs/14_trl.ipynb #as-rollout
 @patch
 def as_rollout(self: BudgetGRPOTrainer, inputs, prompts, completions, ids: list) -> Rollout:
@@ -376,15 +426,18 @@ def as_rollout(self: BudgetGRPOTrainer, inputs, prompts, completions, ids: list)
     tokenizer, first = self.processing_class, self.accelerator.process_index * len(ids)
     rows = [torch.tensor(x) for x in ids]
     padding = tokenizer.pad_token_id
+    columns = beside_prompts(inputs)
+    told = self.run.args.chat_template_kwargs
     rollout = Rollout(
-        *encode_prompts(prompts, tokenizer),
+        *encode_prompts(prompts, tokenizer, columns, told),
         completion_ids=pad_sequence(rows, batch_first=True, padding_value=padding),
         completion_mask=pad_sequence([torch.ones_like(x) for x in rows], batch_first=True),
         terminated=torch.tensor([x[-1] in self.eos_token_ids for x in ids]),
         group_ids=torch.arange(first, first + len(ids)) // self.num_generations,
         prompts=prompts,
         completions=completions,
-        columns={k: [row[k] for row in inputs] for k in inputs[0] if k != "prompt"},
+        columns=columns,
+        **self.run.known_ids,
     )
     return to_device(rollout, self.accelerator.device)
 
@@ -406,7 +459,7 @@ def everywhere(self: BudgetGRPOTrainer, x):
 @patch
 def _generate_and_score_completions(self: BudgetGRPOTrainer, inputs):
     "TRL's dictionary of tensors, with our advantage and multipliers; a row per completion."
-    self.scores = []
+    self.scores, self.columns = [], beside_prompts(inputs)
     output = GRPOTrainer._generate_and_score_completions(self, inputs)
     if not self.scores:  # TRL needed no log-probabilities
         self.score_output(output)
@@ -499,12 +552,21 @@ def _get_train_sampler(self: BudgetGRPOTrainer, dataset=None) -> PromptOrder:
     numbers = (run.max_steps, prompts, args.num_generations, repeats)
     return PromptOrder(len(self.train_dataset), run.seed, *numbers)
 
+# %% ../nbs/14_trl.ipynb #tokenize-prompts
+@patch
+def _tokenize_prompts(self: BudgetGRPOTrainer, prompts: list):
+    "Ids of the prompts as our loop has them, lists without padding; no images, nothing further."
+    told = self.run.args.chat_template_kwargs
+    ids, mask = encode_prompts(prompts, self.processing_class, self.columns, told)
+    return [row[inside.bool()].tolist() for row, inside in zip(ids, mask)], None, {}
+
 # %% ../nbs/14_trl.ipynb #before-update
 @patch
 def before_update(self: TRLTrainer) -> None:
     "Evaluate at the start, and choose a budget, where that is asked for."
     args = self.args
     self.began = time.perf_counter()
+    self.rate = self.grpo.lr_scheduler.get_last_lr()[0]
     if args.eval_on_start and self.global_step == 0:
         self.log({"step": 0} | self.evaluation())
     if args.budget_quantile is not None and self.global_step == args.distill_steps:
@@ -526,11 +588,10 @@ class BeforeUpdate(TrainerCallback):
 @patch
 def after_update(self: TRLTrainer, loss: float, grad_norm: float) -> dict[str, float]:
     "The update's metrics, once they have been logged."
-    self.global_step += 1
-    metrics = {"step": self.global_step, "loss": loss, "grad_norm": float(grad_norm)}
-    metrics["learning_rate"] = self.grpo.lr_scheduler.get_last_lr()[0]
-    metrics |= self.metrics | {"seconds": time.perf_counter() - self.began}
-    self.last = self.finish_update(metrics)
+    metrics = {"step": self.global_step + 1, "loss": loss, "grad_norm": float(grad_norm)}
+    metrics["learning_rate"] = self.rate
+    self.count_update(metrics | self.metrics | {"seconds": time.perf_counter() - self.began})
+    self.catch_up()
     self.bar.update()
     if self.should_stop:
         self.grpo.control.should_training_stop = True
@@ -548,6 +609,15 @@ def log(self: BudgetGRPOTrainer, logs: dict, start_time: float | None = None) ->
         if run.global_step % run.args.logging_steps:
             return
     GRPOTrainer.log(self, logs, start_time)
+    history = self.state.log_history
+    history[-1] = json.loads(to_json(history[-1]))  # transformers would write NaN
+
+
+@patch
+def track(self: TRLTrainer, metrics: dict) -> None:
+    "Report an evaluation to TRL's trackers; it reports updates itself."
+    if "loss" not in metrics:
+        self.grpo.log({k: v for k, v in metrics.items() if k != "step"})
 
 # %% ../nbs/14_trl.ipynb #train
 @patch
@@ -556,18 +626,18 @@ def train(self: TRLTrainer, resume_from_checkpoint: str | None = None) -> dict[s
 
     Raises RuntimeError for a run that was stopped: it is resumed by a new trainer.
     """
-    args = self.args
+    args, self.should_stop = self.args, False
     self.begin(resume_from_checkpoint or args.resume_from_checkpoint)
     if self.global_step >= args.max_steps:
         return self.last
-    if self.last:
+    if self.begun:
         raise RuntimeError(
             "this run was stopped; a new trainer with resume_from_checkpoint='auto' goes on from "
             "its newest checkpoint"
         )
+    self.begun = True
     self.grpo.add_callback(BeforeUpdate(self))
-    hidden = args.disable_tqdm or not self.is_main_process
-    with progress(args.max_steps, self.global_step, args.method, hidden) as self.bar, quiet():
+    with self.training_bar() as self.bar, quiet():
         self.grpo.train(self.checkpoint)
     return self.last
 

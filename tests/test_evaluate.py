@@ -1,9 +1,13 @@
 "Comparisons, intervals and frontiers: what a table may claim."
 
+import datetime
+import json
 import math
 
 import numpy as np
 import pytest
+import torch
+from datasets import Dataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import binomtest, multinomial, norm, ttest_1samp
@@ -11,6 +15,7 @@ from scipy.stats import t as student_t
 
 from cmdp_nbdev.budget import Budget, satisfaction_interval
 from cmdp_nbdev.evaluate import (
+    RECORD,
     VALUES,
     _mean_of_seeds,
     above_envelope,
@@ -19,12 +24,18 @@ from cmdp_nbdev.evaluate import (
     difference_interval,
     envelope,
     envelope_band,
+    evaluate,
+    evaluate_records,
     frontier,
     mcnemar,
     metric_values,
+    step_metrics,
     summarize,
     summarize_seeds,
+    to_json,
 )
+from cmdp_nbdev.objective import Batch, Signal
+from cmdp_nbdev.reward import OFFERED, length_cost
 
 
 def record(prompt, correct=True, spent=0.5, kl=0.5, reward=1.0, **more) -> dict:
@@ -490,3 +501,122 @@ def test_single_runs_need_their_own_intervals():
     row |= {"accuracy_low": 0.77, "accuracy_high": 0.83}
     _, low, high = envelope_band([[row]], [0.5], resamples=4000)
     assert (low[0], high[0]) == near(0.77, 0.83, abs=0.004)
+
+
+# --------------------------------------------------- names, verdicts, JSON
+
+
+def answered(model, tokenizer, data, **more):
+    "Records of eight completions."
+    few = dict(max_completion_length=20, batch_size=8, **more)
+    return evaluate_records(model, model, data.select(range(8)), tokenizer, **few)
+
+
+def sometimes(completions):
+    "A reward that has something to say of every second completion."
+    return [None if i % 2 else float(i % 4 == 0) for i in range(len(completions))]
+
+
+def test_a_rate_is_over_what_has_a_verdict(pair, held_out):
+    "None is neither right nor wrong: of 1, None, 0, None, ... a half is right, not a quarter."
+    student, _, tok = pair
+    records = answered(student, tok, held_out, reward_funcs=sometimes)
+    verdict = {0: True, 2: False}
+    expected = [
+        verdict.get(i % 4) if r["terminated"] else r["correct"] for i, r in enumerate(records)
+    ]
+    assert [r["correct"] for r in records] == expected
+    assert all((r["correct"] is None) == (r["reward"] is None) for r in records)
+    for r, correct in zip(records, [True, None, False, None] * 2):
+        r |= {"correct": correct, "within_budget": True}
+    found = summarize(records)
+    assert found["accuracy"] == found["accuracy_within_budget"] == 0.5
+    assert (found["n_eval"], found["n_verdict"]) == (8, 4)
+    assert ends(found, "accuracy") == satisfaction_interval(2, 4)
+    assert "n_verdict" not in summarize(records[:1])
+    nothing = [{**r, "correct": None, "reward": None} for r in records]
+    assert math.isnan(summarize(nothing)["accuracy"]) and summarize(nothing)["n_verdict"] == 0
+    assert compare(records, records)["n_prompts"] == 4
+
+
+def step_of(rewards, group_ids, terminated=None):
+    "Metrics of an update with these rewards."
+    rewards, n = torch.tensor(rewards), len(rewards)
+    mask = torch.ones(n, 1)
+    batch = Batch(rewards, torch.tensor(group_ids), mask, -mask, -mask, {"divergence": mask})
+    signal = Signal(torch.zeros(n), torch.zeros(n, 1))
+    terminated = torch.ones(n, dtype=torch.bool) if terminated is None else terminated
+    return step_metrics(batch, mask, signal, Budget(2.0), terminated, correct_at=1.0)
+
+
+def test_an_update_without_verdicts():
+    "Rates over those there are; prompts whose completions show no difference teach nothing."
+    nan = math.nan
+    found = step_of([1.0, nan, 0.0, nan, nan, nan], [0, 0, 1, 1, 2, 2])
+    assert found["accuracy"] == found["accuracy_within_budget"] == found["reward"] == 0.5
+    assert found["n_verdict"] == 2
+    assert found["frac_reward_zero_std"] == 1.0  # one verdict or none: nothing to compare
+    assert step_of([1.0, 0.0, nan, nan], [0, 0, 1, 1])["frac_reward_zero_std"] == 0.5
+    nothing = step_of([nan, nan], [0, 0])
+    assert math.isnan(nothing["accuracy"]) and nothing["n_verdict"] == 0
+    assert nothing["frac_reward_zero_std"] == 1.0
+    every = step_of([1.0, 1.0, 0.0, 1.0], [0, 0, 1, 1], torch.tensor([True, False, True, True]))
+    assert every["accuracy"] == 0.5 and "n_verdict" not in every
+
+
+COLLIDING = {
+    **{f"a metric {k}": ({k: sometimes}, {}, {}, k) for k in (*RECORD, *VALUES)},
+    "the end of an interval": ({"accuracy_low": sometimes}, {}, {}, "accuracy_low"),
+    "a metric and its end": ({"a": sometimes, "a_high": sometimes}, {}, {}, "a_high"),
+    "a count": ({"n_eval": sometimes}, {}, {}, "n_eval"),
+    "a metric of a constraint": ({"spent_length": sometimes}, {"length"}, {}, "spent_length"),
+    **{f"a constraint {k}": ({}, {k}, {}, k) for k in ("mean", "p95", "all", "low", "high")},
+    "a column that is a metric": ({"level": sometimes}, {}, {"level"}, "level"),
+    "a column of a constraint": ({}, {"length"}, {"spent_length"}, "spent_length"),
+    **{f"a column {k}": ({}, {}, {k}, k) for k in (*OFFERED, *RECORD[3:])},
+}
+
+
+@pytest.mark.parametrize("name", COLLIDING)
+def test_names_that_collide(name, _pair, held_out):
+    "One of two things of one name would be lost; refused before anything is sampled, by name."
+    student, teacher, tok = _pair
+    metrics, constraints, columns, word = COLLIDING[name]
+    constraints = {k: (length_cost, Budget(9)) for k in constraints}
+    data = Dataset.from_dict({k: ["1"] for k in ("prompt", *columns)})
+    names = dict(metrics=metrics, constraints=constraints)
+    with pytest.raises(ValueError, match=f"'{word}'.*(choose another name|rename_column)"):
+        evaluate(student, teacher, data, tok, sometimes, **names)
+
+
+@pytest.mark.parametrize("where", ["train_dataset", "eval_dataset"])
+@pytest.mark.parametrize("column", ["completions", "terminated", "rollout", "trainer_state"])
+def test_columns_that_no_function_would_see(where, column, make_trainer, held_out):
+    data = held_out.add_column(column, [0] * len(held_out))
+    with pytest.raises(ValueError, match=f"{where}: column '{column}'.*rename_column"):
+        make_trainer(**{where: data})
+
+
+@pytest.mark.parametrize(
+    "metrics", [{"correct": sometimes}, [sometimes], {"right": 3}, {1: sometimes}]
+)
+def test_metrics_of_ones_own(metrics, make_trainer):
+    with pytest.raises(ValueError, match="eval_metrics"):
+        make_trainer(eval_metrics=metrics)
+
+
+def test_names_that_do_not_collide(make_trainer, held_out, tmp_path):
+    "A given completion, and numbers of an earlier model among the training prompts."
+    data = held_out.add_column("completion", ["1"] * len(held_out))
+    train = data.add_column("reward", [0.0] * len(data))
+    trainer = make_trainer(train_dataset=train, eval_dataset=data, eval_metrics={"mine": sometimes})
+    result, records = trainer.evaluate(return_records=True)
+    assert "mine" in result and any(r["completion"] != "1" for r in records)
+
+
+def test_strict_json():
+    "Every reader takes it, and settings are read back as they were."
+    text = to_json({"a": math.nan, "b": [math.inf, -math.inf], "c": (1, True, None, "NaN")})
+    expected = {"a": None, "b": ["inf", "-inf"], "c": [1, True, None, "NaN"]}
+    assert json.loads(text, parse_constant=pytest.fail) == expected
+    assert json.loads(to_json({"when": datetime.date(2026, 1, 2)})) == {"when": "2026-01-02"}

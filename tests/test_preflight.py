@@ -20,6 +20,7 @@ CONFIGS = {
     "a_quantile_needs_a_distilled_student": dict(budget_quantile=0.5),
     "a_limit_that_moves_has_a_start_and_a_way": dict(budget_start=2.0),
     "one_precision": dict(bf16=True, fp16=True),
+    "the_chat_template_is_told_its_own_switches": dict(chat_template_kwargs={"tokenize": True}),
     "groups_stay_whole": dict(num_generations=7),
     "the_teachers_completions_are_used": dict(seq_kd=True),
     "the_method_knows_its_settings": dict(method_kwargs={"lamda": 1}),
@@ -81,6 +82,18 @@ class Adapters:
     is_prompt_learning = True
 
 
+class Around(torch.nn.Module):
+    "A wrapper of which transformers knows nothing."
+
+    def __init__(self, model):
+        super().__init__()
+        self.model, self.config = model, model.config
+
+    def forward(self, *args, **kwargs):
+        "As the model inside."
+        return self.model(*args, **kwargs)
+
+
 def prompts(**columns):
     return Dataset.from_dict({"prompt": ["1+1="] * 3, "answer": ["2"] * 3, **columns})
 
@@ -89,6 +102,8 @@ BUDGETS = {"length": (length_cost, Budget(9))}
 JOBS = {
     "adapters_come_from_peft": lambda job: setattr(job.model, "_hf_peft_config_loaded", True),
     "something_is_trained": lambda job: job.model.requires_grad_(False),
+    "the_student_is_a_model_of_transformers": lambda job: setattr(job, "model", Around(job.model)),
+    "the_students_weights_are_whole": lambda job: setattr(job.model, "is_quantized", True),
     "adapters_can_be_merged": lambda job: setattr(job.model, "peft_config", {"a": Adapters()}),
     "models_have_a_row_for_every_id": lambda job: setattr(job.teacher.config, "vocab_size", 3),
     "prompts_can_be_answered": lambda job: setattr(job, "train_dataset", Dataset.from_dict({})),
@@ -98,6 +113,11 @@ JOBS = {
     "one_finite_weight_per_reward": lambda job: give(job, prompts(), reward_weights=[1.0, 2.0]),
     "constraints_are_costs_with_budgets": lambda job: setattr(job, "constraints", {"length": 9}),
     "constraints_have_names_of_their_own": lambda job: constrain(job, "forward_kl"),
+    "metrics_are_functions_with_names": lambda job: setattr(job, "eval_metrics", {"right": 3}),
+    "an_evaluation_holds_every_name_once": lambda job: setattr(
+        job, "eval_metrics", {"correct": chain_reward}
+    ),
+    "columns_are_seen": lambda job: give(job, prompts(completions=["1", "2", "3"])),
     "constraints_need_a_method_that_reads_the_reward": lambda job: constrain(job, "length", "gkd"),
     "a_quantile_has_prompts_to_be_measured_on": lambda job: measure(job),
     "limits_per_prompt_are_numbers": lambda job: give(job, prompts(budget=[1.0, 2.0, None])),

@@ -1,11 +1,16 @@
 "Task rewards and the paper's modified reward."
 
+import asyncio
+import functools
 import math
+import types
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from transformers import TrainerState
 
 from cmdp_nbdev.budget import Budget
 from cmdp_nbdev.mdp import Rollout
@@ -14,11 +19,13 @@ from cmdp_nbdev.reward import (
     call_reward,
     constrained_reward,
     first_violation_reward,
+    function_names,
     length_cost,
     modified_reward,
     smooth_gate,
     step_gate,
     task_rewards,
+    trl_arguments,
 )
 
 
@@ -269,3 +276,85 @@ def test_constrained_reward_by_hand():
     lengths = {"length": torch.tensor([3.0, 6.0, 4.0])}
     got = constrained_reward(torch.ones(3), lengths, {"length": 4.0}, n=2.0)
     torch.testing.assert_close(got, torch.tensor([1.0, -2.5, 1.0]))
+
+
+# ----------------------------------------------------- functions as TRL calls them
+
+
+class Judge:
+    "A client that belongs to the event loop it was first used in."
+
+    loop = None
+
+    async def __call__(self, completions):
+        self.loop = self.loop or asyncio.get_running_loop()
+        assert self.loop is asyncio.get_running_loop()
+        return await asyncio.gather(*(self.ask(c) for c in completions))
+
+    async def ask(self, text):
+        await asyncio.sleep(0)
+        return float(len(text))
+
+
+async def fails(completions):
+    raise TimeoutError("the server")
+
+
+def test_coroutines():
+    "Also where a loop is running already, as in a notebook; a client may keep its connection."
+    judge = Judge()
+    plain = call_reward(judge, two()).tolist()
+    assert plain == [float(len(c)) for c in two().completions]
+
+    async def notebook():
+        return [call_reward(f, two()).tolist() for f in (judge, functools.partial(judge))]
+
+    assert asyncio.run(notebook()) == [plain, plain]
+    with pytest.raises(RuntimeError, match="'fails' raised TimeoutError: the server"):
+        call_reward(fails, two())
+    assert call_cost(judge, two()).sum(-1).tolist() == plain
+
+
+def test_what_trl_passes():
+    "The state of the training, and two functions to log with."
+
+    def f(completions, trainer_state, log_metric, log_extra, **columns):
+        log_metric("progress", trainer_state.global_step / trainer_state.max_steps)
+        log_extra("text", completions)
+        return [0.0] * len(completions)
+
+    assert call_reward(f, two()).tolist() == [0, 0]
+    logged = {}
+    state = TrainerState(global_step=3, max_steps=4)
+    for _ in range(2):
+        call_reward(f, two(), trl_arguments(state, logged))
+    assert logged == {"progress": [0.75, 0.75]}
+    taken = lambda completions, log_metric: log_metric("loss", 1.0)  # noqa: E731
+    with pytest.raises(RuntimeError, match="an update has a 'loss' already"):
+        call_reward(taken, two())
+
+
+@pytest.mark.parametrize(
+    "values",
+    [np.array([1, 2]), torch.tensor([[1], [2]]), [np.array(1), torch.tensor([2.0])], (True, 2)],
+    ids=["array", "column", "scalars", "bool and int"],
+)
+def test_numbers_of_all_kinds(values):
+    assert call_reward(lambda completions: values, two()).tolist() == [1, 2]
+
+
+def test_a_row_of_numbers_is_no_reward():
+    with pytest.raises(ValueError, match="a reward must be a number"):
+        call_reward(lambda completions: torch.ones(2, 2), two())
+
+
+def test_every_function_has_a_name_of_its_own():
+    f, g = (lambda completions: [0.0] * len(completions) for _ in range(2))
+    f_2 = types.SimpleNamespace(__name__="<lambda>_2")
+    assert function_names([f, g, functools.partial(functools.partial(f)), f_2]) == [
+        "<lambda>",
+        "<lambda>_2",
+        "<lambda>_3",
+        "<lambda>_2_2",
+    ]
+    assert function_names([Judge(), Judge(), f]) == ["Judge", "Judge_2", "<lambda>"]

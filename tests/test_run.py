@@ -8,7 +8,7 @@ from conftest import ROOT, python
 from cmdp_nbdev.run import checkpoints, keep_metrics, newest_checkpoint, prompt_order
 
 BAR = """
-from cmdp_nbdev.run import progress
+from cmdp_nbdev.processor import progress
 for settings in ({}, {"disable": True}):
     bar = progress(10, **settings)
     print(bar.disable, getattr(bar, "mininterval", None))

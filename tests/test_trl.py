@@ -435,6 +435,50 @@ def test_trackers_get_both_sets_of_names(make, tmp_path, monkeypatch):
     assert not {"train/entropy"} & set(names)
 
 
+def test_what_is_written_without_verdicts(make, tmp_path, monkeypatch):
+    "Strict JSON, also in TRL's own file; functions of one name; evaluations reach the tracker."
+    reader = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    monkeypatch.setenv("TENSORBOARD_LOGGING_DIR", str(tmp_path / "board"))
+
+    async def never(completions, log_metric, trainer_state, **columns):
+        log_metric("step_seen", trainer_state.global_step)
+        return [None] * len(completions)
+
+    few = dict(max_steps=2, save_steps=2, eval_on_start=True, report_to="tensorboard")
+    trainer = make(reward_funcs=[never, never], learning_rate=1e-3, warmup_steps=1, **few)
+    last = trainer.train()
+    assert trainer.train() == last and last["step"] == 2
+    trainer.track({"step": 2} | trainer.evaluation())
+    out = trainer.output_dir
+    text = (out / "checkpoint-2" / "trainer_state.json").read_text(encoding="utf-8")
+    json.loads(text, parse_constant=pytest.fail)
+    lines = (out / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    lines = [json.loads(line, parse_constant=pytest.fail) for line in lines]
+    assert [line.get("accuracy", 0) for line in lines] == [0, None, None]
+    assert [line["learning_rate"] for line in lines[1:]] == [0, 1e-3]
+    assert [line["step_seen"] for line in lines[1:]] == [0, 1]
+    assert lines[1]["rewards/never"] is lines[1]["rewards/never_2"] is None
+    board = reader.EventAccumulator(str(next((tmp_path / "board").rglob("events.out*")).parent))
+    board.Reload()
+    assert [event.step for event in board.Scalars("eval/kl_mean")] == [0, 2]
+    assert trainer.grpo.reward_func_names == ["never", "never_2"]
+
+
+def test_a_training_that_broke_off_is_not_begun_again(make):
+    "TRL's loop cannot go on in the middle; the sentence says how."
+
+    def broken(completions, trainer_state, **columns):
+        if trainer_state.global_step:
+            raise ValueError("mine")
+        return [1.0] * len(completions)
+
+    trainer = make(reward_funcs=broken)
+    with pytest.raises(RuntimeError, match="mine"):
+        trainer.train()
+    with pytest.raises(RuntimeError, match="resume_from_checkpoint='auto' goes on"):
+        trainer.train()
+
+
 def test_other_releases_are_refused_with_a_sentence():
     for release in ("1.15.0", "1.17.0", "2.0.0"):
         with pytest.raises(ImportError, match=rf"TRL {release} was not tested .* 'trl==1\.16\.\*'"):

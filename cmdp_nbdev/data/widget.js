@@ -328,15 +328,20 @@ function nearest(traces, v) {  // the trace that is shown, unpacked
 }
 
 function rates(t, d, intervals) {  // the numbers under the limit d
-  const n = t.spent.length, [low, high] = intervals[n];
-  let within = 0, right = 0, both = 0, total = 0;
+  const n = t.spent.length;
+  let within = 0, judged = 0, right = 0, both = 0, total = 0;
   for (let i = 0; i < n; i++) {
     const ok = t.spent[i] <= d;
-    within += ok; right += t.correct[i]; both += ok * t.correct[i]; total += t.spent[i];
+    within += ok; total += t.spent[i];
+    if (Number.isNaN(t.correct[i])) continue;
+    judged += 1; right += t.correct[i]; both += ok * t.correct[i];
   }
-  const note = k => `95%: ${percent(low[k])} to ${percent(high[k])}`;
-  const rate = k => ({value: percent(k / n), note: note(k)});
-  return [rate(within), rate(right), rate(both), {value: (total / n).toFixed(3)}];
+  const rate = (k, n) => {
+    const [low, high] = intervals[n];
+    return {value: percent(k / n), note: `95%: ${percent(low[k])} to ${percent(high[k])}`};
+  };
+  const rows = [rate(within, n), rate(right, judged), rate(both, judged)];
+  return [...rows, {value: (total / n).toFixed(3)}];
 }
 
 function histogram(t, d, {top, bins}) {  // shares inside and over the limit

@@ -14,7 +14,6 @@ import threading
 import time
 from pathlib import Path
 
-import numpy as np
 import torch
 from fastcore.basics import patch
 
@@ -221,7 +220,7 @@ def _numbers(self: LiveTrainer) -> dict:
     rows = self.history[-SMOOTH:]
 
     def last(key, shown):
-        return shown(float(np.mean([m[key] for m in rows]))) if rows else "–"
+        return shown(float(running_mean([m[key] for m in rows], SMOOTH)[-1])) if rows else "–"
 
     return numbers(
         update=(str(self.trainer.global_step), self.status),

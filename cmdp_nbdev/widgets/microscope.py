@@ -13,6 +13,7 @@ import torch
 from fastcore.basics import patch
 from torch import Tensor
 
+from ..evaluate import verdicts
 from ..mdp import Rollout, completion_mask, select
 from ..plot import BLUE, GREEN, ORANGE, OVER, SAFE
 from ..reward import task_rewards
@@ -125,10 +126,10 @@ def follow_teacher(
     rows = continued(record, t, teacher, tokenizer, sampling, seed)
     functions = reward_funcs if isinstance(reward_funcs, (list, tuple)) else [reward_funcs]
     reward = task_rewards(functions, rows)[0]
-    right = (reward >= correct_at) & rows.terminated
+    right = verdicts(reward, rows.terminated, correct_at)
     texts = [c if isinstance(c, str) else c[-1]["content"] for c in rows.completions]
     spent = float(sum(record["cost_per_token"][:t]))
-    return {"spent": spent, "accuracy": float(right.float().mean()), "completions": texts}
+    return {"spent": spent, "accuracy": float(right.nanmean()), "completions": texts}
 
 # %% ../../nbs/widgets/05_microscope.ipynb #microscope
 class TokenMicroscope(View):
@@ -197,14 +198,18 @@ def _controls(self: TokenMicroscope, v: dict) -> list[dict]:
 @patch
 def _worth(self: TokenMicroscope, i: int) -> tuple[bool, float]:
     "How much there is to see in record i: right answers first, then what its dearest token cost."
-    return self.records[i]["correct"], min(max(self.records[i]["cost_per_token"]), 1.0)
+    return bool(self.records[i]["correct"]), min(max(self.records[i]["cost_per_token"]), 1.0)
 
 
 def _title(record: dict) -> str:
     "A record in a menu."
     prompt = record["prompt"] if isinstance(record["prompt"], str) else "chat"
-    answer = "right" if record["correct"] else "wrong"
-    return f"{prompt[:24]} spends {record['spent']:.2f}, {answer}"
+    return f"{prompt[:24]} spends {record['spent']:.2f}, {_answer(record)}"
+
+
+def _answer(record: dict) -> str:
+    "What is known of a record's answer."
+    return {True: "right", False: "wrong", None: "no verdict"}[record["correct"]]
 
 # %% ../../nbs/widgets/05_microscope.ipynb #blocks
 @patch
@@ -230,7 +235,7 @@ def _numbers(self: TokenMicroscope, record: dict, texts: list[str], t: int, d: f
         this_token=(f"{cost[t]:.3f} nats", f"{texts[t]!r}, token {t}"),
         spent_before_it=f"{sum(cost[:t]):.3f}",
         whole_completion=(f"{record['spent']:.3f}", "inside" if record["spent"] <= d else "over"),
-        answer="right" if record["correct"] else "wrong",
+        answer=_answer(record),
     )
 
 # %% ../../nbs/widgets/05_microscope.ipynb #goes-on

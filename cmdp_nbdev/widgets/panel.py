@@ -35,8 +35,9 @@ def load_traces(path: str | os.PathLike = DATA / "traces.npz") -> list[dict]:
     """The traces that ship with the package, one dict per student.
 
     label, method, settings, seed; budget: the limit trained for, nats, None where the method does
-    not read it; spent, reward, correct (N,): of every test completion; running (K, T): spent after
-    each token of the first K, NaN after the end. Stored as float16: three digits.
+    not read it; spent, reward, correct (N,): of every test completion, NaN where there is none;
+    running (K, T): spent after each token of the first K, NaN after the end.
+    Stored as float16: three digits.
     """
     with np.load(path) as f:
         arrays = {k: f[k] for k in ("spent", "reward", "correct")}
@@ -90,14 +91,14 @@ def intervals(n: int) -> tuple[np.ndarray, np.ndarray]:
 def judge(trace: dict, d: float) -> dict:
     """Satisfaction rate, accuracy, both at once (with exact 95% intervals, `_low` and `_high`) and
     mean spent of a trace under the limit `d`."""
-    spent = trace["spent"].astype(float)
+    spent, judged = trace["spent"].astype(float), ~np.isnan(trace["correct"])
     inside, right = spent <= d, trace["correct"] > 0
-    hits = {"satisfaction_rate": inside, "accuracy": right}
-    hits |= {"accuracy_within_budget": inside & right}
-    low, high = intervals(len(spent))
+    hits = {"satisfaction_rate": inside, "accuracy": right[judged]}
+    hits |= {"accuracy_within_budget": (inside & right)[judged]}
     found = {"n": len(spent), "spent_mean": float(spent.mean())}
     for name, hit in hits.items():
-        found[name] = float(hit.mean())
+        low, high = intervals(len(hit))
+        found[name] = float(hit.mean()) if hit.size else math.nan
         found |= {f"{name}_low": float(low[hit.sum()]), f"{name}_high": float(high[hit.sum()])}
     return found
 
@@ -311,7 +312,9 @@ def _sent(self: BudgetPanel) -> dict:
     found = plain({"top": frame.top, "bins": frame.bins, "points": frame.points})
     found |= plain({"T": frame.tokens, "low": frame.low})
     found["traces"] = [_packed(t, frame.tokens) for t in self.traces]
-    found["ci"] = {str(n): plain(intervals(n)) for n in {len(t["spent"]) for t in self.traces}}
+    sizes = {len(t["spent"]) for t in self.traces}
+    sizes |= {int((~np.isnan(t["correct"])).sum()) for t in self.traces}
+    found["ci"] = {str(n): plain(intervals(n)) for n in sizes}
     return found
 
 # %% ../../nbs/widgets/02_panel.ipynb #packed

@@ -44,7 +44,8 @@ RECORD_KEYS |= {"cost_per_token", "spent", "within_budget", "kl"}
 
 def record_rollout(record: dict, tokenizer, device="cpu") -> Rollout:
     "The trajectory of one evaluation record, as a rollout of one row."
-    prompt = (x.to(device) for x in encode_prompts([record["prompt"]], tokenizer))
+    columns = {k: [v] for k, v in record.items() if k not in RECORD_KEYS}
+    prompt = (x.to(device) for x in encode_prompts([record["prompt"]], tokenizer, columns))
     ids = torch.tensor([record["completion_ids"]], device=device)
     return Rollout(
         *prompt,
@@ -54,7 +55,7 @@ def record_rollout(record: dict, tokenizer, device="cpu") -> Rollout:
         group_ids=torch.zeros(1, dtype=torch.int64, device=device),
         prompts=[record["prompt"]],
         completions=[record["completion"]],
-        columns={k: [v] for k, v in record.items() if k not in RECORD_KEYS},
+        columns=columns,
     )
 
 # %% ../../nbs/widgets/03_records.ipynb #distributions
