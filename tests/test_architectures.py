@@ -11,17 +11,18 @@ from studies.architectures import matrix, zoo
 
 RIGHT = [
     ("llama", "none", matrix.SAME),  # attention, rotary
-    ("gpt2", "none", "llama"),  # absolute positions, tied
+    ("gpt2", "none", "roberta"),  # absolute positions, tied; a teacher that counts them from 2
     ("bloom", "none", matrix.SAME),  # ALiBi
     ("gemma2", "attention", matrix.SAME),  # windows, soft caps, tied
     ("mixtral", "none", matrix.SAME),  # experts
     ("deepseek_v3", "none", matrix.SAME),  # latent attention
-    ("mamba", "none", matrix.SAME),  # a state, and a mask that must not grow
+    ("mamba", "none", "rwkv"),  # a state, and a mask that must not grow; a teacher without one
     ("qwen3_5_text", "none", "mamba"),  # hybrid: layers with a state
-    ("falcon_h1", "none", matrix.SAME),  # hybrid: both in every layer
+    ("falcon_h1", "none", "bart"),  # hybrid: both in every layer; a teacher without positions
+    ("git", "none", matrix.SAME),  # a cache that is wrong with a mask
     ("llama", "head", matrix.SAME),
 ]
-REFUSED = [("bart", "none", matrix.SAME), ("rwkv", "none", matrix.SAME)]
+REFUSED = [("prophetnet", "none", matrix.SAME), ("llama", "none", "cpmant")]
 
 
 def job(model: str, lora: str, teacher: str) -> dict:
@@ -38,7 +39,7 @@ def test_what_is_measured_is_what_the_bare_model_says(pair):
 
 @pytest.mark.parametrize("pair", REFUSED, ids=str)
 def test_what_cannot_be_right_is_refused(pair):
-    "Left padding moves the positions of the one and enters the state of the other."
+    "A student that reads ahead, and a teacher that does."
     row = matrix.row(job(*pair))
     assert row["verdict"].startswith("refused:"), row
 
