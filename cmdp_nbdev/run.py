@@ -36,11 +36,11 @@ from transformers import (
 )
 
 from .budget import suggest_budget as quantile_budget
-from .config import CMDPConfig
+from .config import CMDPConfig, as_checkpoint
 from .evaluate import evaluate_records, summarize, to_json
 from .methods import RENAMED
 from .model import ids_of, inner_model, no_progress_bar, save_plain
-from .preflight import Job, check_trackers
+from .preflight import Job, as_held_out, check_trackers
 from .processor import HALVES, progress
 from .reward import function_names, trl_arguments
 from cmdp_nbdev.rollout import (
@@ -79,20 +79,20 @@ def fold_seed(*numbers: int) -> int:
     return int(state[0] >> 1)
 
 # %% ../nbs/12_run.ipynb #claim-output-dir
-def claim_output_dir(path: str | None, method: str, resuming: bool) -> Path:
+def claim_output_dir(path: str | os.PathLike | None, method: str, resuming: bool) -> Path:
     """The run's folder, created; without a path a new one, runs/<method>-<time>.
 
     Raises FileExistsError for a folder that holds another run, OSError naming `output_dir` for
     one that cannot be written.
     """
-    folder = Path(path) if path else _new_folder(method)
+    folder = Path(path).expanduser() if path else _new_folder(method)
     probe = folder / ".write-test"
     try:
         folder.mkdir(parents=True, exist_ok=True)
         probe.touch()
         probe.unlink()
-    except OSError as e:
-        reason = e.strerror or e
+    except (OSError, UnicodeError) as e:
+        reason = getattr(e, "strerror", None) or e
         raise OSError(
             f"output_dir={str(folder)!r} cannot be written: {reason}; choose another folder"
         ) from e
@@ -238,10 +238,14 @@ def measured_rows(measured: tuple[int, dict] | None) -> list[str]:
     if measured is None:
         return ["| satisfaction rate | not measured |"]
     step, r = measured
+    if "accuracy" not in r:  # several sets by name
+        return [row for name in r for row in (f"| **{name}** | |", *measured_rows((step, r[name])))]
     rows = [f"| evaluated | after update {step}, {r['n_eval']:g} completions |"]
     for name in ("accuracy", "satisfaction_rate", "accuracy_within_budget"):
         interval = f"[{r[f'{name}_low']:.3f}, {r[f'{name}_high']:.3f}]"
-        rows.append(f"| {name.replace('_', ' ')} | {r[name]:.3f}, 95% interval {interval} |")
+        found = f"{r[name]:.3f}, 95% interval {interval}"
+        found = "no verdict" if np.isnan(r[name]) else found
+        rows.append(f"| {name.replace('_', ' ')} | {found} |")
     divergence = f"mean {r['kl_mean']:.3f}, 95th percentile {r['kl_p95']:.3f}"
     return [
         *rows,
@@ -405,15 +409,23 @@ def trainer_state(self: Run) -> TrainerState:
 
 # %% ../nbs/12_run.ipynb #evaluate
 @patch
-def evaluate(self: Run, dataset: Dataset | None = None, return_records: bool = False):
-    "Metrics of the glossary on `dataset` (default: eval_dataset); also records, if asked for."
-    data = self.eval_dataset if dataset is None else dataset
+def evaluate(self: Run, dataset=None, return_records: bool = False):
+    """Metrics of the glossary on `dataset` (default: eval_dataset); also records, if asked for.
+
+    Of several sets by name: `<name>_accuracy` and so on, and their records by name.
+    """
+    own = dataset is None or dataset is self.eval_dataset
+    data = self.eval_dataset if own else as_held_out(dataset, "dataset")
     if data is None:
         raise ValueError("eval_dataset is missing: give one to the trainer or to evaluate()")
-    records = self.records(data)
-    result = summarize(records, metrics=self.eval_metrics, constraints=self.constraints)
-    if data is self.eval_dataset:
-        self.measured = self.global_step, result
+    several = data if isinstance(data, dict) else {"": data}
+    records = {name: self.records(rows) for name, rows in several.items()}
+    how = dict(metrics=self.eval_metrics, constraints=self.constraints)
+    found = {name: summarize(records[name], **how) for name in several}
+    if own:
+        self.measured = self.global_step, found if isinstance(data, dict) else found[""]
+    result = {f"{name}_{k}" if name else k: v for name, r in found.items() for k, v in r.items()}
+    records = records if isinstance(data, dict) else records[""]
     return (result, records) if return_records else result
 
 # %% ../nbs/12_run.ipynb #records
@@ -448,6 +460,8 @@ def records(self: Run, data: Dataset) -> list[dict]:
 def suggest_budget(self: Run, quantile: float = 0.8) -> float:
     "Limit that this share of the student's completions of eval_dataset would keep."
     records = self.evaluate(return_records=True)[1]
+    if isinstance(records, dict):
+        records = [record for rows in records.values() for record in rows]
     return quantile_budget([r["spent"] for r in records], quantile)
 
 
@@ -461,12 +475,13 @@ def choose_budget(self: Run, limit: float) -> None:
 
 # %% ../nbs/12_run.ipynb #begin
 @patch
-def begin(self: Run, resume_from_checkpoint: str | None = None) -> None:
+def begin(self: Run, resume_from_checkpoint: str | os.PathLike | bool | None = None) -> None:
     "Begin or resume the run; the second time, finish what an interruption left undone."
     if self.output_dir is not None:
         return self.catch_up()
-    folder = self.claim(bool(resume_from_checkpoint))
-    checkpoint, config = resume_from_checkpoint, folder / "config.json"
+    checkpoint = as_checkpoint(resume_from_checkpoint or False)
+    folder = self.claim(bool(checkpoint))
+    config = folder / "config.json"
     if checkpoint == "auto":
         checkpoint = newest_checkpoint(folder)
     if checkpoint:
@@ -818,7 +833,8 @@ def write_files(self: Run, student, folder: Path) -> None:
         inner.generation_config = own
     restore_tokenizer(tokenizer, self.tokenizer_settings)
     tokenizer.save_pretrained(folder)
-    (folder / "README.md").write_text(self.card(), encoding="utf-8")
+    card = self.card().encode("utf-8", "surrogateescape")  # as the command line was written
+    (folder / "README.md").write_bytes(card)
 
 # %% ../nbs/12_run.ipynb #card
 @patch

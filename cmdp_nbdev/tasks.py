@@ -9,10 +9,12 @@ import ast
 import atexit
 import datetime
 import difflib
+import glob
 import importlib.util
 import inspect
 import json
 import operator
+import os
 import random
 import re
 import subprocess
@@ -22,6 +24,7 @@ import time
 import warnings
 import zlib
 from collections.abc import Callable
+from decimal import Decimal
 from fractions import Fraction
 from math import factorial
 from pathlib import Path
@@ -42,10 +45,10 @@ from .judge import text_of
 from .task import SPLITS, split_of
 
 # %% auto #0
-__all__ = ['UNITS', 'MAX_ANSWER', 'KINDS', 'PLAIN', 'SYSTEM_PROMPTS', 'TASKS', 'parse_number', 'same_number', 'braced',
-           'last_expression', 'final_answer', 'numeric_reward', 'exact', 'same_answer', 'math_reward', 'load_rows',
-           'load_gsm8k', 'load_math', 'worked_steps', 'gym_dataset', 'gym_reward', 'worked_text', 'with_template',
-           'task_kind', 'open_task']
+__all__ = ['UNITS', 'MAX_ANSWER', 'KINDS', 'PACKED', 'PLAIN', 'SYSTEM_PROMPTS', 'TASKS', 'parse_number', 'same_number', 'braced',
+           'last_expression', 'final_answer', 'gold_text', 'numeric_reward', 'exact', 'same_answer', 'math_reward',
+           'file_kind', 'one_split', 'load_rows', 'load_gsm8k', 'load_math', 'worked_steps', 'gym_dataset',
+           'gym_reward', 'worked_text', 'with_template', 'task_kind', 'open_task']
 
 # %% ../nbs/17_tasks.ipynb #units
 _UNIT_NAMES = """
@@ -859,12 +862,21 @@ def _need(module: str) -> None:
         missing = f"this needs {module.replace('_', '-')}, which is not installed"
         raise ImportError(f"{missing}: pip install 'cmdp_nbdev[math]'")
 
+# %% ../nbs/17_tasks.ipynb #gold-text
+def gold_text(answer) -> str | None:
+    "A gold answer as text, a number without exponent; None where there is none (NaN in a table)."
+    if answer is None or answer != answer:
+        return None
+    number = isinstance(answer, (int, float)) and not isinstance(answer, bool)
+    return format(Decimal(str(answer)), "f") if number else str(answer)
+
 # %% ../nbs/17_tasks.ipynb #numeric-reward
 def numeric_reward(prompts, completions, answer, **kwargs) -> list[float | None]:
     """1.0 where the final number is that of the column `answer`, else 0.0; None where that is None.
 
     For GSM8K. Raises ValueError for an `answer` that is no number.
     """
+    answer = [gold_text(a) for a in answer]
     if bad := [a for a in answer if a is not None and parse_number(a) is None]:
         wrong = f"column 'answer' holds {bad[0]!r}, which is no number"
         raise ValueError(f"{wrong}: use math_reward, or a scorer of your own")
@@ -1056,39 +1068,100 @@ def math_reward(prompts, completions, answer, **kwargs) -> list[float | None]:
     found = [final_answer(text_of(c), "number") for c in completions]
     return [
         None if gold is None else float(text is not None and same_answer(gold, text))
-        for text, gold in zip(found, answer)
+        for text, gold in zip(found, map(gold_text, answer))
     ]
 
+# %% ../nbs/17_tasks.ipynb #file-kind
+KINDS = {
+    ".jsonl": ("json", {}),
+    ".json": ("json", {}),
+    ".ndjson": ("json", {}),
+    ".csv": ("csv", {}),
+    ".tsv": ("csv", {"sep": "\t"}),
+    ".parquet": ("parquet", {}),
+    ".arrow": ("arrow", {}),
+    ".txt": ("text", {}),
+}
+PACKED = (".gz", ".bz2", ".xz", ".zst")
+
+
+def file_kind(path: str | os.PathLike) -> str | None:
+    "The key of `KINDS` that a file's name ends in, in any case and packed or not; else None."
+    endings = [ending.lower() for ending in Path(path).suffixes]
+    if endings and endings[-1] in PACKED:
+        endings.pop()
+    return endings[-1] if endings and endings[-1] in KINDS else None
+
+# %% ../nbs/17_tasks.ipynb #file-rows
+def _file_rows(path: Path) -> Dataset:
+    "The rows of a file; a text's lines are prompts."
+    kind = file_kind(path)
+    if path.is_file() and kind is None:
+        raise ValueError(f"its kind is none of {', '.join(KINDS)} (with or without {PACKED[0]})")
+    if not path.exists() and not glob.has_magic(str(path)):
+        raise FileNotFoundError("there is no such file")
+    if path.is_file() and not path.stat().st_size:
+        raise ValueError("it has no rows")
+    builder, settings = KINDS[kind]
+    name = glob.escape(str(path)) if path.exists() else str(path)
+    rows = load_dataset(builder, data_files=name, split="train", **settings)
+    return rows.rename_column("text", "prompt") if builder == "text" else rows
+
 # %% ../nbs/17_tasks.ipynb #all-rows
-KINDS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet"}
+def one_split(data: dict, split: str, alone: bool) -> Dataset:
+    """The split of that name; of held-out ones "validation" where there is no "test".
+
+    alone: take the only one whatever its name is. Raises ValueError naming those there are.
+    """
+    names = [split, "validation"] if split == "test" else [split]
+    if alone and len(data) == 1:
+        names = list(data)
+    for name in names:
+        if name in data:
+            return data[name]
+    raise ValueError(f"it has the splits {', '.join(data)}")
 
 
-def _all_rows(source: str, split: str) -> Dataset:
+def _all_rows(source: str, split: str, alone: bool) -> Dataset:
     "A split of a folder of data files or of a hub name: configuration main, or else all of them."
     names = get_dataset_config_names(source)
     names = ["main"] if "main" in names else names
-    return concatenate_datasets([load_dataset(source, name, split=split) for name in names])
+    data = [load_dataset(source, name) for name in names]
+    return concatenate_datasets([one_split(splits, split, alone) for splits in data])
+
+# %% ../nbs/17_tasks.ipynb #read-rows
+def _read_rows(source: str, split: str, alone: bool) -> Dataset:
+    "The rows of a file, of a folder that `save_to_disk` wrote or of data files, or of a hub name."
+    path = Path(source).expanduser()
+    if not path.is_dir():
+        if path.is_file() or file_kind(path):
+            return _file_rows(path)
+        return _all_rows(source, split, alone)
+    if not any((path / name).exists() for name in ("state.json", "dataset_dict.json")):
+        return _all_rows(str(path), split, alone)
+    data = load_from_disk(str(path))
+    return one_split(data, split, alone) if isinstance(data, dict) else data
 
 # %% ../nbs/17_tasks.ipynb #load-rows
-def load_rows(source: str, split: str = "train", what: str = "dataset") -> Dataset:
-    """The rows of a file, a folder or a hub name, columns as they are there.
+def load_rows(
+    source: str | os.PathLike, split: str = "train", what: str = "dataset", alone: bool = False
+) -> Dataset:
+    """The rows of a file (see `KINDS`), a folder or a hub name, columns as they are there.
 
     `what` is how errors call it. Of several configurations "main" is taken, or else all, one after
-    another. Raises FileNotFoundError if nothing can be loaded.
+    another; of splits see `one_split`. Raises FileNotFoundError if nothing can be loaded.
     """
-    path = Path(source).expanduser()
+    source = os.fspath(source)
+    where = f"{what}={source!r} could not be loaded (split {split!r})"
     try:
-        if path.suffix in KINDS:
-            return load_dataset(KINDS[path.suffix], data_files=str(path), split="train")
-        if path.is_dir() and any((path / f).exists() for f in ("state.json", "dataset_dict.json")):
-            data = load_from_disk(str(path))
-            return data[split] if isinstance(data, dict) else data
-        source = str(path) if path.is_dir() else source
-        return _all_rows(source, split)
+        rows = _read_rows(source, split, alone)
     except Exception as e:
-        reason = (str(e).splitlines() or [type(e).__name__])[0]
-        where = f"{what}={source!r} could not be loaded (split {split!r})"
+        empty = isinstance(e, StopIteration) or "corresponds to no data" in str(e)
+        reason = "it has no rows" if empty else (str(e).splitlines() or [type(e).__name__])[0]
         raise FileNotFoundError(f"{where}: {reason}") from e
+    if not len(rows):
+        raise FileNotFoundError(f"{where}: it has no rows")
+    return rows
 
 # %% ../nbs/17_tasks.ipynb #texts
 def _texts(rows: list[dict[str, str | None]]) -> Dataset:
