@@ -318,7 +318,7 @@ def marks(name: str) -> tuple[str, str]:
 
 def write_readme() -> None:
     "The tables of README.md."
-    runs = RUNS.read().fillna("")
+    runs = pd.read_csv(RUNS.path, dtype=str, keep_default_na=False)
     left_out = markdown(["model type", "why"], [[f"`{k}`", v] for k, v in zoo.LEFT_OUT.items()])
     tables = {
         "count": count(runs),

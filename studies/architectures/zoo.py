@@ -223,7 +223,6 @@ VARIANTS = {
     "mixtral, windows": ("mixtral", {"sliding_window": WINDOW}),
     "phi3, windows": ("phi3", {"sliding_window": WINDOW}),
     "starcoder2, windows": ("starcoder2", {"sliding_window": WINDOW}),
-    "lfm2, convolutions only": ("lfm2", {"layer_types": ["conv"] * 2}),
 }
 NAMES = [name for name in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES if name not in LEFT_OUT]
 
