@@ -29,7 +29,16 @@ from datasets import Dataset
 from transformers import HfArgumentParser
 from transformers.utils import logging as hf_logging
 
-from .config import CMDPConfig, one_of, range_problems, refuse, setting, with_ranges
+from cmdp_nbdev.config import (
+    CMDPConfig,
+    Folder,
+    one_of,
+    range_problems,
+    read_fields,
+    refuse,
+    setting,
+    with_ranges,
+)
 from .evaluate import to_json
 from .judge import arithmetic_validity
 from .methods import METHODS, method_settings
@@ -49,7 +58,7 @@ from .preflight import recorded
 from .prepare import AtLeastOne, NotBelowZero
 from .processor import say, suitable_threads
 from .task import chain_dataset, chain_frontier, chain_reward, step_validity
-from .tasks import KINDS, TASKS, load_rows, open_task, task_kind, with_template
+from .tasks import TASKS, file_kind, load_rows, open_task, task_kind, with_template
 from .trainer import CMDPTrainer
 
 # %% auto #0
@@ -69,21 +78,21 @@ Engine = Annotated[str, one_of("native", "trl")]
 class RunArguments:
     "What to distil from what, on which data. Nothing given: the embedded default."
 
-    student: str | None = setting(
+    student: Folder | None = setting(
         None,
         "student: a folder or hub name; none = the embedded pair (then teacher, dataset and "
         "reward are embedded, too)",
     )
-    teacher: str | None = setting(
+    teacher: Folder | None = setting(
         None, "teacher: a folder or hub name with the student's tokenizer"
     )
-    dataset: str | None = setting(
+    dataset: Folder | None = setting(
         None,
-        "training prompts: a .jsonl, .csv or .parquet file, a folder or a hub name, with a column "
-        "'prompt'; or gsm8k:SOURCE, math:SOURCE (such a file, folder or name) or "
-        "reasoning_gym:NAME[,setting=value,...]",
+        "training prompts: a .jsonl, .csv, .tsv, .parquet, .arrow or .txt file, a folder or a "
+        "hub name, with a column 'prompt'; or gsm8k:SOURCE, math:SOURCE (such a file, folder or "
+        "name) or reasoning_gym:NAME[,setting=value,...]",
     )
-    eval_dataset: str | None = setting(
+    eval_dataset: Folder | None = setting(
         None,
         "held-out prompts, given like dataset; none = its split 'test', for gsm8k:, math: (not "
         "one file) and reasoning_gym:",
@@ -119,7 +128,9 @@ class RunArguments:
         "native: our loop, one device; trl: inside TRL's GRPOTrainer, for several devices "
         "(pip install .[trl])",
     )
-    config: str | None = setting(None, "YAML file with any of these options; the command line wins")
+    config: Folder | None = setting(
+        None, "YAML file with any of these options; the command line wins"
+    )
 
 # %% ../nbs/20_cli.ipynb #methods
 def method_lines() -> str:
@@ -173,14 +184,14 @@ def build_parser() -> argparse.ArgumentParser:
 def read_options(path: str, known: set[str]) -> dict:
     "The options in a YAML file. Raises ValueError, naming the file, for what is none of `known`."
     try:
-        given = yaml.safe_load(Path(path).read_bytes()) or {}
+        given = yaml.safe_load(Path(path).expanduser().read_bytes()) or {}
     except (OSError, yaml.YAMLError) as e:
         raise ValueError(f"{path}: {e}") from e
     if not isinstance(given, dict):
         kind = type(given).__name__
         raise ValueError(f"{path}: expected 'option: value' lines, got {kind}")
     if unknown := set(given) - known:
-        raise ValueError(f"{path}: unknown option {', '.join(sorted(unknown))}")
+        raise ValueError(f"{path}: unknown option {', '.join(sorted(map(str, unknown)))}")
     if isinstance(given.get("reward"), str):
         given["reward"] = [given["reward"]]
     return given
@@ -241,12 +252,23 @@ def load_reward(spec: str) -> Callable:
         sys.path.pop(0)
 
 # %% ../nbs/20_cli.ipynb #prompts
-def load_prompts(source: str, what: str, split: str = "train", n: int | None = None) -> Dataset:
+def load_prompts(
+    source: str | os.PathLike,
+    what: str,
+    split: str = "train",
+    n: int | None = None,
+    alone: bool = False,
+) -> Dataset:
     """At most `n` rows of a file, a folder, a hub name or one of `tasks.TASKS`.
 
-    what: the option, which errors name. Raises FileNotFoundError and ValueError.
+    what: the option, which errors name; alone: see `tasks.one_split`. Raises FileNotFoundError
+    and ValueError.
     """
-    data = open_task(source, split, n) if task_kind(source) else load_rows(source, split, what)
+    source = os.fspath(source)
+    if task_kind(source):
+        data = open_task(source, split, n)
+    else:
+        data = load_rows(source, split, what, alone)
     return data if n is None else data.select(range(min(n, len(data))))
 
 # %% ../nbs/20_cli.ipynb #template
@@ -269,7 +291,9 @@ def own_task(run: RunArguments) -> tuple[list[Callable], Dataset, Dataset, dict[
     """
     kind = task_kind(run.dataset)
     train = load_prompts(run.dataset, "dataset", "train", run.n_train)
-    held_out = load_prompts(run.eval_dataset or run.dataset, "eval_dataset", "test", run.n_eval)
+    own = run.eval_dataset not in (None, run.dataset)
+    source = run.eval_dataset or run.dataset
+    held_out = load_prompts(source, "eval_dataset", "test", run.n_eval, alone=own)
     train, held_out = with_prompts(run, train, held_out)
     rewards = [load_reward(r) for r in run.reward] if run.reward else [TASKS[kind]]
     metrics = {"reasoning_validity": arithmetic_validity} if kind else {}
@@ -282,9 +306,7 @@ OWN_TOO = ("prompt_template", "system_prompt", "num_shots", "n_train")  # and wh
 
 def check_options(run: RunArguments) -> None:
     "Raises ValueError, naming the options, for a run that cannot work."
-    refuse(range_problems(run))
-    if run.n_eval is None:
-        raise ValueError("n_eval must be >= 1, got None")
+    refuse([*read_fields(run), *range_problems(run)])
     if run.student is None:
         _refuse_given(run)
     else:
@@ -315,7 +337,7 @@ def _brought_by(dataset: str) -> tuple[str, ...]:
     "The options that a dataset brings with it."
     if task_kind(dataset) is None:
         return ()
-    return ("reward",) if Path(dataset).suffix in KINDS else ("reward", "eval_dataset")
+    return ("reward",) if file_kind(dataset) else ("reward", "eval_dataset")
 
 # %% ../nbs/20_cli.ipynb #engine
 def engine(name: str) -> type:

@@ -7,33 +7,48 @@ from __future__ import annotations
 
 import functools
 import json
+import math
+import os
+import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, fields
-from types import MappingProxyType
+from enum import Enum
+from inspect import Parameter, signature
+from types import MappingProxyType, NoneType
 from typing import Annotated, get_args, get_type_hints
 
 import numpy as np
 import torch
 from fastcore.basics import patch
+from transformers import SchedulerType, get_scheduler
+from transformers.optimization import TYPE_TO_SCHEDULER_FUNCTION
 
 from .budget import Budget
 from .cost import COSTS, KINDS, Cost
 from .methods import METHODS, RENAMED, find_method
 from .objective import SCALES, Batch, Signal
+from .reward import UPDATE
 from .rollout import OURS, Sampling
 
 # %% auto #0
-__all__ = ['Positive', 'Finite', 'NotNegative', 'Share', 'Inside', 'Nucleus', 'Decay', 'Count', 'Index', 'Scale', 'Device',
-           'Switch', 'config_rule', 'DICTS', 'SWITCH', 'Range', 'one_of', 'setting', 'with_ranges', 'ranges',
-           'range_problems', 'Settings', 'CMDPConfig', 'Rules', 'refuse', 'distillation_is_a_part_of_the_run',
-           'a_quantile_needs_a_distilled_student', 'a_limit_that_moves_has_a_start_and_a_way', 'one_precision',
-           'the_chat_template_is_told_its_own_switches', 'groups_stay_whole', 'the_teachers_completions_are_used',
-           'the_method_knows_its_settings', 'the_method_has_groups_to_compare',
+__all__ = ['UNFIT', 'WORDS', 'SWITCH', 'KIND', 'Folder', 'Checkpoint', 'Trackers', 'Positive', 'Finite', 'NotNegative', 'Share',
+           'Inside', 'Nucleus', 'Decay', 'Count', 'Index', 'Number', 'Scale', 'Schedule', 'Device', 'Switch',
+           'config_rule', 'FOLLOWERS', 'DTYPES', 'DICTS', 'Range', 'one_of', 'Kind', 'as_float', 'as_int', 'as_bool',
+           'as_text', 'as_list', 'as_none', 'as_path', 'as_checkpoint', 'as_trackers', 'as_switch', 'setting',
+           'with_ranges', 'ranges', 'kinds', 'read_fields', 'range_problems', 'Settings', 'as_settings', 'CMDPConfig',
+           'Rules', 'refuse', 'distillation_is_a_part_of_the_run', 'a_quantile_needs_a_distilled_student',
+           'a_limit_that_moves_has_a_start_and_a_way', 'one_precision', 'the_chat_template_is_told_its_own_switches',
+           'groups_stay_whole', 'the_teachers_completions_are_used', 'the_method_knows_its_settings', 'Unsaid',
+           'schedule_settings', 'follow_schedule', 'the_schedule_is_known_beforehand',
+           'the_schedule_knows_its_settings', 'the_schedule_gives_rates', 'the_method_has_groups_to_compare',
            'a_score_function_needs_its_own_completions', 'distillation_follows_a_gradient', 'trial_batch',
-           'trial_problems', 'price_problems', 'check_config', 'as_switch', 'field_problems']
+           'trial_problems', 'price_problems', 'one_dtype', 'check_config', 'field_problems']
 
 # %% ../nbs/10_config.ipynb #range
+UNFIT = (TypeError, ValueError, OverflowError, RuntimeError)  # what a value of another kind raises
+
+
 @dataclass(frozen=True)
 class Range:
     "Values that a setting may take."
@@ -44,13 +59,111 @@ class Range:
     def __contains__(self, value) -> bool:
         try:
             return bool(self.holds(value))
-        except (TypeError, ValueError, OverflowError):
+        except UNFIT:
             return False
 
 # %% ../nbs/10_config.ipynb #one-of
 def one_of(*choices: str) -> Range:
     "The range of a few words."
     return Range(f"one of {', '.join(choices)}", lambda v: v in choices)
+
+# %% ../nbs/10_config.ipynb #kind
+@dataclass(frozen=True)
+class Kind:
+    "How a setting may be written: `read` makes it what it means, or raises."
+
+    text: str
+    read: Callable
+
+# %% ../nbs/10_config.ipynb #read-numbers
+def as_float(value) -> float:
+    "A number, also of numpy or torch, or as text. True is none."
+    if isinstance(value, (bool, np.bool_)):
+        raise TypeError("True and False are no numbers")
+    return float(value)
+
+
+def as_int(value) -> int:
+    "A whole number, also written as 64.0 or '1e3'."
+    if re.fullmatch(r"[+-]?[0-9]+", str(value)):
+        return int(value)
+    number = as_float(value)
+    if number != int(number):
+        raise ValueError("not whole")
+    return int(number)
+
+# %% ../nbs/10_config.ipynb #read-words
+WORDS = {w: True for w in "true yes t y 1".split()} | {w: False for w in "false no f n 0".split()}
+
+
+def as_bool(value) -> bool:
+    "True or False, also as a word or as 1 and 0."
+    word = str(value).lower()
+    if word not in WORDS:
+        raise ValueError("no word for true or false")
+    return WORDS[word]
+
+
+def as_text(value) -> str:
+    "A text, also one of an enumeration."
+    value = value.value if isinstance(value, Enum) else value
+    if not isinstance(value, str):
+        raise TypeError("no text")
+    return str(value)
+
+# %% ../nbs/10_config.ipynb #read-lists
+def as_list(read: Callable, value) -> list:
+    "A list, each of its values read by `read`; a text is none."
+    if isinstance(value, (str, bytes, dict)):
+        raise TypeError("no list")
+    return [read(v) for v in value]
+
+
+def as_none(value) -> None:
+    "None, and nothing else."
+    if value is not None:
+        raise TypeError("not None")
+
+# %% ../nbs/10_config.ipynb #read-paths
+def as_path(value) -> str:
+    "A path as text, `~` expanded."
+    return as_text(os.path.expanduser(os.fspath(value)))
+
+
+def as_checkpoint(value) -> str | None:
+    "A checkpoint's path; 'auto' for True, None for False."
+    if isinstance(value, bool) or str(value).lower() in ("true", "false"):
+        return "auto" if as_bool(value) else None
+    return as_path(value)
+
+
+def as_trackers(value) -> str:
+    "Names of trackers with commas between; 'none' for None and for an empty list."
+    value = value.split(",") if isinstance(value, str) else value
+    names = as_list(as_text, [value] if isinstance(value, Enum) else value or ())
+    return ",".join(name.strip() for name in names) or "none"
+
+# %% ../nbs/10_config.ipynb #switch
+SWITCH = {"true": True, "1": True, "false": False, "0": False, "none": "auto"}
+
+
+def as_switch(value):
+    "True, False or 'auto' for the ways to write it; anything else as it is."
+    return SWITCH.get(str(value).lower(), value)
+
+# %% ../nbs/10_config.ipynb #kinds
+KIND = {
+    bool: Kind("true or false", as_bool),
+    int: Kind("a whole number", as_int),
+    float: Kind("a number", as_float),
+    str: Kind("a text", as_text),
+    list[float]: Kind("a list of numbers", functools.partial(as_list, as_float)),
+    list[str]: Kind("a list of texts", functools.partial(as_list, as_text)),
+    NoneType: Kind("None", as_none),
+}
+Folder = Annotated[str, Kind("a folder", as_path)]
+Checkpoint = Annotated[str, Kind("a checkpoint folder, 'auto' or True", as_checkpoint)]
+Trackers = Annotated[str, Kind("a tracker's name or a list of names", as_trackers)]
 
 # %% ../nbs/10_config.ipynb #types
 Positive = Annotated[float, Range("> 0", lambda v: v > 0)]
@@ -62,9 +175,15 @@ Nucleus = Annotated[float, Range("in (0, 1]", lambda v: 0 < v <= 1)]
 Decay = Annotated[float, Range("in [0, 1)", lambda v: 0 <= v < 1)]
 Count = Annotated[int, Range("a whole number >= 1", lambda v: v >= 1 and v == int(v))]
 Index = Annotated[int, Range("a whole number >= 0", lambda v: v >= 0 and v == int(v))]
+Number = Annotated[float, Range("a finite number", math.isfinite)]
 Scale = Annotated[str, one_of(*SCALES)]
+Schedule = Annotated[str, one_of(*(kind.value for kind in SchedulerType))]
 Device = Annotated[str, Range("auto or cpu", lambda v: v in ("auto", "cpu"))]
-Switch = Annotated[str, Range("auto, true or false", lambda v: v == "auto" or isinstance(v, bool))]
+Switch = Annotated[
+    str,
+    Kind("auto, true or false", as_switch),
+    Range("auto, true or false", lambda v: v == "auto" or isinstance(v, bool)),
+]
 
 # %% ../nbs/10_config.ipynb #setting
 def setting(default, help: str, **more):
@@ -99,6 +218,50 @@ def _ranges(annotation) -> Iterator[Range]:
     for part in get_args(annotation):
         yield from _ranges(part)
 
+# %% ../nbs/10_config.ipynb #kinds-of
+@functools.cache
+def kinds(cls: type) -> dict[str, list[Kind]]:
+    "How every field of a dataclass may be written."
+    types = get_type_hints(cls, include_extras=True)
+    return {f.name: [*_kinds(types[f.name])] for f in fields(cls)}
+
+
+def _kinds(annotation) -> Iterator[Kind]:
+    "The kinds of a type, in the order in which they are tried."
+    own = [part for part in getattr(annotation, "__metadata__", ()) if isinstance(part, Kind)]
+    if own or annotation in KIND:
+        yield from own or [KIND[annotation]]
+        return
+    for part in get_args(annotation):
+        yield from _kinds(part)
+
+# %% ../nbs/10_config.ipynb #read-fields
+def read_fields(settings) -> Iterator[str]:
+    "Make every field what its type says; one sentence for each that cannot be."
+    for f in fields(settings):
+        if allowed := kinds(type(settings))[f.name]:
+            try:
+                setattr(settings, f.name, _read(allowed, getattr(settings, f.name)))
+            except ValueError as e:
+                yield _no_such(settings, f, str(e))
+
+
+def _read(allowed: list[Kind], value):
+    "`value` as the first of the kinds that takes it. Raises ValueError with all of them."
+    for kind in allowed:
+        try:
+            return kind.read(value)
+        except UNFIT:
+            continue
+    raise ValueError(" or ".join(kind.text for kind in allowed))
+
+
+def _no_such(settings, f, wanted: str) -> str:
+    "The sentence about a field that is not what was wanted."
+    allowed = ranges(type(settings)).get(f.name)
+    wanted = allowed.text if allowed else f"{wanted} ({f.metadata['help']})"
+    return f"{f.name} must be {wanted}, got {getattr(settings, f.name)!r:.200}"
+
 # %% ../nbs/10_config.ipynb #range-problems
 def range_problems(settings) -> Iterator[str]:
     "One sentence for every field outside its range; None is not looked at."
@@ -119,19 +282,30 @@ class Settings(dict):
             value = dict(pair.strip().split("=", 1) for pair in pairs)
             value = {k: _number(v) for k, v in value.items()}
         else:
-            value = {k: _number(v) for k, v in dict(value).items()}
+            value = {as_text(k): _number(v) for k, v in dict(value).items()}
         super().__init__(value)
 
 
 def _number(value):
-    "The value of a text such as '0.3', '.3' or 'true'; anything else as it is."
-    value = {"True": True, "False": False, "None": None}.get(value, value)
+    "The value of a text such as '0.3', '.3' or 'true'; of numpy's; anything else as it is."
+    if isinstance(value, (np.generic, torch.Tensor)) and value.ndim == 0:
+        return value.item()
+    if isinstance(value, str):
+        value = {"True": True, "False": False, "None": None}.get(value, value)
     for read in (json.loads, float):
         try:
             return read(value) if isinstance(value, str) else value
         except ValueError:
             continue
     return value
+
+# %% ../nbs/10_config.ipynb #kind-of-settings
+def as_settings(value) -> Settings:
+    "A dict of settings, as it is or read from text."
+    return value if isinstance(value, Settings) else Settings(value)
+
+
+KIND[Settings] = Kind("a dict, JSON or 'key=value,...'", as_settings)
 
 # %% ../nbs/10_config.ipynb #config
 @with_ranges
@@ -243,7 +417,7 @@ class CMDPConfig:
     max_completion_length: Count = setting(32, "tokens per completion, EOS included")
     temperature: Positive = setting(1.0, "sampling temperature while training")
     top_p: Nucleus = setting(1.0, "nucleus sampling while training")
-    truncated_reward: float | None = setting(
+    truncated_reward: Number | None = setting(
         0.0,
         "task reward of a completion cut off by the length limit; None = score it like a finished "
         "one",
@@ -264,9 +438,14 @@ class CMDPConfig:
     epsilon: Positive = setting(0.2, "lower clip of the ratio")
     epsilon_high: Positive | None = setting(None, "upper clip of the ratio; None = epsilon")
     learning_rate: Positive = setting(1.5e-3, "peak learning rate of AdamW")
-    lr_scheduler_type: str = setting("cosine_with_min_lr", "any scheduler name of transformers")
-    lr_scheduler_kwargs: Settings = setting(
-        {"min_lr_rate": 0.1}, "further scheduler settings, a dict or JSON"
+    lr_scheduler_type: Schedule = setting(
+        "cosine_with_min_lr",
+        "how the learning rate goes on, by transformers' name; not those that follow evaluations",
+    )
+    lr_scheduler_kwargs: Settings | None = setting(
+        None,
+        "further scheduler settings, a dict or JSON; None = min_lr_rate=0.1 where the scheduler "
+        "takes that, else none",
     )
     warmup_steps: Index = setting(0, "updates of linear learning-rate warm-up")
     weight_decay: NotNegative = setting(0.0, "decoupled weight decay of AdamW")
@@ -297,9 +476,9 @@ class CMDPConfig:
     per_device_eval_batch_size: Count = setting(
         256, "completions per evaluation forward pass and device"
     )
-    correct_at: float = setting(1.0, "an answer is correct if its total reward is at least this")
+    correct_at: Number = setting(1.0, "an answer is correct if its total reward is at least this")
     # output
-    output_dir: str | None = setting(None, "folder of the run; None = runs/<method>-<time>")
+    output_dir: Folder | None = setting(None, "folder of the run; None = runs/<method>-<time>")
     logging_steps: Count = setting(
         1,
         "report to the progress bar and the trackers every so many updates (metrics.jsonl gets "
@@ -307,14 +486,16 @@ class CMDPConfig:
     )
     save_steps: Index = setting(0, "checkpoint every so many updates, 0 = none")
     save_total_limit: Count | None = setting(None, "keep only the newest checkpoints; None = all")
-    resume_from_checkpoint: str | None = setting(
+    resume_from_checkpoint: Checkpoint | None = setting(
         None,
         "a checkpoint folder, or 'auto' for the newest one in output_dir (none there is no error)",
     )
-    report_to: str = setting(
-        "none", "tracker of accelerate: none, tensorboard, wandb, trackio, ... (comma-separated)"
+    report_to: Trackers = setting(
+        "none",
+        "trackers of accelerate: none, all, tensorboard, wandb, trackio, ... (a list, or with "
+        "commas)",
     )
-    disable_tqdm: bool = setting(False, "no progress bar")
+    disable_tqdm: bool | None = setting(False, "no progress bar")
 
     def __post_init__(self):
         check_config(self)
@@ -474,7 +655,9 @@ def the_method_knows_its_settings(c: CMDPConfig):
             f"{', '.join(known) or 'none'}"
         )
     for name, value in c.method_kwargs.items():
-        if isinstance(known.get(name), (int, float)) and not _is_finite(value):
+        default = known.get(name)
+        flag = isinstance(value, bool) and not isinstance(default, bool)
+        if isinstance(default, (int, float)) and (flag or not _is_finite(value)):
             yield (
                 f"method_kwargs: {name} of method {c.method!r} must be a finite number such as "
                 f"{known[name]!r}, got {value!r}"
@@ -484,6 +667,73 @@ def the_method_knows_its_settings(c: CMDPConfig):
 def _is_finite(value) -> bool:
     "Whether it is a number, and neither NaN nor infinite."
     return isinstance(value, (int, float)) and abs(value) < float("inf")
+
+# %% ../nbs/10_config.ipynb #schedule-settings
+class Unsaid(Settings):
+    "Settings that nobody wrote: they follow what they belong to."
+
+
+def schedule_settings(kind: str) -> dict[str, Parameter]:
+    "The settings of a scheduler of transformers, by name."
+    given = ("optimizer", "num_warmup_steps", "num_training_steps", "last_epoch")
+    known = signature(TYPE_TO_SCHEDULER_FUNCTION[SchedulerType(kind)]).parameters
+    return {name: p for name, p in known.items() if name not in given}
+
+
+def follow_schedule(c: CMDPConfig) -> None:
+    "Give settings of the learning rate that nobody wrote."
+    if c.lr_scheduler_kwargs is None or isinstance(c.lr_scheduler_kwargs, Unsaid):
+        known = schedule_settings(c.lr_scheduler_type)
+        c.lr_scheduler_kwargs = Unsaid({"min_lr_rate": 0.1} if "min_lr_rate" in known else {})
+
+# %% ../nbs/10_config.ipynb #rule-metric
+FOLLOWERS = ("reduce_lr_on_plateau", "greedy")
+
+
+@config_rule
+def the_schedule_is_known_beforehand(c: CMDPConfig):
+    if c.lr_scheduler_type in FOLLOWERS:
+        others = ", ".join(k.value for k in SchedulerType if k.value not in FOLLOWERS)
+        yield (
+            f"lr_scheduler_type={c.lr_scheduler_type!r} follows a metric of evaluations, which a "
+            f"run does not tell it; choose one of {others}"
+        )
+
+# %% ../nbs/10_config.ipynb #rule-schedule
+@config_rule
+def the_schedule_knows_its_settings(c: CMDPConfig):
+    kind, known = c.lr_scheduler_type, schedule_settings(c.lr_scheduler_type)
+    if kind in FOLLOWERS:
+        return
+    if unknown := sorted(set(c.lr_scheduler_kwargs) - set(known)):
+        yield (
+            f"lr_scheduler_kwargs: {kind!r} has no setting {', '.join(unknown)}; it has "
+            f"{', '.join(known) or 'none'}"
+        )
+    needed = [name for name, p in known.items() if p.default is p.empty]
+    if missing := [name for name in needed if name not in c.lr_scheduler_kwargs]:
+        yield f"lr_scheduler_type={kind!r} needs {', '.join(missing)}, got {_said(c)}"
+
+
+def _said(c: CMDPConfig) -> str:
+    "The settings of the learning rate, as a message names them."
+    return f"lr_scheduler_kwargs={dict(c.lr_scheduler_kwargs)}"
+
+# %% ../nbs/10_config.ipynb #rule-rates
+@config_rule
+def the_schedule_gives_rates(c: CMDPConfig):
+    if [*the_schedule_is_known_beforehand(c), *the_schedule_knows_its_settings(c)]:
+        return
+    optimizer = torch.optim.SGD([torch.zeros(1)], c.learning_rate)
+    about = (c.warmup_steps, c.max_steps, dict(c.lr_scheduler_kwargs))
+    try:
+        scheduler = get_scheduler(c.lr_scheduler_type, optimizer, *about)
+        rates = [scheduler.lr_lambdas[0](k) for k in (0, c.max_steps // 2, c.max_steps - 1)]
+        problem = None if all(0 <= r < math.inf for r in rates) else f"rates {rates}"
+    except UNFIT + (ArithmeticError,) as e:
+        problem = e
+    if problem:
+        yield f"lr_scheduler_type={c.lr_scheduler_type!r} with {_said(c)}: {problem}"
 
 # %% ../nbs/10_config.ipynb #rule-comparison
 @config_rule
@@ -542,6 +792,11 @@ def trial_problems(c: CMDPConfig) -> Iterator[str]:
             f"gradient: put it into the advantage), got {priced!r}"
         )
         return
+    if taken := sorted(set(signal.metrics) & set(UPDATE)):
+        yield (
+            f"method {c.method!r} logs {', '.join(taken)}, which an update has already; choose "
+            "another name"
+        )
     yield from price_problems(c, signal.multipliers["divergence"])
 
 
@@ -568,6 +823,30 @@ def price_problems(c: CMDPConfig, price: torch.Tensor) -> Iterator[str]:
             f"or soft, dual and pid with complete=true) or one of {', '.join(KINDS)}"
         )
 
+# %% ../nbs/10_config.ipynb #dtype
+DTYPES = {"bf16": "bfloat16", "fp16": "float16", "half": "float16", "fp32": "float32"}
+
+
+def one_dtype(name: str, settings: Settings) -> Settings:
+    "`settings` of from_pretrained with torch's name for the dtype. Raises ValueError for another."
+    given = [key for key in ("torch_dtype", "dtype") if settings.get(key) is not None]
+    rest = {k: v for k, v in settings.items() if k not in ("torch_dtype", "dtype")}
+    if not given:
+        return Settings(rest)
+    values = {_dtype_name(settings[key]) for key in given}
+    (value, *others) = values
+    known = isinstance(getattr(torch, value, None), torch.dtype) or value == "auto"
+    if others or not known or value != "auto" and not getattr(torch, value).is_floating_point:
+        said = " and ".join(f"{key}={settings[key]!r}" for key in given)
+        raise ValueError(f"{name}: {said}; dtype is one of bfloat16, float16, float32 or auto")
+    return Settings(rest | {"dtype": value})
+
+
+def _dtype_name(value) -> str:
+    "torch's name of a dtype, however it is written."
+    text = str(value).removeprefix("torch.")
+    return DTYPES.get(text, text)
+
 # %% ../nbs/10_config.ipynb #check-config
 DICTS = (
     "method_kwargs",
@@ -579,35 +858,35 @@ DICTS = (
 
 
 def check_config(c: CMDPConfig) -> None:
-    "Read texts as dicts, and raise ValueError with a line for everything that is wrong."
+    "Read what was written, and raise ValueError with a line for everything that is wrong."
     for name in DICTS:
         setattr(c, name, _as_settings(name, getattr(c, name)))
-    c.bf16 = as_switch(c.bf16)
+    for name in ("model_init_kwargs", "teacher_model_init_kwargs"):
+        setattr(c, name, one_dtype(name, getattr(c, name)))
     refuse(field_problems(c))
     c.method = find_method(c.method).name  # an earlier name becomes today's
+    follow_schedule(c)
     refuse(config_rule.problems(c))
     refuse(trial_problems(c))
 
 
-def _as_settings(name: str, value) -> Settings:
+def _as_settings(name: str, value) -> Settings | None:
     "`value` as a dict. Raises ValueError naming the field."
+    if value is None:
+        return None if name == "lr_scheduler_kwargs" else Settings()
     try:
-        return Settings(value)
+        return as_settings(value)
     except (ValueError, TypeError) as e:
         raise ValueError(f"{name}={value!r} is neither a dict nor JSON nor 'key=value,...'") from e
 
-# %% ../nbs/10_config.ipynb #switch
-SWITCH = {"true": True, "1": True, "false": False, "0": False, "none": "auto"}
-
-
-def as_switch(value):
-    "True, False or 'auto' for the ways to write it; anything else as it is."
-    return SWITCH.get(str(value).lower(), value)
-
 # %% ../nbs/10_config.ipynb #field-problems
 def field_problems(c: CMDPConfig) -> Iterator[str]:
-    "What is wrong with single fields."
+    "What is wrong with single fields; makes them what their types say."
+    wrong = list(read_fields(c))
+    yield from wrong
     yield from range_problems(c)
+    if wrong:
+        return
     if c.method not in METHODS and c.method not in RENAMED:
         yield f"method {c.method!r} is unknown; choose one of {', '.join(METHODS)}"
     for make in (c.budget_object, lambda: c.cost):

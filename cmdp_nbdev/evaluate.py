@@ -236,7 +236,13 @@ def evaluate_records(
         token, kl = measure(model, teacher, r, cost)
         judged = judge_budgets(r, token, budget, constraints, more)
         records += rollout_records(r, reward, correct, token, kl, scores | judged)
-    return records
+    return [_as_written(record, sampling.chat_template_kwargs) for record in records]
+
+
+def _as_written(record: dict, told: dict | None) -> dict:
+    "A record that holds what the chat template was told, so that its prompt can be written again."
+    own = record.get("chat_template_kwargs") or {}
+    return {**record, "chat_template_kwargs": {**told, **own}} if told else record
 
 # %% ../nbs/09_evaluate.ipynb #at-budget
 def at_budget(records: list[dict], budget: Budget) -> list[dict]:

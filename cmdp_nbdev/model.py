@@ -10,6 +10,7 @@ import math
 import os
 import random
 import re
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.resources import files
@@ -20,6 +21,7 @@ import torch
 import torch.nn.functional as F
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from torch import Tensor
+from torch.nn import Parameter
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -36,7 +38,8 @@ from .task import ChainTask, Flaw, chain_prompts, write_chain
 
 # %% auto #0
 __all__ = ['CHAIN_CHARS', 'DATA', 'char_tokenizer', 'tiny_model', 'load_model', 'num_parameters', 'outline', 'load_tokenizer',
-           'save_plain', 'check_pair', 'ids_of', 'num_ids', 'check_vocab', 'pretrain', 'default_pair']
+           'inner_model', 'copy_to', 'untie', 'tie_equals', 'merged', 'no_progress_bar', 'save_plain', 'check_pair',
+           'ids_of', 'num_ids', 'check_vocab', 'pretrain', 'default_pair']
 
 # %% ../nbs/07_model.ipynb #char-tokenizer
 CHAIN_CHARS = "0123456789+-*=;#"
@@ -166,6 +169,70 @@ def load_tokenizer(
     tokenizer.padding_side = "left"
     return tokenizer
 
+# %% ../nbs/07_model.ipynb #inner-model
+def inner_model(model) -> PreTrainedModel:
+    "The model of transformers inside what torch.compile, peft or a method put around it."
+    model = getattr(model, "_orig_mod", model)
+    return inner_model(model.get_base_model()) if hasattr(model, "get_base_model") else model
+
+# %% ../nbs/07_model.ipynb #copy-to
+def copy_to(model: torch.nn.Module, device: str) -> torch.nn.Module:
+    "A copy of `model` with its weights on `device`, those that are shared shared in it, too."
+    memo = {}
+    for weight in model.parameters():
+        moved = weight.detach().to(device, copy=True)
+        memo[id(weight)] = Parameter(moved, weight.requires_grad)
+    for buffer in model.buffers():
+        memo[id(buffer)] = buffer.detach().to(device, copy=True)
+    for module in model.modules():
+        if "kwargs" in vars(module):  # peft's notes on how a layer was made
+            memo[id(module.kwargs)] = {}
+    return copy.deepcopy(model, memo)
+
+# %% ../nbs/07_model.ipynb #untie
+def untie(model: torch.nn.Module) -> None:
+    "Give every layer weights of its own where several share them."
+    seen = set()
+    for module in model.modules():
+        for name, weight in module.named_parameters(recurse=False):
+            if id(weight) in seen:
+                setattr(module, name, Parameter(weight.detach().clone(), weight.requires_grad))
+            seen.add(id(weight))
+
+# %% ../nbs/07_model.ipynb #tie-equals
+def tie_equals(model: PreTrainedModel) -> None:
+    "Tie what the config ties, if all of it is equal; otherwise the config ties nothing any more."
+    tied = model.get_expanded_tied_weights_keys(all_submodels=True).items()
+    weight = model.get_parameter_or_buffer
+    if all(torch.equal(weight(a), weight(b)) for a, b in tied):
+        model.tie_weights()
+        return
+    for config in (model.config, model.config.get_text_config()):
+        config.tie_word_embeddings = False
+
+# %% ../nbs/07_model.ipynb #merged
+def merged(model: torch.nn.Module) -> PreTrainedModel:
+    "What a model wrapped by peft computes, as a model without adapters on the CPU."
+    model = copy_to(model, "cpu")
+    untie(model)
+    was_tied = inner_model(model).config.tie_word_embeddings
+    plain = model.merge_and_unload()
+    plain.config.tie_word_embeddings = was_tied  # peft has its own opinion
+    tie_equals(plain)
+    return plain
+
+# %% ../nbs/07_model.ipynb #no-progress
+@contextmanager
+def no_progress_bar() -> Iterator[None]:
+    "Load and save without the progress bars of transformers, and leave them as they were."
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
+
 # %% ../nbs/07_model.ipynb #save
 def save_plain(
     model: PreTrainedModel, path: str | os.PathLike, state_dict: dict | None = None
@@ -174,9 +241,14 @@ def save_plain(
 
     A peft model is written with its adapters merged (in a copy; `state_dict` is not used then).
     """
+    model = getattr(model, "_orig_mod", model)
     if hasattr(model, "merge_and_unload"):
-        model, state_dict = copy.deepcopy(model).merge_and_unload(), None
-    model.save_pretrained(path, state_dict=state_dict)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Model with `tie_word_embeddings=True`")
+            warnings.filterwarnings("ignore", "Input and output embeddings are no longer tied")
+            model, state_dict = merged(model), None
+    with no_progress_bar():
+        model.save_pretrained(path, state_dict=state_dict)
 
 # %% ../nbs/07_model.ipynb #differing
 def _tokens(tokenizer: PreTrainedTokenizerBase) -> dict[int, str]:
@@ -301,22 +373,10 @@ def pretrain(
 # %% ../nbs/07_model.ipynb #shipped
 DATA = Path(str(files("cmdp_nbdev"))) / "data"
 
-
-@contextmanager
-def _no_progress_bar() -> Iterator[None]:
-    "Load without the progress bars of transformers, and leave them as they were."
-    shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if shown:
-            logging.enable_progress_bar()
-
 # %% ../nbs/07_model.ipynb #default-pair
 def default_pair() -> tuple[PreTrainedModel, PreTrainedModel, PreTrainedTokenizerBase]:
     "The embedded (student, teacher, tokenizer), fresh copies in float32 on the CPU."
-    with _no_progress_bar():
+    with no_progress_bar():
         student, teacher = (
             AutoModelForCausalLM.from_pretrained(DATA / name, dtype=torch.float32)
             for name in ("student", "teacher")

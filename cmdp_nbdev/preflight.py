@@ -21,13 +21,14 @@ from pathlib import Path
 import numpy as np
 import torch
 from accelerate.tracking import get_available_trackers
-from datasets import Dataset
+from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
+from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from .budget import Budget, row_budget
-from .config import CMDPConfig, Rules, refuse
+from .config import CMDPConfig, Rules, as_trackers, refuse
 from .cost import token_divergence, token_logps
 from .evaluate import name_problems, record_column_problems
 from .mdp import Rollout, masked, select, trim
@@ -35,6 +36,8 @@ from .methods import METHODS
 from cmdp_nbdev.model import (
     check_pair,
     check_vocab,
+    copy_to,
+    inner_model,
     load_model,
     load_tokenizer,
     num_parameters,
@@ -69,17 +72,19 @@ from cmdp_nbdev.rollout import (
 logger = logging.getLogger("cmdp_nbdev")
 
 # %% auto #0
-__all__ = ['logger', 'rule', 'APART', 'SAID', 'PATIENCE', 'Job', 'is_function', 'check_identity', 'check_teacher_tokenizer',
-           'check_trackers', 'recorded', 'settle', 'is_name', 'teacher_dtype', 'warn_numbers', 'first_line',
-           'load_student', 'numbers_of', 'load_job', 'adapters_come_from_peft', 'something_is_trained',
-           'adapters_can_be_merged', 'models_have_a_row_for_every_id', 'dataset_problems', 'prompts_can_be_answered',
-           'warn_of_unread_settings', 'given_completions_are_texts', 'a_teacher_that_writes_is_a_model',
-           'rewards_are_functions', 'one_finite_weight_per_reward', 'constraints_are_costs_with_budgets',
-           'constraints_have_names_of_their_own', 'metrics_are_functions_with_names',
-           'an_evaluation_holds_every_name_once', 'columns_are_seen', 'constraints_need_a_method_that_reads_the_reward',
-           'a_quantile_has_prompts_to_be_measured_on', 'limits_per_prompt_are_numbers', 'check_job', 'extreme_rows',
-           'write_probe', 'check_functions', 'probe_distances', 'distance_problems', 'precision_of', 'check_shapes',
-           'check_probe', 'preflight', 'stay_in_eval', 'checkpoint_gradients']
+__all__ = ['logger', 'rule', 'APART', 'SAID', 'PATIENCE', 'Job', 'is_function', 'as_dataset', 'as_train_set', 'as_held_out',
+           'as_datasets', 'check_identity', 'check_teacher_tokenizer', 'check_trackers', 'recorded', 'settle',
+           'is_name', 'teacher_dtype', 'warn_numbers', 'first_line', 'load_student', 'numbers_of', 'load_job',
+           'adapters_come_from_peft', 'something_is_trained', 'the_student_is_a_model_of_transformers',
+           'the_students_weights_are_whole', 'adapters_can_be_merged', 'merging_problem',
+           'models_have_a_row_for_every_id', 'dataset_problems', 'prompts_can_be_answered', 'warn_of_unread_settings',
+           'given_completions_are_texts', 'a_teacher_that_writes_is_a_model', 'rewards_are_functions',
+           'one_finite_weight_per_reward', 'constraints_are_costs_with_budgets', 'constraints_have_names_of_their_own',
+           'metrics_are_functions_with_names', 'an_evaluation_holds_every_name_once', 'columns_are_seen',
+           'constraints_need_a_method_that_reads_the_reward', 'a_quantile_has_prompts_to_be_measured_on',
+           'limits_per_prompt_are_numbers', 'check_job', 'extreme_rows', 'write_probe', 'check_functions',
+           'probe_distances', 'distance_problems', 'precision_of', 'check_shapes', 'check_probe', 'preflight',
+           'stay_in_eval', 'checkpoint_gradients']
 
 # %% ../nbs/11_preflight.ipynb #job
 @dataclass
@@ -92,21 +97,93 @@ class Job:
     tokenizer: object
     reward_funcs: list
     train_dataset: Dataset | None
-    eval_dataset: Dataset | None = None
+    eval_dataset: Dataset | dict[str, Dataset] | None = None
     constraints: dict = field(default_factory=dict)  # name -> (cost function, Budget)
     numbers: dict = field(default_factory=dict)  # what the models are computed in
     eval_metrics: dict = field(default_factory=dict)  # name -> function, further scores
 
     @property
-    def datasets(self) -> dict[str, Dataset | None]:
+    def datasets(self) -> dict[str, Dataset]:
         "Training and evaluation prompts by the argument's name, where they were given."
-        both = {"train_dataset": self.train_dataset, "eval_dataset": self.eval_dataset}
-        return {name: data for name, data in both.items() if data is not None}
+        held_out = self.eval_dataset
+        if not isinstance(held_out, dict):
+            held_out = {"": held_out}
+        several = {f"eval_dataset[{k!r}]" if k else "eval_dataset": v for k, v in held_out.items()}
+        given = {"train_dataset": self.train_dataset, **several}
+        return {name: data for name, data in given.items() if data is not None}
 
 
 def is_function(teacher) -> bool:
     "A teacher given as a function `(input_ids, attention_mask) -> log-probabilities`."
     return callable(teacher) and not isinstance(teacher, torch.nn.Module)
+
+# %% ../nbs/11_preflight.ipynb #as-dataset
+def as_dataset(name: str, data) -> Dataset:
+    "Rows as a Dataset of Python's values. Raises ValueError, naming the argument, for others."
+    if isinstance(data, Dataset):
+        return data if data.format["type"] in (None, "custom") else data.with_format(None)
+    try:
+        if isinstance(data, (list, tuple)):
+            return Dataset.from_list(list(data))
+        if type(data).__module__.split(".")[0] == "pandas":
+            return Dataset.from_pandas(data, preserve_index=False)
+    except (TypeError, AttributeError, ValueError) as e:
+        raise ValueError(f"{name}: its rows do not fit into columns: {e}") from e
+    raise ValueError(f"{name} must be a datasets.Dataset, got {_given(data)}")
+
+
+def _given(data) -> str:
+    "What was given in place of a data set, and what to do about it."
+    kind = type(data).__name__
+    if isinstance(data, (IterableDataset, IterableDatasetDict)):
+        return (
+            f"an {kind}, whose rows have no number; take some: Dataset.from_list([*data.take(9)])"
+        )
+    if isinstance(data, (str, os.PathLike)):
+        return f"{str(data)!r}; load it: cmdp_nbdev.tasks.load_rows({str(data)!r})"
+    if isinstance(data, dict):
+        return f"a {kind} of {', '.join(map(str, data))}; columns become one by Dataset.from_dict"
+    return f"{data!r:.80} ({kind}); rows become one by Dataset.from_list or from_generator"
+
+# %% ../nbs/11_preflight.ipynb #as-splits
+def as_train_set(data) -> Dataset | None:
+    "The rows to train on: of a dict of splits those called 'train'."
+    if _are_splits(data):
+        if "train" not in data:
+            raise ValueError(
+                f"train_dataset has the splits {', '.join(data)}, and none is called 'train'; pass "
+                f"one of them, such as data[{next(iter(data))!r}]"
+            )
+        data = data["train"]
+    return None if data is None else as_dataset("train_dataset", data)
+
+
+def _are_splits(data) -> bool:
+    "Whether it is a dict of data sets."
+    sets = isinstance(data, dict) and len(data) and not isinstance(data, IterableDatasetDict)
+    return bool(sets) and all(isinstance(d, (Dataset, IterableDataset)) for d in data.values())
+
+# %% ../nbs/11_preflight.ipynb #as-held-out
+def as_held_out(data, name: str = "eval_dataset") -> Dataset | dict[str, Dataset] | None:
+    "Held-out rows: one set, or several by name; of a DatasetDict all splits but 'train'."
+    if data is None:
+        return None
+    if not isinstance(data, dict) or isinstance(data, IterableDatasetDict):
+        return as_dataset(name, data)
+    if isinstance(data, DatasetDict) and len(data) > 1:
+        data = {split: rows for split, rows in data.items() if split != "train"}
+    if not data or "" in data or "prompt" in data:
+        raise ValueError(
+            f"{name} must be a datasets.Dataset, or several by name, got {_given(data)}"
+        )
+    return {str(k): as_dataset(f"{name}[{k!r}]", rows) for k, rows in data.items()}
+
+
+def as_datasets(train, held_out) -> tuple[Dataset | None, Dataset | dict[str, Dataset] | None]:
+    "Both arguments as data sets; held-out rows from the splits of `train` where none were given."
+    if held_out is None and _are_splits(train):
+        held_out = next((train[k] for k in ("validation", "test") if k in train), None)
+    return as_train_set(train), as_held_out(held_out)
 
 # %% ../nbs/11_preflight.ipynb #check-identity
 def check_identity(model, teacher) -> None:
@@ -130,12 +207,12 @@ def check_teacher_tokenizer(teacher, tokenizer) -> None:
         check_pair(tokenizer, load_tokenizer(source, "teacher"))
 
 # %% ../nbs/11_preflight.ipynb #check-trackers
-def check_trackers(report_to: str) -> list[str] | None:
+def check_trackers(report_to: str | list[str] | None) -> list[str] | None:
     "The tracker names in `report_to`, None for 'none'. Raises ValueError for one not available."
-    if report_to == "none":
-        return None
-    names = [name.strip() for name in report_to.split(",")]
+    names = as_trackers(report_to).split(",")
     available = [str(tracker) for tracker in get_available_trackers()]
+    if names in (["none"], ["all"]):
+        return available or None if names == ["all"] else None
     missing = ", ".join(name for name in names if name not in available)
     if missing:
         raise ValueError(
@@ -151,7 +228,7 @@ def recorded(args: CMDPConfig) -> dict:
     if checkpoint not in (None, True, "auto"):
         folder = Path(checkpoint).parent
     path = Path(folder or os.devnull).expanduser() / "config.json"
-    return json.loads(path.read_text()) if path.is_file() else {}
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
 # %% ../nbs/11_preflight.ipynb #settle
 def settle(args: CMDPConfig, model, teacher) -> CMDPConfig:
@@ -274,8 +351,8 @@ def load_job(
     teacher,
     reward_funcs,
     args: CMDPConfig,
-    train_dataset: Dataset | None,
-    eval_dataset: Dataset | None = None,
+    train_dataset,
+    eval_dataset=None,
     processing_class=None,
     constraints: dict | None = None,
 ) -> Job:
@@ -283,6 +360,7 @@ def load_job(
 
     Raises what the loaders raise, and ValueError where student and teacher are no pair.
     """
+    train_dataset, eval_dataset = as_datasets(train_dataset, eval_dataset)
     named = isinstance(model, (str, os.PathLike))
     source = processing_class or (model if named else getattr(model, "name_or_path", None))
     if not source:
@@ -319,9 +397,16 @@ def load_job(
 rule = Rules()
 
 
+def _has_adapters(module: torch.nn.Module) -> bool:
+    "Whether it is what peft makes of a model."
+    return hasattr(module, "merge_and_unload")
+
+
 @rule
 def adapters_come_from_peft(job: Job):
-    if getattr(job.model, "_hf_peft_config_loaded", False):
+    inside = any(hasattr(part, "adapter_layer_names") for part in job.model.modules())
+    alone = inside and not any(map(_has_adapters, job.model.modules()))
+    if alone or getattr(job.model, "_hf_peft_config_loaded", False):
         yield (
             "model carries adapters that transformers put into it (load_adapter, add_adapter), "
             "and would be saved without its own weights; wrap the base with peft: "
@@ -338,15 +423,58 @@ def something_is_trained(job: Job):
             "PeftModel.from_pretrained(base, folder, is_trainable=True)"
         )
 
+# %% ../nbs/11_preflight.ipynb #rule-plain
+@rule
+def the_student_is_a_model_of_transformers(job: Job):
+    inner = inner_model(job.model)
+    if not isinstance(inner, PreTrainedModel):
+        yield (
+            f"model is a {type(inner).__name__}, which could not be saved as a model that "
+            "from_pretrained loads; pass the transformers model inside it (wrapped by peft or "
+            "torch.compile, if you like)"
+        )
+
+# %% ../nbs/11_preflight.ipynb #rule-quantised
+@rule
+def the_students_weights_are_whole(job: Job):
+    if getattr(inner_model(job.model), "is_quantized", False):
+        yield (
+            "model is quantised: what it learns cannot be merged into its weights without "
+            "changing the policy; load it without quantization_config (in bfloat16 it needs half "
+            "the memory of float32)"
+        )
+
 # %% ../nbs/11_preflight.ipynb #rule-mergeable
 @rule
 def adapters_can_be_merged(job: Job):
-    configs = getattr(job.model, "peft_config", {}).values()
+    parts = [*getattr(job.model, "_orig_mod", job.model).modules()]
+    configs = [c for m in parts for c in getattr(m, "peft_config", {}).values()]
     if any(config.is_prompt_learning for config in configs):
         yield (
             "model learns virtual prompt tokens, which cannot be merged into its weights; use "
             "LoRA or another method of peft that changes weights"
         )
+    elif any(getattr(part, "merged_adapters", None) for part in parts):
+        yield (
+            "model has its adapters merged into its weights, where they learn nothing; call "
+            "model.unmerge_adapter() first"
+        )
+    elif problem := next(map(merging_problem, filter(_has_adapters, parts)), None):
+        yield (
+            f"model has adapters that cannot be merged into its weights ({problem}), so it could "
+            "not be saved as a model that loads alone; use other settings or another method of peft"
+        )
+
+
+def merging_problem(model: torch.nn.Module) -> str | None:
+    "Why the adapters of `model` cannot be merged: tried on a copy that has shapes but no numbers."
+    if any(hasattr(weight, "ds_id") for weight in model.parameters()):
+        return None  # DeepSpeed has taken their shapes, too
+    try:
+        with warnings.catch_warnings(action="ignore"):
+            copy_to(model, "meta").merge_and_unload()
+    except Exception as e:  # each method of peft has its own
+        return None if "meta tensor" in str(e) else str(e).splitlines()[0]
 
 # %% ../nbs/11_preflight.ipynb #rule-vocabulary
 @rule
@@ -415,6 +543,8 @@ def _prompt_problem(
 def prompts_can_be_answered(job: Job):
     config = getattr(core(job.model), "config", None)
     context = getattr(config and config.get_text_config(), "max_position_embeddings", None)
+    if context is not None and context <= 0:  # without a limit
+        context = None
     for name, data in {"train_dataset": job.train_dataset, **job.datasets}.items():
         yield from dataset_problems(
             name,
@@ -594,6 +724,7 @@ def limits_per_prompt_are_numbers(job: Job):
 # %% ../nbs/11_preflight.ipynb #probe
 def check_job(job: Job) -> None:
     "Raise ValueError with a line for everything that the rules find wrong with a job."
+    refuse(the_student_is_a_model_of_transformers(job))
     for early in (constraints_are_costs_with_budgets, metrics_are_functions_with_names):
         if not (isinstance(job.constraints, dict) and isinstance(job.eval_metrics, dict)):
             refuse(early(job))
@@ -650,7 +781,7 @@ def probe_distances(model, probe: Rollout, temperature: float = 1.0) -> dict[str
     return found
 
 # %% ../nbs/11_preflight.ipynb #probe-bounds
-APART = {"float32": 1e-3, "half": 0.5}  # nats per token
+APART = {"float32": 1e-3, "half": 1.0}  # nats per token
 SAID = {
     "sampled": (
         "its completions are sampled from another policy than the one that is scored",

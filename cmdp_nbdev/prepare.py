@@ -54,7 +54,7 @@ from cmdp_nbdev.config import (
     with_ranges,
 )
 from .cost import token_logps
-from .evaluate import evaluate
+from .evaluate import evaluate, to_json
 from .mdp import Rollout
 from .model import load_model, load_tokenizer, num_parameters, outline
 from cmdp_nbdev.processor import (
@@ -651,7 +651,7 @@ def decided_bf16(folder: Path, args: PrepareArguments, parameters: float) -> boo
     "What prepare.json says where `bf16` is 'auto', else what suits a base of so many parameters."
     path, asked = folder / "prepare.json", args.bf16
     if asked == "auto" and path.is_file():
-        asked = json.loads(path.read_text()).get("bf16", asked)
+        asked = json.loads(path.read_text(encoding="utf-8")).get("bf16", asked)
     return choose_bf16(asked, parameters, device_of())
 
 
@@ -665,7 +665,8 @@ class Preparation:
     "A pair in the making. Raises ValueError if its folder holds a pair of other settings."
 
     def __init__(self, args: PrepareArguments):
-        self.args, self.folder = args, Path(args.output_dir or cache_dir() / "smollm2-pair")
+        folder = Path(args.output_dir or cache_dir() / "smollm2-pair")
+        self.args, self.folder = args, folder.expanduser()
         check_unchanged(self.folder, args)
         self.base = args.base or smollm2()
         self.size, _ = outline(self.base, "base")
@@ -709,7 +710,7 @@ def stage(self: Preparation, name: str, build: Callable[[Path], dict]) -> None:
     with complete_or_absent(self.folder / name) as part:
         notes = build(part)
         m = self.measure(load_fast(part))
-        text = json.dumps(m | notes, indent=1) + "\n"
+        text = to_json(m | notes, indent=1) + "\n"
         (part / "metrics.json").write_text(text, encoding="utf-8")
     shutil.rmtree(self.folder / f".{name}-training", ignore_errors=True)
     interval = f"[{m['accuracy_low']:.3f}, {m['accuracy_high']:.3f}]"

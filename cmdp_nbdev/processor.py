@@ -121,10 +121,10 @@ def core_quota(cgroup: str | os.PathLike = "/sys/fs/cgroup") -> float:
     "Cores' worth of time that a container grants, infinite if it sets no limit."
     both, old = Path(cgroup) / "cpu.max", Path(cgroup) / "cpu"
     if both.is_file():
-        limit, period = both.read_text().split()
+        limit, period = both.read_text(encoding="utf-8").split()
     elif (old / "cpu.cfs_quota_us").is_file():
         names = ("cpu.cfs_quota_us", "cpu.cfs_period_us")
-        limit, period = ((old / name).read_text().strip() for name in names)
+        limit, period = ((old / name).read_text(encoding="utf-8").strip() for name in names)
     else:
         return math.inf
     return math.inf if limit in ("max", "-1") else int(limit) / int(period)

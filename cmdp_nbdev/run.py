@@ -5,6 +5,7 @@
 # %% ../nbs/12_run.ipynb #imports
 from __future__ import annotations
 
+import copy
 import json
 import os
 import shutil
@@ -23,23 +24,41 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from datasets import Dataset
 from fastcore.basics import patch
+from torch import Tensor
 from tqdm.auto import tqdm
-from transformers import TrainerState, get_scheduler
+from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    AutoModelForCausalLM,
+    GenerationConfig,
+    PreTrainedModel,
+    TrainerState,
+    get_scheduler,
+)
 
 from .budget import suggest_budget as quantile_budget
-from .config import CMDPConfig
+from .config import CMDPConfig, as_checkpoint
 from .evaluate import evaluate_records, summarize, to_json
 from .methods import RENAMED
-from .model import save_plain
-from .preflight import Job, check_trackers
-from .processor import progress
+from .model import ids_of, inner_model, no_progress_bar, save_plain
+from .preflight import Job, as_held_out, check_trackers
+from .processor import HALVES, progress
 from .reward import function_names, trl_arguments
+from cmdp_nbdev.rollout import (
+    Sampling,
+    accepted,
+    encode_prompts,
+    eos_token_ids,
+    still,
+    with_tokens,
+)
 
 # %% auto #0
-__all__ = ['RESUMABLE', 'EVALUATION', 'CARD', 'prompt_order', 'fold_seed', 'claim_output_dir', 'keep_metrics', 'run_settings',
-           'check_resumable', 'run_config', 'write_checkpoint', 'checkpoints', 'newest_checkpoint', 'read_state',
-           'read_checkpoint', 'model_name', 'measured_rows', 'repeat_code', 'model_card', 'make_accelerator', 'Run',
-           'uninterrupted', 'make_optimizer']
+__all__ = ['RESUMABLE', 'EVALUATION', 'CARD', 'UNPROVEN', 'OF_A_STUDENT', 'prompt_order', 'fold_seed', 'claim_output_dir',
+           'keep_metrics', 'run_settings', 'check_resumable', 'run_config', 'write_checkpoint', 'checkpoints',
+           'newest_checkpoint', 'read_state', 'read_checkpoint', 'model_name', 'measured_rows', 'repeat_code',
+           'model_card', 'make_accelerator', 'Run', 'uninterrupted', 'judged_generation', 'tokenizer_settings',
+           'restore_tokenizer', 'saving_probe', 'full_precision', 'probe_logps', 'policy_gap', 'rounding', 'load_back',
+           'unwrapped', 'check_saved', 'put_in_place', 'claim_student', 'make_optimizer']
 
 # %% ../nbs/12_run.ipynb #prompt-order
 def prompt_order(size: int, start: int, count: int, seed: int) -> list[int]:
@@ -60,20 +79,20 @@ def fold_seed(*numbers: int) -> int:
     return int(state[0] >> 1)
 
 # %% ../nbs/12_run.ipynb #claim-output-dir
-def claim_output_dir(path: str | None, method: str, resuming: bool) -> Path:
+def claim_output_dir(path: str | os.PathLike | None, method: str, resuming: bool) -> Path:
     """The run's folder, created; without a path a new one, runs/<method>-<time>.
 
     Raises FileExistsError for a folder that holds another run, OSError naming `output_dir` for
     one that cannot be written.
     """
-    folder = Path(path) if path else _new_folder(method)
+    folder = Path(path).expanduser() if path else _new_folder(method)
     probe = folder / ".write-test"
     try:
         folder.mkdir(parents=True, exist_ok=True)
         probe.touch()
         probe.unlink()
-    except OSError as e:
-        reason = e.strerror or e
+    except (OSError, UnicodeError) as e:
+        reason = getattr(e, "strerror", None) or e
         raise OSError(
             f"output_dir={str(folder)!r} cannot be written: {reason}; choose another folder"
         ) from e
@@ -159,7 +178,7 @@ def write_checkpoint(
     about: what trainer_state.json says beside the step.
     """
     final, part = folder / f"checkpoint-{step}", folder / f"checkpoint-{step}.part"
-    accelerator.save_state(str(part))
+    accelerator.save_state(str(part), safe_serialization=False)
     torch.save(method_state, part / "method_state.pt")
     state = {"global_step": step, **about}
     text = to_json(state, indent=1)
@@ -219,10 +238,14 @@ def measured_rows(measured: tuple[int, dict] | None) -> list[str]:
     if measured is None:
         return ["| satisfaction rate | not measured |"]
     step, r = measured
+    if "accuracy" not in r:  # several sets by name
+        return [row for name in r for row in (f"| **{name}** | |", *measured_rows((step, r[name])))]
     rows = [f"| evaluated | after update {step}, {r['n_eval']:g} completions |"]
     for name in ("accuracy", "satisfaction_rate", "accuracy_within_budget"):
         interval = f"[{r[f'{name}_low']:.3f}, {r[f'{name}_high']:.3f}]"
-        rows.append(f"| {name.replace('_', ' ')} | {r[name]:.3f}, 95% interval {interval} |")
+        found = f"{r[name]:.3f}, 95% interval {interval}"
+        found = "no verdict" if np.isnan(r[name]) else found
+        rows.append(f"| {name.replace('_', ' ')} | {found} |")
     divergence = f"mean {r['kl_mean']:.3f}, 95th percentile {r['kl_p95']:.3f}"
     return [
         *rows,
@@ -269,8 +292,9 @@ tags: [distillation, reinforcement-learning, cmdp_nbdev]
 | seed | {seed} |
 {measured}
 
-The rates hold for prompts like the evaluated ones, sampled at the temperature of the evaluation; \
-no bound is promised for other prompts. The student needs neither the teacher nor the package \
+The rates hold for prompts like the evaluated ones, sampled as then: temperature {temperature:g}, \
+no top-k, at most {length} tokens, which is what `generate()` does here without arguments. \
+No bound is promised for other prompts. The student needs neither the teacher nor the package \
 that trained it.
 
 {repeat}
@@ -298,6 +322,8 @@ def model_card(
         steps=steps,
         prompts=prompts,
         seed=args.seed,
+        temperature=args.eval_temperature,
+        length=args.max_completion_length,
         measured="\n".join(measured_rows(measured)),
         repeat="\n".join(repeat_code(args, command)),
     )
@@ -341,6 +367,7 @@ class Run:
         self.last, self.due, self.should_stop = {}, [], False
         self.keep_trackers = False  # open at the end of the training, for what comes after it
         self.output_dir = self.measured = self.vocab_size = None
+        self.tokenizer_settings = tokenizer_settings(job.tokenizer)
 
 # %% ../nbs/12_run.ipynb #student
 @patch(as_prop=True)
@@ -382,15 +409,23 @@ def trainer_state(self: Run) -> TrainerState:
 
 # %% ../nbs/12_run.ipynb #evaluate
 @patch
-def evaluate(self: Run, dataset: Dataset | None = None, return_records: bool = False):
-    "Metrics of the glossary on `dataset` (default: eval_dataset); also records, if asked for."
-    data = self.eval_dataset if dataset is None else dataset
+def evaluate(self: Run, dataset=None, return_records: bool = False):
+    """Metrics of the glossary on `dataset` (default: eval_dataset); also records, if asked for.
+
+    Of several sets by name: `<name>_accuracy` and so on, and their records by name.
+    """
+    own = dataset is None or dataset is self.eval_dataset
+    data = self.eval_dataset if own else as_held_out(dataset, "dataset")
     if data is None:
         raise ValueError("eval_dataset is missing: give one to the trainer or to evaluate()")
-    records = self.records(data)
-    result = summarize(records, metrics=self.eval_metrics, constraints=self.constraints)
-    if data is self.eval_dataset:
-        self.measured = self.global_step, result
+    several = data if isinstance(data, dict) else {"": data}
+    records = {name: self.records(rows) for name, rows in several.items()}
+    how = dict(metrics=self.eval_metrics, constraints=self.constraints)
+    found = {name: summarize(records[name], **how) for name in several}
+    if own:
+        self.measured = self.global_step, found if isinstance(data, dict) else found[""]
+    result = {f"{name}_{k}" if name else k: v for name, r in found.items() for k, v in r.items()}
+    records = records if isinstance(data, dict) else records[""]
     return (result, records) if return_records else result
 
 # %% ../nbs/12_run.ipynb #records
@@ -425,6 +460,8 @@ def records(self: Run, data: Dataset) -> list[dict]:
 def suggest_budget(self: Run, quantile: float = 0.8) -> float:
     "Limit that this share of the student's completions of eval_dataset would keep."
     records = self.evaluate(return_records=True)[1]
+    if isinstance(records, dict):
+        records = [record for rows in records.values() for record in rows]
     return quantile_budget([r["spent"] for r in records], quantile)
 
 
@@ -438,12 +475,13 @@ def choose_budget(self: Run, limit: float) -> None:
 
 # %% ../nbs/12_run.ipynb #begin
 @patch
-def begin(self: Run, resume_from_checkpoint: str | None = None) -> None:
+def begin(self: Run, resume_from_checkpoint: str | os.PathLike | bool | None = None) -> None:
     "Begin or resume the run; the second time, finish what an interruption left undone."
     if self.output_dir is not None:
         return self.catch_up()
-    folder = self.claim(bool(resume_from_checkpoint))
-    checkpoint, config = resume_from_checkpoint, folder / "config.json"
+    checkpoint = as_checkpoint(resume_from_checkpoint or False)
+    folder = self.claim(bool(checkpoint))
+    config = folder / "config.json"
     if checkpoint == "auto":
         checkpoint = newest_checkpoint(folder)
     if checkpoint:
@@ -607,24 +645,196 @@ def close(self: Run) -> None:
         tracker.finish()
     self.accelerator.trackers = []
 
+# %% ../nbs/12_run.ipynb #judged-generation
+def judged_generation(
+    model: PreTrainedModel, tokenizer, sampling: Sampling, vocab_size: int
+) -> GenerationConfig:
+    "The settings with which `generate()` samples the policy that `sampling` judges."
+    rows, base = model.config.get_text_config().vocab_size, model.generation_config
+    never = [*ids_of(tokenizer)[1], *range(vocab_size, rows)]
+    habits = {"do_sample": False}
+    if sampling.temperature:
+        drawn = {"temperature": sampling.temperature, "top_p": sampling.top_p}
+        habits = {"do_sample": True, "top_k": 0, **drawn}
+    return GenerationConfig(
+        **habits,
+        max_new_tokens=sampling.max_completion_length,
+        bos_token_id=base.bos_token_id,
+        eos_token_id=eos_token_ids(model, tokenizer),
+        pad_token_id=tokenizer.pad_token_id,
+        suppress_tokens=never or None,
+    )
+
+# %% ../nbs/12_run.ipynb #tokenizer-settings
+def tokenizer_settings(tokenizer) -> dict:
+    "How a fast tokenizer pads and cuts texts when it is not told; nothing for a slow one."
+    inner = getattr(tokenizer, "backend_tokenizer", None)
+    return {name: getattr(inner, name) for name in ("padding", "truncation") if inner}
+
+
+def restore_tokenizer(tokenizer, settings: dict) -> None:
+    "Have it pad and cut texts as `settings` say."
+    for name, value in settings.items():
+        inner = tokenizer.backend_tokenizer
+        if value is None:
+            getattr(inner, f"no_{name}")()
+        else:
+            getattr(inner, f"enable_{name}")(**value)
+
+# %% ../nbs/12_run.ipynb #saving-probe
+def saving_probe(ids: Tensor, mask: Tensor, vocab_size: int, length: int = 32) -> list[Tensor]:
+    "The ends of prompts (B, P), and a text of ids between 0 and `vocab_size`."
+    ends = [row[inside.bool()][-length:] for row, inside in zip(ids, mask)]
+    spread = torch.linspace(0, vocab_size - 1, max(map(len, ends)))
+    return [*ends, spread.long()]
+
+# %% ../nbs/12_run.ipynb #full-precision
+@contextmanager
+def full_precision() -> Iterator[None]:
+    "Multiply float32 matrices in float32, whatever was chosen for speed."
+    chosen = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(chosen)
+
+# %% ../nbs/12_run.ipynb #probe-logps
+@torch.no_grad()
+def probe_logps(model: PreTrainedModel, texts: list[Tensor], *tokens) -> Tensor:
+    "Log-probabilities (N, V) of the next id after every id; `tokens`: see with_tokens."
+    logits, quiet = [], accepted(model, use_cache=False)
+    with still(model), full_precision():
+        for text in texts:
+            logits.append(model(text[None].to(model.device), **quiet).logits[0])
+    return with_tokens(torch.cat(logits), *tokens).float().log_softmax(-1).cpu()
+
+# %% ../nbs/12_run.ipynb #policy-gap
+def policy_gap(live: Tensor, saved: Tensor) -> float:
+    "Mean difference of log-probabilities (N, V) under `live`, at the worst of the N places."
+    p = live.exp()
+    return float(torch.where(p == 0, 0.0, p * (live - saved).abs()).sum(-1).max())
+
+# %% ../nbs/12_run.ipynb #rounding
+def rounding(model: PreTrainedModel) -> float:
+    """Nats that rounding can explain between `model` and what is loaded from its folder.
+
+    1e-4 in float32 on the CPU and 1e-3 elsewhere; 0.25 with weights of 16 bits.
+    """
+    if any(p.dtype in HALVES for p in model.parameters()):
+        return 0.25
+    return 1e-4 if model.device.type == "cpu" else 1e-3
+
+# %% ../nbs/12_run.ipynb #load-back
+def load_back(path: str | os.PathLike, model: PreTrainedModel) -> PreTrainedModel:
+    "The model in a folder as whoever finds it loads it; `model`: what was saved."
+    known = type(model.config) in MODEL_FOR_CAUSAL_LM_MAPPING
+    with no_progress_bar():
+        return (AutoModelForCausalLM if known else type(model)).from_pretrained(path).float()
+
+# %% ../nbs/12_run.ipynb #unwrapped
+def unwrapped(model: torch.nn.Module) -> PreTrainedModel:
+    "The student of transformers with its own forward, without accelerate's lower precision."
+    plain = copy.copy(inner_model(model))
+    if "_original_forward" in vars(plain):
+        plain.forward = plain._original_forward
+    return plain
+
+# %% ../nbs/12_run.ipynb #check-saved
+def check_saved(
+    path: str | os.PathLike, student: torch.nn.Module, texts: list[Tensor], *tokens
+) -> None:
+    "Raise RuntimeError unless a model loaded from `path` is the policy of `student`."
+    live = unwrapped(student)
+    policies = (probe_logps(model, texts, *tokens) for model in (live, load_back(path, live)))
+    nats, allowed = policy_gap(*policies), rounding(live)
+    if not nats <= allowed:
+        cause = "its class computes something else than the class that its config names"
+        if hasattr(student, "merge_and_unload"):
+            cause = "its adapters are something else once they are merged into the weights"
+        raise RuntimeError(
+            f"the model in {str(path)!r} is not the student: they differ by {nats:.3g} nats, where "
+            f"rounding explains {allowed:g}; most likely {cause}; what was saved before is "
+            "untouched, trainer.student.save_pretrained(folder) writes the student as it is"
+        )
+
+# %% ../nbs/12_run.ipynb #put-in-place
+UNPROVEN = ".not-the-student"
+OF_A_STUDENT = """
+model*.safetensors* budget_embedding.safetensors chat_template.jinja tokenizer* vocab.* merges.txt
+special_tokens_map.json added_tokens.json
+""".split()
+
+
+def put_in_place(new: Path, path: Path) -> None:
+    "Move what is in `new` to `path`; of an earlier student nothing is left that could mix with it."
+    if not path.exists():
+        new.rename(path)
+        return
+    names = {file.name for file in new.iterdir()}
+    old = [file for pattern in OF_A_STUDENT for file in path.glob(pattern)]
+    for name in names:
+        (new / name).replace(path / name)
+    for file in old:
+        if file.name not in names:
+            file.unlink()
+    new.rmdir()
+
+# %% ../nbs/12_run.ipynb #claim-student
+def claim_student(path: str | os.PathLike) -> tuple[Path, Path]:
+    "Where a student is to be, and the empty folder in which it is written first."
+    path = Path(path).expanduser().absolute()
+    if path.is_file():
+        raise FileExistsError(f"path={str(path)!r} is a file; choose a folder")
+    if (path / "adapter_config.json").exists():
+        raise FileExistsError(
+            f"path={str(path)!r} holds an adapter, which from_pretrained would put on top of the "
+            "student; choose another folder"
+        )
+    new = path.with_name(path.name + UNPROVEN)
+    shutil.rmtree(new, ignore_errors=True)
+    new.mkdir(parents=True)
+    return path, new
+
 # %% ../nbs/12_run.ipynb #save-model
 @patch
 def save_model(self: Run, path: str | os.PathLike) -> None:
     """A plain Hugging Face folder, loadable by `AutoModelForCausalLM` without this package.
 
     Weights (of a peft model with its adapters merged), config, tokenizer and a model card with
-    the last evaluation.
+    the last evaluation. Raises RuntimeError, and leaves `path` as it was, if what is loaded from
+    the folder is not the student.
     """
     self.write_student(self.student, path)
 
 
 @patch
 def write_student(self: Run, student, path: str | os.PathLike) -> None:
-    "`student` as a folder of its own."
-    save_plain(student, path)
-    self.processing_class.save_pretrained(path)
+    "`student` as a folder of its own, proven before it takes its place."
+    path, new = claim_student(path)
+    self.write_files(student, new)
+    columns = self.train_dataset[:4]
+    told = (self.processing_class, columns, self.args.eval_sampling.chat_template_kwargs)
+    probe = saving_probe(*encode_prompts(columns.pop("prompt"), *told), self.vocab_size)
+    check_saved(new, student, probe, self.vocab_size, ids_of(self.processing_class)[1])
+    put_in_place(new, path)
+
+# %% ../nbs/12_run.ipynb #write-files
+@patch
+def write_files(self: Run, student, folder: Path) -> None:
+    "Weights, config, settings of sampling, tokenizer, card."
+    tokenizer, inner = self.processing_class, inner_model(student)
+    own = inner.generation_config
+    sampling = (tokenizer, self.args.eval_sampling, self.vocab_size)
+    inner.generation_config = judged_generation(inner, *sampling)
+    try:
+        save_plain(student, folder)
+    finally:
+        inner.generation_config = own
+    restore_tokenizer(tokenizer, self.tokenizer_settings)
+    tokenizer.save_pretrained(folder)
     card = self.card().encode("utf-8", "surrogateescape")  # as the command line was written
-    (Path(path) / "README.md").write_bytes(card)
+    (folder / "README.md").write_bytes(card)
 
 # %% ../nbs/12_run.ipynb #card
 @patch

@@ -9,10 +9,12 @@ import ast
 import atexit
 import datetime
 import difflib
+import glob
 import importlib.util
 import inspect
 import json
 import operator
+import os
 import random
 import re
 import subprocess
@@ -22,7 +24,9 @@ import time
 import warnings
 import zlib
 from collections.abc import Callable
+from decimal import Decimal
 from fractions import Fraction
+from math import factorial
 from pathlib import Path
 
 import yaml
@@ -41,17 +45,19 @@ from .judge import text_of
 from .task import SPLITS, split_of
 
 # %% auto #0
-__all__ = ['UNITS', 'MAX_ANSWER', 'KINDS', 'PLAIN', 'SYSTEM_PROMPTS', 'TASKS', 'parse_number', 'same_number', 'braced',
-           'final_answer', 'numeric_reward', 'same_answer', 'math_reward', 'load_rows', 'load_gsm8k', 'load_math',
-           'worked_steps', 'gym_dataset', 'gym_reward', 'worked_text', 'with_template', 'task_kind', 'open_task']
+__all__ = ['UNITS', 'MAX_ANSWER', 'KINDS', 'PACKED', 'PLAIN', 'SYSTEM_PROMPTS', 'TASKS', 'parse_number', 'same_number', 'braced',
+           'last_expression', 'final_answer', 'gold_text', 'numeric_reward', 'exact', 'same_answer', 'math_reward',
+           'file_kind', 'one_split', 'load_rows', 'load_gsm8k', 'load_math', 'worked_steps', 'gym_dataset',
+           'gym_reward', 'worked_text', 'with_template', 'task_kind', 'open_task']
 
 # %% ../nbs/17_tasks.ipynb #units
 _UNIT_NAMES = """
 $ dollar dollars usd | € euro euros eur | £ | ¥ yen | cent cents | % percent
 second seconds sec secs | minute minutes min mins | hour hours hr hrs
 day days | week weeks | month months | year years
+celsius | fahrenheit
 mm | cm centimeter centimeters | meter meters metre metres | km kilometer kilometers
-inch inches | foot feet ft | yard yards | mile miles | mph | degree degrees
+inch inches in | foot feet ft | yard yards | mile miles | mph | degree degrees
 mg | g gram grams | kg kilogram kilograms | ounce ounces oz | pound pounds lb lbs | ton tons
 ml | liter liters litre litres | cup cups | pint pints | quart quarts | gallon gallons
 """
@@ -75,8 +81,24 @@ def _periodic(m: re.Match) -> str:
     below = (10 ** len(period) - 1) * 10 ** len(fixed)
     return f" {above}/{below}"
 
+
+_LETTER_UNITS = {"m": "meters", "g": "grams", "s": "seconds", "h": "hours", "L": "liters"}
+_LETTER_UNITS |= {"C": "celsius", "F": "fahrenheit"}
+
+
+def _letter_unit(m: re.Match) -> str:
+    "The word for a unit that is written as one letter."
+    return f" {_LETTER_UNITS[m[1]]} "
+
+
+def _digits(m: re.Match) -> str:
+    "The digits of a number whose thousands are set apart."
+    return re.sub(r"[^0-9]", "", m[0])
+
 # %% ../nbs/17_tasks.ipynb #clean
 _TEN_TO = r"(?<=[0-9])\s?(?:\\times|\\cdot|[×·*x])\s?10\s?\^\s?\{?([-−+]?[0-9]{1,2})(?![0-9])\}?"
+_FONT = r"\\(?:text(?:bf|it|rm|sf|tt|normal)?|math(?:rm|bf|it|sf|tt)|[mh]box|emph|underline)\s*\{"
+_DEGREES = r"\^\s?\{?\\circ\}?|\\degree|°"
 _CLEAN = [
     (re.compile(pattern), to)
     for pattern, to in (
@@ -87,16 +109,25 @@ _CLEAN = [
         (r"²", "^2"),
         (r"³", "^3"),
         (_TEN_TO, r"e\1"),
-        (r"\\[dt]?frac\s*(\d)\s*(\d)", r" \1/\2"),
-        (r"\\[dt]?frac\s*\{([^{}]*)\}\s*\{([^{}]*)\}", r" \1/\2"),
-        (r"\\(?:text|mathrm|mbox|textbf)\s*\{([^{}]*)\}", r" \1 "),
+        (r"(?<![\w.^)}])10\s?\^\s?\{?([-−+]?[0-9]{1,2})(?![0-9])\}?", r"1e\1"),
+        (r"\\[dtc]?frac\s*(\d)\s*(\d)", r" \1/\2"),
+        (r"\\[dtc]?frac\s*\{([^{}]*)\}\s*\{([^{}]*)\}", r" \1/\2"),
+        (
+            rf"(?:{_DEGREES}|\bdegrees?)\s?(?:{_FONT})?\s?([CF])(?:[a-z]{{6,9}})?(?![a-z])\}}?",
+            _letter_unit,
+        ),
+        (rf"(?<=[0-9}}])(?:[\s~]|\\[,;: ])?{_FONT}\s?([mgshL])\s?\}}", _letter_unit),
+        (rf"{_FONT}([^{{}}]*)\}}", r" \1 "),
         (r"(?<=\d)(?:\{,\}|,?\\[!,])(?=\d{3}(?!\d))", ","),
-        (r"\\[,;: ]|~", " "),
+        (r"(?<![0-9.,/])[1-9][0-9]{0,2}(?:[\s'’][0-9]{3}){1,12}(?![0-9]|\s?/)", _digits),
+        (r"\\[,;: ]|~|\\q?quad(?![a-z])|\\(?:displaystyle|bf|rm|it)(?![a-z])|\\\Z", " "),
         (r"\\!", ""),
         (r"\\([$%])", r"\1"),
-        (r"\^\{?\\circ\}?|\\degree|°", " degrees "),
+        (_DEGREES, " degrees "),
         (r"[−–]", "-"),
-        (r"\*\*|\\[()]|\\left|\\right", ""),
+        (r"\*\*|\\[()\[\]]|\\left|\\right|\$\$|[\u200b-\u200d\ufeff\ufe0f]", ""),
+        (r"[\u2600-\u27bf\U0001f000-\U0001faff]", ""),
+        (r"(?<![\w$])\$(?=[^\s$])([^$]*)(?<=[^\s$])\$(?![\w$])", r"\1"),
     )
 ]
 
@@ -105,25 +136,23 @@ def _tidy(text: str) -> str:
     "The ways of writing a number brought into one, without a final stop or dollar signs around."
     for pattern, to in _CLEAN:
         text = pattern.sub(to, text)
-    text = re.sub(r"\s+", " ", text).strip().rstrip(".").strip()
-    if text.startswith("$") and text.endswith("$"):
-        text = text[1:-1].strip()
-    return text
+    return re.sub(r"\s+", " ", text).strip().rstrip(".").strip()
 
 # %% ../nbs/17_tasks.ipynb #after-equals
 _VARIABLE = re.compile(r"(?<![A-Za-z\\])[A-Za-z](?![A-Za-z])")
 _EXPRESSION = re.compile(r"[-+*/^]|[0-9]\s?[A-Za-z]")
+_LEFT = re.compile(r"(?:(?:[^=,;<>!≤≥≠]|(?<=[0-9]),(?=[0-9]{3}(?![0-9]))){0,60}=){1,9}\s*")
 
 
 def _after_equals(text: str) -> str | None:
-    "What stands after a first equals sign, the text itself where there is none, None for `2x = 5`."
-    left = re.match(r"([^=,;<>!≤≥≠]{0,40})=\s*", text)
+    "What stands after equals signs, the text itself where there is none, None for `2x = 5`."
+    left = _LEFT.match(text)
     if left is None:
         return text
     known = r"(?<=[0-9]) ?x ?(?=[$€£¥]?[0-9])|[A-Za-z]\(-?[0-9]{1,9}\)"  # 3 x 4, f(-1)
-    name = re.sub(known, "*", left[1])
-    if _VARIABLE.search(name) and _EXPRESSION.search(name):
-        return None
+    for name in re.sub(known, "*", left[0]).split("="):
+        if _VARIABLE.search(name) and _EXPRESSION.search(name):
+            return None
     return text[left.end() :]
 
 # %% ../nbs/17_tasks.ipynb #number-pattern
@@ -139,7 +168,8 @@ _NUMBER = re.compile(
     (?P<exp>[eE][-+]?[0-9]{1,2})?
     (?P<unit>
         [ ]? [$€£¥%]
-      | [A-Za-z]{1,12}                                              # 5km
+      | [A-Za-z]{1,12}(?:/[a-z]{1,12})?                             # 5km, 5km/h
+      | [ ]?/[ ]?[a-z]{2,12}                                        # $5/hour
       | (?:
             [ ] (?: [A-Za-z]{2,20} | (?<=[a-z0-9][ ])a(?=[ ][A-Za-z]{2}) )
             (?:/[a-z]{1,12})?                                       # miles/hour
@@ -208,56 +238,385 @@ def braced(text: str, start: int) -> str | None:
             return text[start : m.start()]
     return None
 
-# %% ../nbs/17_tasks.ipynb #held
-_MARK = re.compile(r"\\boxed\s*\{|####|<answer>")
-
-
-def _held_by(mark: re.Match, text: str) -> str | None:
-    "What a mark in `text` holds, None if that is nothing, or if it is never closed."
-    rest = text[mark.end() :]
-    if mark[0] == "####":
-        held = rest.partition("\n")[0].partition("</answer>")[0]
-    elif mark[0] == "<answer>":
-        held = rest.partition("</answer>")[0] if "</answer>" in rest else ""
-    else:
-        held = braced(text, mark.end()) or ""
-    return held.strip() or None
-
-# %% ../nbs/17_tasks.ipynb #said
-_SAID = re.compile(r"\banswer\**(?: is|:)[:*]*[ \t]*", re.IGNORECASE)
-_LAST = re.compile(
-    r"""
-    (?<![\w.)]) -? [$€£¥]?
-    (?: [0-9]{1,3}(?:,[0-9]{3}){1,12}(?![0-9]) | [0-9]{1,40} )
-    (?:\.[0-9]{1,40})? (?:/[0-9]{1,40})? %?
-  | [$€£¥]? (?<![\w.]) \.[0-9]{1,40}
+# %% ../nbs/17_tasks.ipynb #explained
+_WHY = "which|where|because|since|as|so that|that is|i\\.e\\.|not|given|based on|after"
+_EXPLAINED = re.compile(
+    rf"""
+    (?:[,;]|(?<=[\w%}})$.]))\s+(?:{_WHY})\b                            # 5, which is
+  | [,;]\s(?=(?:and|this|it|I|we|so|thus)\b[^0-9]*\Z)
+  | \s(?:-|–|--)\s(?=[A-Za-z]{{2}}) | \s?—                             # 5 - that is
+  | (?<=\S)\s\((?!mod|or\b|approx|about)(?=[^()]*[A-Za-z]{{3}})[^()]*\)\W*\Z  # 5 (see above)
     """,
     re.VERBOSE,
 )
 
 
-def _sentence(text: str) -> str | None:
-    "The beginning of `text` up to a full stop or the end of the line, at most 200 characters."
-    line = text.partition("\n")[0][:200]
-    return re.split(r"\.(?:\s|$)", line)[0].strip(" *") or None
+def _unexplained(text: str) -> str:
+    "A text without an explanation at its end; the number, if there is one, is no part of that."
+    cut = _EXPLAINED.search(text)
+    head = text[: cut.start()] if cut else text
+    return head if re.search("[0-9]", head) or not re.search("[0-9]", text) else text
+
+# %% ../nbs/17_tasks.ipynb #bare
+def _bare(held: str) -> str:
+    "What a mark holds without space and second braces around, '' for a blank to fill in."
+    held = (held[:-40] + _TAIL.sub("", held[-40:])).strip()
+    if held.startswith("{") and braced(held, 1) == held[1:-1]:
+        held = held[1:-1].strip()
+    if len(held) < 40 and _NOTHING.fullmatch(held):
+        return ""
+    return _answer_in(held)
+
+# %% ../nbs/17_tasks.ipynb #held
+_MARK = re.compile(
+    r"(?:\\|\b)(?:boxed|fbox)\s*\{|\\(?:boxed|fbox)(?=\s*[-0-9\\])|####|<answer>", re.IGNORECASE
+)
+_NOTHING = re.compile(r"(?:[\s_.?{}~…-]|\\(?:text|[lc]?dots|square|q?quad|[,;:!_])(?![a-z]))*")
+_TAIL = re.compile(r"(?:\s|~|\\[,;:!]|\\q?quad|\\(?=\s|\Z))+\Z")
+
+
+def _held_by(mark: re.Match, text: str) -> str | None:
+    "What a mark in `text` holds, '' if that is nothing, None if it is never closed."
+    start, kind = mark.end(), mark[0].lower()
+    if kind == "####":
+        held = text[start:].partition("\n")[0].lstrip("#").partition("</answer>")[0]
+        held = _unexplained(held)
+    elif kind == "<answer>":
+        closed = re.search("</answer>", text[start:], re.IGNORECASE)
+        held = text[start : start + closed.start()] if closed else None
+    elif kind.endswith("{"):
+        held = braced(text, start)
+    else:
+        held = text[start:].partition("\n")[0].partition("$")[0]
+    return held and _bare(held)
+
+# %% ../nbs/17_tasks.ipynb #said
+_SAID = re.compile(
+    r"""
+    (?:\b(?:answers?|ans)\b|答案) [*_`"”]{0,3}
+    (?:[ ](?:to|for|of)\b [^.:\n]{1,80}? )?                       # the answer to the question
+    (?:
+        [ ]? (?:[:=：→—–]|=>|->|-[ ]|是|为)
+      | ,? [ ] (?:(?:therefore|thus|hence|then),?[ ])? (?:can|will|would|should|must|has[ ]to)?[ ]?
+        (?:is|are|was|be|becomes|equals|comes[ ](?:out[ ])?to)\b
+      | (?P<heading> [*_: ]{0,6} (?=\n) )                         # Final Answer, a line of its own
+      | [ ] (?= \(?[A-E]\) | [-−$(]?[0-9] )                       # Answer (C), Answer 72
+    )
+    """,
+    re.IGNORECASE | re.VERBOSE,
+)
+_OPENING = re.compile(
+    r"""(?:
+        [\s*_`>:：,=#] | \\\[(?=\s*\n) | \$\$(?=\s*\n) | (?<=\n)[-•][ ]
+      | (?:therefore|thus|hence|then|simply|just|indeed|clearly|actually|exactly|is|equals)\b
+      | equal[ ]to\b | given[ ]by\b
+    ){0,40}""",
+    re.IGNORECASE | re.VERBOSE,
+)
+_STOP = re.compile(r"[.。][*_\"”')]*(?:\s|\Z)|[!?][*_\"”')]*(?:\s|\Z)|。|\n")
+
+
+def _sentence(text: str) -> str:
+    "The beginning of `text` up to a full stop or the end of the line, without what explains it."
+    start = _OPENING.match(text[:200]).end()
+    sentence = _STOP.split(text[start : start + 200], maxsplit=1)[0]
+    return _unexplained(sentence).strip(" \t*_`\"”'’,;:")
+
+# %% ../nbs/17_tasks.ipynb #statements
+_OTHER = re.compile(
+    r"\b(?:wrong|incorrect|previous|earlier|initial|first|common|partial|another)[ ]+\Z",
+    re.IGNORECASE,
+)
+_TITLE = re.compile(r"[\W\d_]*(?:(?:the|my|final|correct|so)\W+){0,4}\Z", re.IGNORECASE)
+_ABOUT = re.compile(
+    r"(?:indeed |also )?(?:in)?(?:correct|right|wrong|valid|reasonable|consistent|as follows)\b",
+    re.IGNORECASE,
+)
+
+
+def _is_cue(m: re.Match, text: str) -> bool:
+    "Whether what follows a mention of an answer in `text` is the answer, and the final one."
+    before = text[max(m.start() - 40, 0) : m.start()]
+    title = m["heading"] is None or _TITLE.fullmatch(before.rpartition("\n")[2])
+    return bool(title) and not _OTHER.search(before)
+
+
+def _statements(text: str) -> list[tuple[re.Match, str]]:
+    "Where a text says what the answer is, and what it says there."
+    cues = [m for m in list(_SAID.finditer(text))[-20:] if _is_cue(m, text)]
+    said = [(m, _sentence(text[m.end() : m.end() + 500])) for m in cues]
+    return [(m, s) for m, s in said if s and not _ABOUT.match(s)]
+
+
+def _answer_in(held: str) -> str:
+    "What a marked text says that the answer is, the text itself if it does not say so."
+    said = _statements(held) if len(held) < 200 else []
+    return said[-1][1] if said else held
+
+# %% ../nbs/17_tasks.ipynb #last-lines
+_ALIGNED = re.compile(r"\\(?:begin|end)\s*\{(?:align|gather|split|equation|eqnarray)(?:ed)?\*?\}")
+_REMARK = re.compile(
+    r"""
+    (?<=\s)\((?=[^()]*[A-Za-z]{3})[^()]*\) | <<[^<>\n]*>>              # (in total), <<6*3=18>>
+  | (?<=[0-9}$)%])\s(?:when|if|where|for)\s\$?[A-Za-z]\s?=\s?[^\s,.]+  # 72 when x = 3
+  | \\(?:[hv]space|tag|label|ref|eqref|cite)\*?\{[^{}]*\}
+    """,
+    re.VERBOSE,
+)
+
+
+def _last_lines(text: str) -> list[str]:
+    "The last lines with digits, without remarks in brackets; the rows of a formula are lines."
+    text = text[-4000:]
+    if _ALIGNED.search(text):
+        text = _ALIGNED.sub("\n", text).replace(r"\\", "\n").replace("&", " ")
+    lines = [line[-2000:] for line in text.splitlines()]
+    lines = [_REMARK.sub("", line) for line in lines]
+    return [line for line in lines if re.search("[0-9]", line)][-4:]
+
+# %% ../nbs/17_tasks.ipynb #tokens
+_GLUED = re.compile(
+    r"""
+    \$\$[^$]*\$\$ | (?<![\w$])\$(?=[^\s$])[^$]*(?<=[^\s$])\$(?![\w$])
+  | \\\((?:(?!\\[()]).)*\\\) | \\\[(?:(?!\\[\[\]]).)*\\\]
+  | \\begin\{\w+\}(?:(?!\\(?:begin|end)\{).)*\\end\{\w+\}
+  | \{[^{}]*\} | [(\[](?![^()\[\]]*(?<![\\A-Za-z])[A-Za-z]{2})[^()\[\]]*[)\]]
+    """,
+    re.VERBOSE,
+)
+_DASHES = re.compile(r"—|–(?=[A-Za-z ])")
+
+
+def _tokens(line: str) -> list[str]:
+    "The parts of a line between spaces; formulas and brackets keep theirs, as null characters."
+    line = _DASHES.sub(" — ", line).replace("out of", "out-of")
+    return _GLUED.sub(lambda m: re.sub(r"\s", "\0", m[0]), line).split()
+
+# %% ../nbs/17_tasks.ipynb #undressed
+_AROUND = re.compile(r"(\$\$?|\\\(|\\\[|\(|\[)(.*?)(\$\$?|\\\)|\\\]|\)|\])", re.DOTALL)
+_CLOSING = {"$": "$", "$$": "$$", "\\(": "\\)", "\\[": "\\]", "(": ")", "[": "]"}
+
+
+def _undelimited(text: str) -> str:
+    "A text without the dollar signs or brackets that hold all of it; a tuple keeps its own."
+    m = _AROUND.fullmatch(text.strip())
+    if m is None or _CLOSING[m[1]] != m[3] or re.search(r"\$|\\[()]", m[2].replace(r"\$", "")):
+        return text
+    return text if m[1] in "([" and re.search(r"[,;()\[\]]", m[2]) else m[2].strip("\0 \n")
+
+
+def _undressed(token: str) -> str:
+    "A part of a line without emphasis, quotes, punctuation and what holds all of it."
+    for _ in range(3):
+        token = token.lstrip("*_`\"'“”‘|~≈").rstrip("*_`\"'“”’|.,;:!?…\0")
+        opened, closed = len(re.findall(r"[(\[]", token)), len(re.findall(r"[)\]]", token))
+        token = token[opened > closed and token[:1] in "([" :]
+        token = token[: len(token) - (closed > opened and token[-1:] in ")]")]
+        token = _undelimited(token)
+    return re.sub(r"\A[A-Za-z]{2,20}:(?=[-$0-9])", "", token)
+
+# %% ../nbs/17_tasks.ipynb #name
+_NAME = re.compile(
+    r"""
+    [A-Za-z]{2,20}-?[0-9][\w.-]* | [A-Za-z]_?\{?[0-9]+\}?[\w.]* | [0-9]+(?:st|nd|rd|th)  # H2O, x_2
+  | [0-9]+-[A-Za-z]{2}[\w-]* | \#[0-9]+ | (?:https?:|www\.)\S*                           # 3-digit
+    """,
+    re.VERBOSE,
+)
+_UNIT_POWER = re.compile(
+    r"(?:\\\w+\{)?\0?[A-Za-z]{1,12}(?:/[A-Za-z]{1,12})?\}?\^\{?-?[1-3]\}?(?:/[a-z]+)?"
+)
+_LABELS = set(
+    """
+    step steps part equation eq fig figure table line page chapter section case option question
+    problem exercise example method note rule theorem lemma item choice no
+    january february march april may june july august september october november december
+    """.split()
+)
+
+
+def _is_name(tokens: list[str], i: int) -> bool:
+    "Whether part `i` of a line is a name with digits: `H2O`, `Step 3`, `3rd`, the `1.` of a list."
+    token, before = _undressed(tokens[i]), tokens[i - 1] if i else ""
+    if i == 0 and len(tokens) > 1 and re.fullmatch(r"\(?[0-9]{1,3}[.)]", tokens[0]):
+        return True
+    if before.lower().strip("(*.") in _LABELS or _NAME.fullmatch(token):
+        return True
+    aside = r"\(=?[0-9.\0]+[-+*/×÷=][^,A-Za-z]*\)\W*|\[[0-9]{1,2}\]\W*"  # (6*12), [1]
+    calculation = re.fullmatch(aside, tokens[i])
+    power = _UNIT_POWER.fullmatch(token)
+    return bool(calculation and before or power and re.search(r"[0-9%]\W*\Z", before))
+
+# %% ../nbs/17_tasks.ipynb #joined
+_SIGNS_BETWEEN = set(
+    "- + * / ^ = < > ≤ ≥ ≠ ≈ × · ÷ ± − – : x → <= >= => \\times \\cdot \\div".split()
+)
+_EQUALS = {"=", "≈", "→", "=>", ":"}
+_BETWEEN = set("or to and of out-of by times plus minus over through versus".split())
+_BEFORE = set(
+    "minus negative plus not than least most twice double triple half third quarter".split()
+)
+
+
+def _is_math(token: str) -> bool:
+    "Whether a part of a line is mathematics: a digit, a command, a variable."
+    token = _undressed(token)
+    letter = len(token) == 1 and token.isalpha() and token not in "aAI"
+    return letter or "\\" in token or bool(re.search("[0-9]", token))
+
+
+def _ends(token: str) -> bool:
+    "Whether a sentence or a clause ends with a part of a line."
+    return bool(re.search(r"[.!?:][*_\"”')]*\Z", token))
+
+# %% ../nbs/17_tasks.ipynb #step-left
+def _step_left(tokens: list[str], start: int, equation: bool) -> int:
+    "How many parts before `start` belong to the same expression; a word among them is no number."
+    before, here = tokens[start - 1], tokens[start]
+    further = tokens[start - 2] if start > 1 else ""
+    if before in _EQUALS:  # with what it gives, a formula
+        return 2 if _is_math(further) and not _ends(further) else 0
+    if before in _SIGNS_BETWEEN:
+        return 0 if start == 1 and before in "-*+–" else min(start, 2)
+    if _ends(before):
+        return 0
+    if re.match(r"[=≈]|[-+*/^×·][^-+*/^]", here):
+        return int(_is_math(before))
+    if equation and not re.match(r"[A-Za-z]", here):
+        return 0
+    if before.lower() in _BEFORE:
+        return 1
+    if before.lower() == "of" and further.lower() in _BEFORE:
+        return 2
+    if before.lower() in _BETWEEN and re.search("[0-9]", further) and not _ends(further):
+        return 2
+    return int(_is_math(before))
+
+# %% ../nbs/17_tasks.ipynb #step-right
+_MULTIPLES = set(
+    "dozen hundred thousand million billion trillion squared cubed factorial or".split()
+)
+_TEXT_COMMAND = re.compile(r"\\(?:text|math|mbox|%|circ|degree|,|;| )")
+
+
+def _step_right(tokens: list[str], stop: int) -> int:
+    "How many parts from `stop` on belong to the same expression, which has no further number."
+    if stop == len(tokens) or re.search(r"[.,;:!?][*_\"”')]*\Z", tokens[stop - 1]):
+        return 0
+    word, further = _undressed(tokens[stop]), tokens[stop + 1 : stop + 3]
+    if tokens[stop] in _SIGNS_BETWEEN and further and _is_math(further[0]):
+        return 2
+    variable = len(word) == 1 and word.isalpha() and word not in "aAImgshLlCFKNJWV"
+    command = word.startswith("\\") and not _TEXT_COMMAND.match(word)
+    half = word == "and" and len(further) == 2 and further[1].startswith(("half", "quarter"))
+    many = word.lower() in _MULTIPLES or word.lower() in UNITS
+    return int(variable or command or many) or 3 * half
+
+# %% ../nbs/17_tasks.ipynb #whole
+def _whole(tokens: list[str], i: int) -> str | None:
+    "The expression around part `i` of a line, None where words make it no number."
+    start, stop = i, i + 1
+    while start:
+        equation = any("=" in t for t in tokens[start:stop])
+        step = _step_left(tokens, start, equation)
+        if not step:
+            break
+        start -= step
+    stop += _step_right(tokens, stop)
+    text = _undressed(" ".join(tokens[start:stop])).replace("\0", " ").strip()
+    if parse_number(text):
+        return text.rpartition("=")[2].strip()
+    return None if re.search(r"(?<![\\A-Za-z{])[A-Za-z]{2}", text) else text
+
+# %% ../nbs/17_tasks.ipynb #last-expression
+def last_expression(text: str) -> str | None:
+    """The last expression with a digit in a text, whole: `3/4`, `x = 2\\sqrt{3}`, 5 for `x = 5`.
+
+    None where there is none, or where words make it no number: `17 or 18`, `5 million`.
+    """
+    for line in reversed(_last_lines(text)):
+        tokens = _tokens(line)
+        for i in reversed(range(len(tokens))):
+            if re.search("[0-9]", tokens[i]) and not _is_name(tokens, i):
+                return _whole(tokens, i)
+    return None
+
+# %% ../nbs/17_tasks.ipynb #marked
+_SECTION = re.compile(
+    r"""\**\s*(?:
+        [0-9]{1,2}[.):]\s+[A-Za-z] | [A-Z][a-z]{2,20}ing\b
+      | (?i:step|part|case|solution|conclusion|final|answer|result|explanation|calculation|summary
+          |verification|analysis|given|method|approach|problem|question|example|check)\b
+    )""",
+    re.VERBOSE,
+)
+
+
+def _marked(text: str) -> list[tuple[re.Match, str | None]]:
+    "The marks in a text and what they hold; a heading of markdown is none."
+    found = [(m, _held_by(m, text)) for m in list(_MARK.finditer(text))[-50:]]
+    return [
+        (m, held)
+        for m, held in found
+        if not (m[0] == "####" and _SECTION.match(held or "") and "\n" in text[m.end() :].strip())
+    ]
+
+# %% ../nbs/17_tasks.ipynb #corrected
+_TAKEN_BACK = re.compile(r"\b(?:wait|actually|correction|sorry|oops|mistake)\b", re.IGNORECASE)
+
+
+def _answer_marked(text: str, marks: list[tuple[re.Match, str | None]]) -> str | None:
+    "What the last mark holds, but for blanks; what is said after a correction comes first."
+    full = [(m, held) for m, held in marks if held != ""]
+    if not full:
+        following = _sentence(text[marks[-1][0].end() :]) if marks[-1][0][0] == "####" else ""
+        return following if parse_number(following) else None
+    mark, held = full[-1]
+    rest = text[mark.end() :]
+    if held and (back := _TAKEN_BACK.search(rest)):
+        said = [s for _, s in _statements(rest[back.end() :]) if parse_number(s)]
+        return said[-1] if said else held
+    return held
+
+# %% ../nbs/17_tasks.ipynb #stated
+_WEAKENED = re.compile(
+    r"\b(?:not|never|about|approximately|approx|around|roughly|nearly|almost|over|under|above|below"
+    r"|least|most|more|less|fewer|greater|between|either|maybe|perhaps|or|up|within|cannot|if)\b|n't\b",
+    re.IGNORECASE,
+)
+
+
+def _answer_said(text: str, cue: re.Match, said: str, fallback: str | None) -> str | None:
+    "What a statement holds: a number, alone or the only one of a last sentence, or its words."
+    if parse_number(said):
+        return said
+    rest = text[cue.end() :].partition(said)[2]
+    if re.search("[0-9]", rest):
+        opens = fallback == "number" and not re.search(r"[a-z]\Z", cue[0])
+        return last_expression(text[cue.end() :]) if opens else said
+    numbers = re.findall(r"[0-9]+(?:[.,/][0-9]+)*", said)
+    if len(numbers) != 1 or _WEAKENED.search(said.partition(numbers[0])[0]):
+        return said
+    number = last_expression(said)
+    return number if number and parse_number(number) else said
 
 # %% ../nbs/17_tasks.ipynb #final-answer
 def final_answer(text: str, fallback: str | None = None) -> str | None:
     """The final answer in a completion, None if there is none.
 
-    `fallback`, where nothing marks it: None, 'number' (the last one) or 'text' (the whole text).
+    `fallback`, where nothing marks it: None, 'number' (the last expression with a digit) or 'text'
+    (the whole text).
     """
     text = text.rpartition("</think>")[2]
     if "<think>" in text:
         return None
-    if marks := list(_MARK.finditer(text)):
-        return _held_by(marks[-1], text)
-    if said := list(_SAID.finditer(text)):
-        return _sentence(text[said[-1].end() :])
+    if marks := _marked(text):
+        return _answer_marked(text, marks)
+    if said := _statements(text):
+        return _answer_said(text, *said[-1], fallback)
     if fallback == "text":
         return text.strip() or None
-    numbers = _LAST.findall(text) if fallback == "number" else []
-    return numbers[-1] if numbers else None
+    return last_expression(text) if fallback == "number" else None
 
 # %% ../nbs/17_tasks.ipynb #pack
 _MARKS = {"tuple", "set", "frozenset", "dict", "date", "time", "datetime"}
@@ -313,8 +672,21 @@ def _latex_grader():
     import re
     from dataclasses import replace
 
-    from math_verify import LatexExtractionConfig, parse, verify
+    from math_verify import LatexExtractionConfig, grader, parse, verify
 
+    absolute = grader.sympy_numeric_eq
+
+    def relative(a, b, *precision):
+        "Small numbers are equal if they agree in five digits, not if both are nearly 0."
+        if not absolute(a, b, *precision):
+            return False
+        try:
+            gap, size = abs((a - b).doit().evalf()), max(abs(x.doit().evalf()) for x in (a, b))
+            return bool(size >= 1 or gap <= 1e-5 * size)
+        except (TypeError, AttributeError):  # no numbers
+            return True
+
+    grader.sympy_numeric_eq = relative
     units = LatexExtractionConfig()
     no_units = replace(units.normalization_config, units=False)
     plain = replace(units, normalization_config=no_units)
@@ -490,12 +862,21 @@ def _need(module: str) -> None:
         missing = f"this needs {module.replace('_', '-')}, which is not installed"
         raise ImportError(f"{missing}: pip install 'cmdp_nbdev[math]'")
 
+# %% ../nbs/17_tasks.ipynb #gold-text
+def gold_text(answer) -> str | None:
+    "A gold answer as text, a number without exponent; None where there is none (NaN in a table)."
+    if answer is None or answer != answer:
+        return None
+    number = isinstance(answer, (int, float)) and not isinstance(answer, bool)
+    return format(Decimal(str(answer)), "f") if number else str(answer)
+
 # %% ../nbs/17_tasks.ipynb #numeric-reward
 def numeric_reward(prompts, completions, answer, **kwargs) -> list[float | None]:
     """1.0 where the final number is that of the column `answer`, else 0.0; None where that is None.
 
     For GSM8K. Raises ValueError for an `answer` that is no number.
     """
+    answer = [gold_text(a) for a in answer]
     if bad := [a for a in answer if a is not None and parse_number(a) is None]:
         wrong = f"column 'answer' holds {bad[0]!r}, which is no number"
         raise ValueError(f"{wrong}: use math_reward, or a scorer of your own")
@@ -519,6 +900,7 @@ _WRITTEN = [
     (re.compile(r"√\s?\(([^()]*)\)"), r"\\sqrt{\1}"),
     (re.compile(r"(?<![\\A-Za-z])pi(?![A-Za-z])"), r"\\pi "),
     (re.compile(r"\\varnothing"), r"\\emptyset"),
+    (re.compile(r"\\?\$|(?<!\\)\\[()\[\]]"), ""),
 ]
 
 
@@ -546,35 +928,132 @@ def _plain(latex: str) -> str:
         latex = latex[1:-1]
     return latex.casefold() if latex.isalpha() and len(latex) > 1 else latex
 
+# %% ../nbs/17_tasks.ipynb #to-python
+def _decimal(m: re.Match) -> str:
+    "A fraction for a decimal."
+    return f"({int(m[1] + m[2])}/{10 ** len(m[2])})"
+
+
+_TO_PYTHON = [
+    (re.compile(pattern), to)
+    for pattern, to in (
+        (r"\\left|\\right|\\[,;:! ]|\s+(?=[-+*/^!)}])|(?<=[-+*/^({])\s+", ""),
+        (r"\\cdot|\\times|[×·]", "*"),
+        (r"\\div|÷", "/"),
+        (r"[−–]", "-"),
+        (r"\\[dtc]?frac\s*(\d)\s*(\d)", r"(\1/\2)"),
+        (r"\^\s?(-?[0-9]+)", r"**(\1)"),
+        (r"(?<![0-9.])([0-9]{0,40})\.([0-9]{1,40})(?![0-9.])", _decimal),
+    )
+]
+_INNERMOST = [
+    (re.compile(r"\^\s?\{([^{}]*)\}"), r"**(\1)"),
+    (re.compile(r"\\[dtc]?frac\s*\{([^{}]*)\}\s*\{([^{}]*)\}"), r"((\1)/(\2))"),
+]
+
+
+def _python(latex: str) -> str:
+    "Arithmetic in LaTeX as Python's, with `n!` as `f(n)`; other LaTeX stays as it is."
+    for pattern, to in _TO_PYTHON:
+        latex = pattern.sub(to, latex)
+    for _ in range(10):
+        for pattern, to in _INNERMOST:
+            latex = pattern.sub(to, latex)
+    arithmetic = re.fullmatch(r"[-+*/()!0-9 ]+", latex)
+    return re.sub(r"([0-9]{1,4})!(?!!)", r"f(\1)", latex) if arithmetic else ""
+
+# %% ../nbs/17_tasks.ipynb #arithmetic-value
+def _power(base: Fraction, exponent: Fraction) -> Fraction:
+    "A power with a whole exponent. Raises ValueError for others and for too large ones."
+    bits = base.numerator.bit_length() + base.denominator.bit_length()
+    if exponent.denominator != 1 or bits * abs(exponent) > 10**6:
+        raise ValueError("the power is no fraction, or too large")
+    return base ** int(exponent)
+
+
+_ARITHMETIC = {ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul}
+_ARITHMETIC |= {ast.Div: operator.truediv, ast.Pow: _power}
+
+
+def _value(node: ast.expr) -> Fraction:
+    "The value of parsed arithmetic. Raises ValueError for anything else."
+    match node:
+        case ast.Constant(value=int(number)):
+            return Fraction(number)
+        case ast.UnaryOp(op=ast.USub(), operand=x):
+            return -_value(x)
+        case ast.Call(func=ast.Name(id="f"), args=[ast.Constant(value=int(number))]):
+            return Fraction(factorial(number))
+        case ast.BinOp(left=a, op=op, right=b) if type(op) in _ARITHMETIC:
+            return _ARITHMETIC[type(op)](_value(a), _value(b))
+    raise ValueError("not arithmetic")
+
+# %% ../nbs/17_tasks.ipynb #exact
+def exact(text: str) -> Fraction | None:
+    "The value of arithmetic in numbers, as LaTeX or plain; None for any other text."
+    text = _after_equals(text) if len(text) <= 300 else None
+    try:
+        return _value(ast.parse(_python(text or "").strip(), mode="eval").body)
+    except (SyntaxError, ValueError, ArithmeticError, RecursionError):
+        return None
+
+# %% ../nbs/17_tasks.ipynb #not-alone
+_DIGITS_APART = re.compile(r"[-+0-9.,\s]*[0-9]\s+[0-9][-+0-9.,\s]*")
+
+
+def _is_other_kind(gold: str, answer: str) -> bool:
+    "Whether an answer is an equation to solve, or digits with spaces, which math-verify misreads."
+    if _DIGITS_APART.fullmatch(answer):
+        return True
+    equation = answer.count("=") == 1 and not re.search(r"[,;<>]|[^\\A-Za-z][A-Za-z]{2}", answer)
+    return equation and "=" not in gold and _after_equals(answer) is None
+
+# %% ../nbs/17_tasks.ipynb #same-text
+_BASE = re.compile(r"[0-9A-Z]{1,40}_[0-9]{1,2}")
+_OPTION = re.compile(r"\(?([A-J])[).:]\s*(?!.*\b[A-J]\))\S.*", re.DOTALL)
+
+
+def _same_text(gold: str, answer: str) -> bool | None:
+    "Whether two LaTeX texts are the same by text, value or option; None if algebra must tell."
+    a, b = _plain(gold), _plain(answer)
+    if a == b:
+        return True
+    x, y = exact(gold), exact(answer)
+    if x is not None and y is not None:
+        return x == y
+    if re.fullmatch("[A-J]", a) and (option := _OPTION.fullmatch(answer.strip())):
+        return option[1] == a
+    in_base = _BASE.fullmatch(b) and (_BASE.fullmatch(a) or a.isdigit())
+    return False if in_base else None  # math-verify drops the base
+
 # %% ../nbs/17_tasks.ipynb #same-answer
 MAX_ANSWER = 300  # characters of a LaTeX answer that is parsed
-_BASE = re.compile(r"[0-9A-Z]{1,40}_[0-9]{1,2}")
 
 
 def same_answer(gold: str, answer: str, seconds: float = 5.0) -> bool:
     """Whether two final answers, numbers or LaTeX, are the same.
 
-    By number, by text, else by math-verify in the grading process, which may take `seconds` of CPU
-    time. Raises ImportError if math-verify is needed and missing.
+    By number, by text, by exact arithmetic, else by math-verify in the grading process, which may
+    take `seconds` of CPU time. `(C) 72` is the option C. Raises ImportError if math-verify is
+    needed and missing.
 
-    Known limits. Counted right: an expression left unevaluated (`9\\cdot 2` for 18); an equation by
-    its right side (`2x=18` for 18); a letter in either case; digits with a space between; a
-    descending `[2,-3]` for (2,-3); `90'` for 90°; inside expressions, decimals that agree to six
-    places; a unit that is not in `UNITS`, whichever. Counted wrong: number words, words before a
-    number or "of" after it, rounded fractions, decimal commas, "5 million", several units together,
-    currencies by code, "m²", times of day with a.m. or p.m.; of several boxes only the last is the
-    answer.
+    Known limits. Counted right: an expression left unevaluated (`9\\cdot 2` for 18); a letter in
+    either case; a descending `[2,-3]` for (2,-3); `90'` for 90°; inside expressions, decimals that
+    agree to six places and five digits; a unit that is not in `UNITS`, whichever. Counted wrong:
+    number words, words before a number or "of" after it, rounded fractions, decimal commas, "5
+    million", several units together, currencies by code, "m²", times of day with a.m. or p.m.; of
+    several boxes only the last is the answer.
     """
+    gold, answer = _undelimited(gold), _undelimited(answer)
     if (same := same_number(gold, answer)) is not None:
         return same
     if len(answer) > MAX_ANSWER:
         return _plain(gold) == _plain(answer)
+    if _is_other_kind(gold, answer):
+        return False
     gold, answer = _latex(gold), _latex(answer)
-    a, b = _plain(gold), _plain(answer)
-    if a == b:
-        return True
-    if _BASE.fullmatch(a) and _BASE.fullmatch(b):
-        return False  # math-verify drops the base
+    if (same := _same_text(gold, answer)) is not None:
+        return same
     _need("math_verify")
     score, trouble = _grade("latex", [], gold, answer, seconds=seconds)
     _warn("math-verify", trouble, answer)
@@ -589,39 +1068,100 @@ def math_reward(prompts, completions, answer, **kwargs) -> list[float | None]:
     found = [final_answer(text_of(c), "number") for c in completions]
     return [
         None if gold is None else float(text is not None and same_answer(gold, text))
-        for text, gold in zip(found, answer)
+        for text, gold in zip(found, map(gold_text, answer))
     ]
 
+# %% ../nbs/17_tasks.ipynb #file-kind
+KINDS = {
+    ".jsonl": ("json", {}),
+    ".json": ("json", {}),
+    ".ndjson": ("json", {}),
+    ".csv": ("csv", {}),
+    ".tsv": ("csv", {"sep": "\t"}),
+    ".parquet": ("parquet", {}),
+    ".arrow": ("arrow", {}),
+    ".txt": ("text", {}),
+}
+PACKED = (".gz", ".bz2", ".xz", ".zst")
+
+
+def file_kind(path: str | os.PathLike) -> str | None:
+    "The key of `KINDS` that a file's name ends in, in any case and packed or not; else None."
+    endings = [ending.lower() for ending in Path(path).suffixes]
+    if endings and endings[-1] in PACKED:
+        endings.pop()
+    return endings[-1] if endings and endings[-1] in KINDS else None
+
+# %% ../nbs/17_tasks.ipynb #file-rows
+def _file_rows(path: Path) -> Dataset:
+    "The rows of a file; a text's lines are prompts."
+    kind = file_kind(path)
+    if path.is_file() and kind is None:
+        raise ValueError(f"its kind is none of {', '.join(KINDS)} (with or without {PACKED[0]})")
+    if not path.exists() and not glob.has_magic(str(path)):
+        raise FileNotFoundError("there is no such file")
+    if path.is_file() and not path.stat().st_size:
+        raise ValueError("it has no rows")
+    builder, settings = KINDS[kind]
+    name = glob.escape(str(path)) if path.exists() else str(path)
+    rows = load_dataset(builder, data_files=name, split="train", **settings)
+    return rows.rename_column("text", "prompt") if builder == "text" else rows
+
 # %% ../nbs/17_tasks.ipynb #all-rows
-KINDS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet"}
+def one_split(data: dict, split: str, alone: bool) -> Dataset:
+    """The split of that name; of held-out ones "validation" where there is no "test".
+
+    alone: take the only one whatever its name is. Raises ValueError naming those there are.
+    """
+    names = [split, "validation"] if split == "test" else [split]
+    if alone and len(data) == 1:
+        names = list(data)
+    for name in names:
+        if name in data:
+            return data[name]
+    raise ValueError(f"it has the splits {', '.join(data)}")
 
 
-def _all_rows(source: str, split: str) -> Dataset:
+def _all_rows(source: str, split: str, alone: bool) -> Dataset:
     "A split of a folder of data files or of a hub name: configuration main, or else all of them."
     names = get_dataset_config_names(source)
     names = ["main"] if "main" in names else names
-    return concatenate_datasets([load_dataset(source, name, split=split) for name in names])
+    data = [load_dataset(source, name) for name in names]
+    return concatenate_datasets([one_split(splits, split, alone) for splits in data])
+
+# %% ../nbs/17_tasks.ipynb #read-rows
+def _read_rows(source: str, split: str, alone: bool) -> Dataset:
+    "The rows of a file, of a folder that `save_to_disk` wrote or of data files, or of a hub name."
+    path = Path(source).expanduser()
+    if not path.is_dir():
+        if path.is_file() or file_kind(path):
+            return _file_rows(path)
+        return _all_rows(source, split, alone)
+    if not any((path / name).exists() for name in ("state.json", "dataset_dict.json")):
+        return _all_rows(str(path), split, alone)
+    data = load_from_disk(str(path))
+    return one_split(data, split, alone) if isinstance(data, dict) else data
 
 # %% ../nbs/17_tasks.ipynb #load-rows
-def load_rows(source: str, split: str = "train", what: str = "dataset") -> Dataset:
-    """The rows of a file, a folder or a hub name, columns as they are there.
+def load_rows(
+    source: str | os.PathLike, split: str = "train", what: str = "dataset", alone: bool = False
+) -> Dataset:
+    """The rows of a file (see `KINDS`), a folder or a hub name, columns as they are there.
 
     `what` is how errors call it. Of several configurations "main" is taken, or else all, one after
-    another. Raises FileNotFoundError if nothing can be loaded.
+    another; of splits see `one_split`. Raises FileNotFoundError if nothing can be loaded.
     """
-    path = Path(source).expanduser()
+    source = os.fspath(source)
+    where = f"{what}={source!r} could not be loaded (split {split!r})"
     try:
-        if path.suffix in KINDS:
-            return load_dataset(KINDS[path.suffix], data_files=str(path), split="train")
-        if path.is_dir() and any((path / f).exists() for f in ("state.json", "dataset_dict.json")):
-            data = load_from_disk(str(path))
-            return data[split] if isinstance(data, dict) else data
-        source = str(path) if path.is_dir() else source
-        return _all_rows(source, split)
+        rows = _read_rows(source, split, alone)
     except Exception as e:
-        reason = (str(e).splitlines() or [type(e).__name__])[0]
-        where = f"{what}={source!r} could not be loaded (split {split!r})"
+        empty = isinstance(e, StopIteration) or "corresponds to no data" in str(e)
+        reason = "it has no rows" if empty else (str(e).splitlines() or [type(e).__name__])[0]
         raise FileNotFoundError(f"{where}: {reason}") from e
+    if not len(rows):
+        raise FileNotFoundError(f"{where}: it has no rows")
+    return rows
 
 # %% ../nbs/17_tasks.ipynb #texts
 def _texts(rows: list[dict[str, str | None]]) -> Dataset:

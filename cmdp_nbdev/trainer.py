@@ -39,10 +39,12 @@ class CMDPTrainer(Run):
     -> (B, L, V)` log-probabilities. reward_funcs: one or several, as in TRL, `f(prompts,
     completions, **columns) -> list[float | None]`. train_dataset, eval_dataset: a column
     `prompt` (text or chat messages); others reach the reward functions, `budget` gives every
-    prompt a limit of its own. processing_class: tokenizer, folder or name; None = the model's.
-    eval_metrics: further scores of evaluations, name -> function as for rewards. callbacks:
-    functions `(trainer, metrics)`, called after every update. constraints: further budgets,
-    name -> (cost function, Budget), see reward.call_cost, kept through the reward.
+    prompt a limit of its own; lists and DatasetDicts: see preflight.as_datasets; eval_dataset may
+    be several sets by name (metrics `eval_<name>_accuracy`, ...). processing_class: tokenizer,
+    folder or name; None = the model's. eval_metrics: further scores of evaluations, name ->
+    function as for rewards. callbacks: functions `(trainer, metrics)`, called after every update.
+    constraints: further budgets, name -> (cost function, Budget), see reward.call_cost, kept
+    through the reward.
     Raises ValueError, one line for everything that cannot work, before any update.
     """
 

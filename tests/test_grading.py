@@ -287,7 +287,7 @@ COMPLETIONS = [
     ("18", "#### 17 or 18", 0),
     ("18", "#### eighteen", 0),
     ("18", "####", 0),
-    ("18", "#### \n18", 0),
+    ("18", "#### \n18", 1),
     ("18", "#### 18 million", 0),
     ("18", "#### 18-20", 0),
     ("18", "#### between 17 and 19", 0),
@@ -336,7 +336,7 @@ COMPLETIONS = [
     ("18", "", 0),
     ("18", "   \n", 0),
     ("18", "Answer:", 0),
-    ("18", "The answer is\n18", 0),
+    ("18", "The answer is\n18", 1),
     ("18", "The answer is \\(18\\).", 1),
     ("18", r"The answer is $\boxed{18}$.", 1),
     ("18", "The answer is: $18$", 1),
@@ -359,7 +359,7 @@ COMPLETIONS = [
     ("1250", "#### 1250.0", 1),
     ("1250", "The answer is 1,250 dollars.", 1),
     ("1,250", "#### 1250", 1),
-    ("1,250", "in total 1 250", 0),
+    ("1,250", "in total 1 250", 1),
     ("0.5", "#### 1/2", 1),
     ("0.5", "#### 50%", 1),
     ("0.5", "It is 0.5.", 1),
@@ -368,7 +368,7 @@ COMPLETIONS = [
     ("-3", "It is -3 degrees.", 1),
     ("-3", "#### −3", 1),
     ("-3", "10 - 13 = -3", 1),
-    ("3", "It is 10-3", 1),
+    ("3", "It is 10-3", 0),
     ("7", "10 -3 = 7", 1),
     ("20", "#### 20%", 1),
     ("20%", "It is 20 percent.", 1),
@@ -383,16 +383,12 @@ COMPLETIONS = [
 LIMITS = [
     ("18", r"9\cdot 2", True),
     ("6", "3!", True),
-    ("18", "2x=18", True),
-    ("2", "x^2=2", True),
     ("B", "b", True),
     ("x", "X", True),
     ("(2,-3)", "[2,-3]", True),
     (r"90^\circ", "90'", True),
-    ("60", "6 0", True),
-    ("1718", "17 18", True),
     (r"\sqrt{2}", "1.414214", True),
-    ("10 cm", "10 in", True),
+    ("10 knots", "10 volts", True),
     ("5", "5m", True),
     (r"\frac{1}{3}", "0.333333333333", False),
     ("3+4i", r"3+4\cdot i", False),
@@ -447,6 +443,29 @@ def test_the_table_is_large():
     assert len(set(cases)) >= 300
     assert len(set(BARE)) == len(BARE)
     assert len(set(COMPLETIONS)) == len(COMPLETIONS)
+
+
+# --- cases met in reports to other graders
+
+REPORTS = [
+    tuple(line.replace("⏎", "\n").split("\t")) for line in lines("reports.tsv") if "\t" in line
+]
+
+
+@latex
+def test_cases_of_public_reports():
+    "Right answers in people's phrases and notations, and near misses of them, in equal number."
+    wrong = []
+    for gold, text, verdict, *_ in REPORTS:
+        graders = [math_reward, *[numeric_reward] * (parse_number(gold) is not None)]
+        rewards = [grade([""], [text], [gold])[0] for grade in graders]
+        if set(rewards) != {float(verdict == "right")}:
+            wrong.append((gold, text, verdict, rewards))
+    assert wrong == []
+    right = sum(verdict == "right" for _, _, verdict, *_ in REPORTS)
+    assert len(REPORTS) >= 400
+    assert abs(2 * right - len(REPORTS)) <= 0.05 * len(REPORTS)
+    assert len({case[:2] for case in REPORTS}) == len(REPORTS)
 
 
 # --- math-verify's own cases

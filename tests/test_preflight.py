@@ -24,6 +24,9 @@ CONFIGS = {
     "groups_stay_whole": dict(num_generations=7),
     "the_teachers_completions_are_used": dict(seq_kd=True),
     "the_method_knows_its_settings": dict(method_kwargs={"lamda": 1}),
+    "the_schedule_is_known_beforehand": dict(lr_scheduler_type="greedy"),
+    "the_schedule_knows_its_settings": dict(lr_scheduler_kwargs={"lr_end": 1e-6}),
+    "the_schedule_gives_rates": dict(lr_scheduler_kwargs={"num_cycles": 0.5}),
     "the_method_has_groups_to_compare": dict(num_generations=1),
     "a_score_function_needs_its_own_completions": dict(lmbda=0.5),
     "distillation_follows_a_gradient": dict(divergence="log_ratio", distill_steps=1, method="cmdp"),
@@ -82,6 +85,18 @@ class Adapters:
     is_prompt_learning = True
 
 
+class Around(torch.nn.Module):
+    "A wrapper of which transformers knows nothing."
+
+    def __init__(self, model):
+        super().__init__()
+        self.model, self.config = model, model.config
+
+    def forward(self, *args, **kwargs):
+        "As the model inside."
+        return self.model(*args, **kwargs)
+
+
 def prompts(**columns):
     return Dataset.from_dict({"prompt": ["1+1="] * 3, "answer": ["2"] * 3, **columns})
 
@@ -90,6 +105,8 @@ BUDGETS = {"length": (length_cost, Budget(9))}
 JOBS = {
     "adapters_come_from_peft": lambda job: setattr(job.model, "_hf_peft_config_loaded", True),
     "something_is_trained": lambda job: job.model.requires_grad_(False),
+    "the_student_is_a_model_of_transformers": lambda job: setattr(job, "model", Around(job.model)),
+    "the_students_weights_are_whole": lambda job: setattr(job.model, "is_quantized", True),
     "adapters_can_be_merged": lambda job: setattr(job.model, "peft_config", {"a": Adapters()}),
     "models_have_a_row_for_every_id": lambda job: setattr(job.teacher.config, "vocab_size", 3),
     "prompts_can_be_answered": lambda job: setattr(job, "train_dataset", Dataset.from_dict({})),

@@ -227,13 +227,18 @@ def test_settings_reach_every_place_where_prompts_are_encoded():
     assert score != likelihood(model, tok)([chat], ["11"])
     assert score == likelihood(model, tok, chat_template_kwargs=off)([chat], ["11"])
     data = Dataset.from_dict({"prompt": [chat], **column})
-    (record,) = evaluate_records(model, model, data, tok, lambda completions: [0.0], **short)
+    zero = [lambda completions: [0.0]]
+    (record,) = evaluate_records(model, model, data, tok, zero, **short)
+    short_off = {"chat_template_kwargs": off, **short}
+    plain = Dataset.from_dict({"prompt": [chat]})
+    (told,) = evaluate_records(model, model, plain, tok, zero, **short_off)
     for rollout in (
         generate(model, tok, [chat], column, **short),
         generate(model, tok, [chat], chat_template_kwargs=off, **short),
         given_rollout(tok, [chat], ["11"], column),
         given_rollout(tok, [chat], ["11"], chat_template_kwargs=off),
         record_rollout(record, tok),
+        record_rollout(told, tok),
     ):
         assert rollout.prompt_ids.tolist() == [silent]
 

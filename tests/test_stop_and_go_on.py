@@ -11,9 +11,15 @@ from accelerate import tracking
 from conftest import flat, read_lines
 
 from cmdp_nbdev import cli
+from cmdp_nbdev.budget import Budget
+from cmdp_nbdev.config import CMDPConfig
+from cmdp_nbdev.methods import register_method
+from cmdp_nbdev.objective import Signal
 from cmdp_nbdev.plot import training_curves
 from cmdp_nbdev.reward import UPDATE
 from cmdp_nbdev.run import uninterrupted
+from cmdp_nbdev.widgets.microscope import _answer
+from cmdp_nbdev.widgets.panel import judge, record_trace
 
 TINY = dict(
     max_steps=3,
@@ -400,3 +406,35 @@ def test_the_log_has_the_names_that_are_kept_for_it(make_trainer):
     "`log_metric` refuses what an update holds anyway."
     found = set(make_trainer(method="grpo").step())
     assert found == set(UPDATE) - {"n_verdict"}
+
+
+def test_a_method_does_not_overwrite_the_log(own_methods):
+    "Its own numbers have names of their own."
+
+    @register_method("loud")
+    def loud(batch, budget, state):
+        "Logs an accuracy."
+        zeros = torch.zeros_like(batch.cost)
+        return Signal(zeros, zeros, {"accuracy": 7.0})
+
+    with pytest.raises(ValueError, match="'loud' logs accuracy, which an update has already"):
+        CMDPConfig(method="loud")
+
+
+def test_a_card_without_verdicts(make_trainer):
+    trainer = make_trainer(reward_funcs=never)
+    trainer.evaluate()
+    assert "| accuracy | no verdict |" in trainer.card() and "nan" not in trainer.card()
+
+
+def test_widgets_without_some_verdicts(make_trainer):
+    "The panel's rates are those of the summary, and the microscope says what is known."
+
+    def second(completions):
+        return [None if i % 2 else 1.0 for i in range(len(completions))]
+
+    result, records = make_trainer(reward_funcs=second, budget=1.0).evaluate(return_records=True)
+    found = judge(record_trace("mine", records, Budget(1.0)), 1.0)
+    for name in ("accuracy", "accuracy_low", "accuracy_within_budget"):
+        assert found[name] == pytest.approx(result[name])
+    assert _answer(records[0]) in ("right", "wrong") and _answer(records[1]) == "no verdict"

@@ -14,7 +14,7 @@ from ..budget import Budget
 from ..cost import align_vocab
 from ..evaluate import evaluate_records
 from ..mdp import Rollout
-from ..model import default_pair
+from ..model import default_pair, ids_of
 from ..plot import read_jsonl
 from ..rollout import completion_logits, encode_prompts
 from ..task import chain_dataset, chain_reward
@@ -47,6 +47,7 @@ def record_rollout(record: dict, tokenizer, device="cpu") -> Rollout:
     columns = {k: [v] for k, v in record.items() if k not in RECORD_KEYS}
     prompt = (x.to(device) for x in encode_prompts([record["prompt"]], tokenizer, columns))
     ids = torch.tensor([record["completion_ids"]], device=device)
+    vocab_size, holes = ids_of(tokenizer)
     return Rollout(
         *prompt,
         ids,
@@ -56,6 +57,8 @@ def record_rollout(record: dict, tokenizer, device="cpu") -> Rollout:
         prompts=[record["prompt"]],
         completions=[record["completion"]],
         columns=columns,
+        vocab_size=vocab_size,
+        holes=holes,
     )
 
 # %% ../../nbs/widgets/03_records.ipynb #distributions
