@@ -387,6 +387,11 @@ def load_job(
         teacher = load_model(teacher, "teacher", **args.teacher_model_init_kwargs)
     inside = innermost(teacher)
     warn_numbers(args, student, inside)
+    if line:
+        say(
+            "both are loaded; checking the data, then both models on a few prompts",
+            args.disable_tqdm,
+        )
     several = isinstance(reward_funcs, (list, tuple))
     return Job(
         args=args,
