@@ -424,6 +424,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                        'cmdp_nbdev/preflight.py'),
                                       'cmdp_nbdev.preflight.adapters_come_from_peft': ( 'preflight.html#adapters_come_from_peft',
                                                                                         'cmdp_nbdev/preflight.py'),
+                                      'cmdp_nbdev.preflight.alike_problems': ('preflight.html#alike_problems', 'cmdp_nbdev/preflight.py'),
                                       'cmdp_nbdev.preflight.an_evaluation_holds_every_name_once': ( 'preflight.html#an_evaluation_holds_every_name_once',
                                                                                                     'cmdp_nbdev/preflight.py'),
                                       'cmdp_nbdev.preflight.as_dataset': ('preflight.html#as_dataset', 'cmdp_nbdev/preflight.py'),
