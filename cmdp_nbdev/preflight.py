@@ -878,13 +878,14 @@ def preflight(job: Job, generator: torch.Generator, autocast: Callable = nullcon
 
 # %% ../nbs/11_preflight.ipynb #stay-in-eval
 def stay_in_eval(model: torch.nn.Module) -> None:
-    "Evaluation mode, whatever is asked for later."
+    "Evaluation mode for all modules inside of `model`, whatever is asked for later."
     model.eval()
-    model.train = functools.partial(_same, model)
+    model.train = functools.partial(_outermost, model)
 
 
-def _same(model: torch.nn.Module, mode: bool = True) -> torch.nn.Module:
-    "`model`, as `train` returns it."
+def _outermost(model: torch.nn.Module, mode: bool = True) -> torch.nn.Module:
+    "`model`, in training mode itself and nothing inside of it."
+    model.training = mode
     return model
 
 # %% ../nbs/11_preflight.ipynb #checkpoint-gradients
