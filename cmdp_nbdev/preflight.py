@@ -380,6 +380,11 @@ def load_job(
     if not is_function(teacher):
         teacher = load_model(teacher, "teacher", **args.teacher_model_init_kwargs)
     warn_numbers(args, student, teacher)
+    if line:
+        say(
+            "both are loaded; checking the data, then both models on a few prompts",
+            args.disable_tqdm,
+        )
     several = isinstance(reward_funcs, (list, tuple))
     return Job(
         args=args,

@@ -18,6 +18,7 @@ from cmdp_nbdev.prepare import (
     find_smollm2,
     finetune,
     layer_name,
+    load_fast,
     prepare,
     prune_layers,
     smollm2,
@@ -256,7 +257,7 @@ def test_smollm2_speaks_and_takes_two_updates(tmp_path):
     began = weights.stat().st_mtime_ns
     assert smollm2(folder) == folder and weights.stat().st_mtime_ns == began
 
-    teacher, tokenizer = load_model(folder), load_tokenizer(folder)
+    teacher, tokenizer = load_fast(folder), load_tokenizer(folder)
     question = [{"role": "user", "content": "What is the capital of France?"}]
     said = generate(teacher, tokenizer, [question], max_completion_length=12, temperature=0)
     assert "Paris" in said.completions[0][0]["content"]
@@ -268,7 +269,6 @@ def test_smollm2_speaks_and_takes_two_updates(tmp_path):
         per_device_train_batch_size=4,
         num_generations=2,
         max_completion_length=8,
-        bf16=True,
         kl_chunk_size=64,
         learning_rate=1e-4,
         output_dir=str(tmp_path / "run"),
