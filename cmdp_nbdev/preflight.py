@@ -24,7 +24,7 @@ from accelerate.tracking import get_available_trackers
 from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
-from transformers import PreTrainedModel
+from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, PretrainedConfig, PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from .budget import Budget, row_budget
@@ -83,8 +83,8 @@ __all__ = ['logger', 'rule', 'APART', 'SAID', 'PATIENCE', 'Job', 'is_function', 
            'metrics_are_functions_with_names', 'an_evaluation_holds_every_name_once', 'columns_are_seen',
            'constraints_need_a_method_that_reads_the_reward', 'a_quantile_has_prompts_to_be_measured_on',
            'limits_per_prompt_are_numbers', 'check_job', 'extreme_rows', 'write_probe', 'check_functions',
-           'probe_distances', 'distance_problems', 'precision_of', 'check_shapes', 'alike_problems', 'check_probe',
-           'preflight', 'stay_in_eval', 'checkpoint_gradients']
+           'probe_distances', 'distance_problems', 'precision_of', 'check_shapes', 'alike_problems', 'check_gradient',
+           'check_probe', 'preflight', 'stay_in_eval', 'checkpoint_gradients']
 
 # %% ../nbs/11_preflight.ipynb #job
 @dataclass
@@ -438,6 +438,17 @@ def the_student_is_a_model_of_transformers(job: Job):
             "from_pretrained loads; pass the transformers model inside it (wrapped by peft or "
             "torch.compile, if you like)"
         )
+    elif not _is_known(inner.config):
+        yield (
+            f"model has a {type(inner.config).__name__}, which AutoModelForCausalLM does not know: "
+            "the saved student could not be loaded; register it (AutoModelForCausalLM.register), "
+            "or use a model that it loads"
+        )
+
+
+def _is_known(config: PretrainedConfig) -> bool:
+    "Whether AutoModelForCausalLM loads what such a config describes."
+    return type(config) in MODEL_FOR_CAUSAL_LM_MAPPING or hasattr(config, "auto_map")
 
 # %% ../nbs/11_preflight.ipynb #rule-quantised
 @rule
@@ -843,6 +854,18 @@ def alike_problems(
         warnings.warn(problem, stacklevel=2)
     return refused
 
+# %% ../nbs/11_preflight.ipynb #check-gradient
+def check_gradient(model: torch.nn.Module, logits: Tensor) -> None:
+    "Raise ValueError for a model through which no gradient comes from its `logits`."
+    trained = next(p for p in model.parameters() if p.requires_grad)
+    try:
+        torch.autograd.grad(logits.float().logsumexp(-1).sum(), trained, allow_unused=True)
+    except (AssertionError, RuntimeError, ValueError) as e:
+        raise ValueError(
+            f"model: {type(core(model)).__name__} cannot be trained as it is sampled, in "
+            f"evaluation mode: {e}"
+        ) from e
+
 # %% ../nbs/11_preflight.ipynb #check-probe
 def check_probe(job: Job, probe: Rollout, generator: torch.Generator) -> int:
     """Raise ValueError unless both models are what they seem; returns the ids that both have.
@@ -853,6 +876,7 @@ def check_probe(job: Job, probe: Rollout, generator: torch.Generator) -> int:
     temperature, given = job.args.temperature, replace(probe, sampled_logps=None)
     with torch.enable_grad():
         student = completion_logits(job.model, probe)
+        check_gradient(job.model, student)
     with torch.no_grad():
         teacher = completion_logits(job.teacher, probe)
         check_shapes(student, teacher)

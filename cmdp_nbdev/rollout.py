@@ -531,7 +531,7 @@ def _distance(logits: Tensor, truth: Tensor) -> float:
     return float((logps - truth).abs()[truth > -20].max())
 
 # %% ../nbs/08_rollout.ipynb #way-error
-CANNOT = (AttributeError, IndexError, KeyError, NotImplementedError, RuntimeError, TypeError)
+CANNOT = (AssertionError, AttributeError, IndexError, KeyError, RuntimeError, TypeError)
 
 
 def _error(model, rollout: Rollout, truth: Tensor, way: Reading) -> float:
