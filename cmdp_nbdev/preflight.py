@@ -24,12 +24,19 @@ from accelerate.tracking import get_available_trackers
 from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
-from transformers import PreTrainedModel
+from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, PretrainedConfig, PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from .budget import Budget, row_budget
 from .config import CMDPConfig, Rules, as_trackers, refuse
-from .cost import TeacherRows, token_cost, token_divergence, token_logps, what_it_is
+from cmdp_nbdev.cost import (
+    DenseRows,
+    TeacherRows,
+    token_cost,
+    token_divergence,
+    token_logps,
+    what_it_is,
+)
 from .evaluate import name_problems, record_column_problems
 from .mdp import Rollout, masked, select, trim
 from .methods import METHODS
@@ -85,8 +92,8 @@ __all__ = ['logger', 'rule', 'APART', 'SAID', 'PATIENCE', 'Job', 'is_function', 
            'metrics_are_functions_with_names', 'an_evaluation_holds_every_name_once', 'columns_are_seen',
            'constraints_need_a_method_that_reads_the_reward', 'a_quantile_has_prompts_to_be_measured_on',
            'limits_per_prompt_are_numbers', 'check_job', 'extreme_rows', 'write_probe', 'check_functions',
-           'probe_distances', 'distance_problems', 'precision_of', 'check_shapes', 'check_bound', 'check_probe',
-           'preflight', 'stay_in_eval', 'checkpoint_gradients']
+           'probe_distances', 'distance_problems', 'precision_of', 'check_shapes', 'check_bound', 'alike_problems',
+           'check_gradient', 'check_probe', 'preflight', 'stay_in_eval', 'checkpoint_gradients']
 
 # %% ../nbs/11_preflight.ipynb #job
 @dataclass
@@ -445,6 +452,17 @@ def the_student_is_a_model_of_transformers(job: Job):
             "from_pretrained loads; pass the transformers model inside it (wrapped by peft or "
             "torch.compile, if you like)"
         )
+    elif not _is_known(inner.config):
+        yield (
+            f"model has a {type(inner.config).__name__}, which AutoModelForCausalLM does not know: "
+            "the saved student could not be loaded; register it (AutoModelForCausalLM.register), "
+            "or use a model that it loads"
+        )
+
+
+def _is_known(config: PretrainedConfig) -> bool:
+    "Whether AutoModelForCausalLM loads what such a config describes."
+    return type(config) in MODEL_FOR_CAUSAL_LM_MAPPING or hasattr(config, "auto_map")
 
 # %% ../nbs/11_preflight.ipynb #rule-quantised
 @rule
@@ -773,28 +791,42 @@ def check_functions(job: Job, probe: Rollout) -> None:
         budget.spent(call_cost(function, probe), probe.completion_mask)
 
 # %% ../nbs/11_preflight.ipynb #probe-distances
-def _logps(model, rollout: Rollout, temperature: float) -> Tensor:
-    "Log-probabilities (B, T) of the tokens; those of a teacher that is no module at 1."
-    ids, mask = rollout.completion_ids, rollout.completion_mask
+def _said(model, rollout: Rollout) -> Tensor | TeacherRows:
+    "Logits of a model; what another teacher says."
     if is_function(model):
-        return teacher_rows(model, rollout).logps(ids, mask)
-    return token_logps(completion_logits(model, rollout), ids, temperature)
+        return teacher_rows(model, rollout)
+    return completion_logits(model, rollout)
 
 
-def probe_distances(model, probe: Rollout, temperature: float = 1.0) -> dict[str, float]:
+def _logps(said: Tensor | TeacherRows, rollout: Rollout, temperature: float) -> Tensor:
+    "Log-probabilities (B, T) of the tokens; of a teacher without logits those at temperature 1."
+    ids, mask = rollout.completion_ids, rollout.completion_mask
+    logits = said.logits if isinstance(said, DenseRows) else said
+    if isinstance(logits, Tensor):
+        return token_logps(logits, ids, temperature)
+    return said.logps(ids, mask)
+
+
+def probe_distances(
+    model,
+    probe: Rollout,
+    temperature: float = 1.0,
+    logits: Tensor | TeacherRows | None = None,  # what the model says, if that is known
+) -> dict[str, float]:
     """How far apart a model's log-probabilities of the probe's tokens are, nats, at most.
 
     'sampled': as they were sampled and as they are scored, where the probe is the model's own;
-    'padded': scored in a batch and alone.
+    'padded': scored in a batch and alone. logits: the model's on the probe, if they are at hand.
     """
-    scored = _logps(model, probe, temperature).detach()
+    logits = _said(model, probe) if logits is None else logits
+    scored = _logps(logits, probe, temperature).detach()
     scored, found = masked(scored, probe.completion_mask), {"padded": 0.0}
     if probe.sampled_logps is not None:
         found["sampled"] = float((scored - probe.sampled_logps).abs().max())
     for row in probe.group_ids.unique().tolist():
         row = int((probe.group_ids == row).nonzero()[0])
         alone = trim(select(probe, [row]))
-        logps = _logps(model, alone, temperature)
+        logps = _logps(_said(model, alone), alone, temperature)
         distance = (logps[0].detach() - scored[row, : logps.shape[1]]).abs().max()
         found["padded"] = max(found["padded"], float(distance))
     return found
@@ -832,18 +864,14 @@ def precision_of(model: torch.nn.Module) -> str:
     under = torch.is_autocast_enabled(parameter.device.type)
     return "half" if under or any(p.dtype in halves for p in model.parameters()) else "float32"
 
-# %% ../nbs/11_preflight.ipynb #check-probe
-def check_shapes(job: Job, probe: Rollout) -> int:
-    "The number of ids that both models answer for. Raises ValueError for a teacher that does not."
-    student, teacher = completion_logits(job.model, probe), teacher_rows(job.teacher, probe)
+# %% ../nbs/11_preflight.ipynb #check-shapes
+def check_shapes(student: Tensor, teacher: TeacherRows) -> None:
+    "Raise ValueError for a teacher that does not answer for the student's positions."
     if teacher.shape[:2] != student.shape[:2]:
         raise ValueError(
             f"teacher must answer (B, L, V) for ids of shape (B, L), got {tuple(teacher.shape)} "
             f"where {tuple(student.shape[:2])} completion positions were asked for"
         )
-    token_divergence(student, teacher, mask=probe.completion_mask)
-    check_bound(job, probe, student, teacher)
-    return teacher.align(student)[0].shape[-1]
 
 
 def check_bound(job: Job, probe: Rollout, student: Tensor, teacher: TeacherRows) -> None:
@@ -854,30 +882,55 @@ def check_bound(job: Job, probe: Rollout, student: Tensor, teacher: TeacherRows)
         told = probe.completion_ids, probe.completion_mask, cost.of(kind)
         token_cost(student, teacher, *told)
 
+# %% ../nbs/11_preflight.ipynb #check-alike
+def alike_problems(
+    what: str, model, probe: Rollout, logits: Tensor | TeacherRows | None, temperature: float
+) -> list[str]:
+    "What is wrong with a model's numbers on the probe; warns of a function's."
+    distances = probe_distances(model, probe, temperature, logits)
+    if isinstance(model, torch.nn.Module):
+        return list(distance_problems(what, distances, precision_of(model)))
+    refused = list(distance_problems(what, distances, "half"))
+    for problem in () if refused else distance_problems(what, distances, "float32"):
+        warnings.warn(problem, stacklevel=2)
+    return refused
 
+# %% ../nbs/11_preflight.ipynb #check-gradient
+def check_gradient(model: torch.nn.Module, logits: Tensor) -> None:
+    "Raise ValueError for a model through which no gradient comes from its `logits`."
+    trained = next(p for p in model.parameters() if p.requires_grad)
+    try:
+        torch.autograd.grad(logits.float().logsumexp(-1).sum(), trained, allow_unused=True)
+    except (AssertionError, RuntimeError, ValueError) as e:
+        raise ValueError(
+            f"model: {type(core(model)).__name__} cannot be trained as it is sampled, in "
+            f"evaluation mode: {e}"
+        ) from e
+
+# %% ../nbs/11_preflight.ipynb #check-probe
 def check_probe(job: Job, probe: Rollout, generator: torch.Generator) -> int:
     """Raise ValueError unless both models are what they seem; returns the ids that both have.
 
     Raises what rewards and costs raise, too. Warns if the vocabularies do not fit.
     """
     check_functions(job, probe)
+    temperature, given = job.args.temperature, replace(probe, sampled_logps=None)
+    with torch.enable_grad():
+        student = completion_logits(job.model, probe)
+        check_gradient(job.model, student)
     with torch.no_grad():
-        vocab_size = check_shapes(job, probe)
-    written = {
-        "model": (job.model, probe),
-        "teacher": (job.teacher, replace(probe, sampled_logps=None)),
-    }
-    if job.args.seq_kd and job.args.lmbda < 1:
-        written["teacher"] = job.teacher, write_probe(job, generator, job.teacher)
-    problems = []
-    for what, (model, rollout) in written.items():
-        with torch.set_grad_enabled(model is job.model):
-            distances = probe_distances(model, rollout, job.args.temperature)
-        own = getattr(model, "precision", None) if is_function(model) else None
-        precision = own or precision_of(job.model)
-        problems += distance_problems(what, distances, precision)
+        teacher = teacher_rows(job.teacher, probe)
+        check_shapes(student, teacher)
+        token_divergence(student, teacher, mask=probe.completion_mask)
+        check_bound(job, probe, student, teacher)
+        problems = alike_problems("model", job.model, probe, student, temperature)
+        if job.args.seq_kd and job.args.lmbda < 1:
+            own = write_probe(job, generator, job.teacher)
+            problems += alike_problems("teacher", job.teacher, own, None, temperature)
+        else:
+            problems += alike_problems("teacher", job.teacher, given, teacher, temperature)
     refuse(problems)
-    return vocab_size
+    return teacher.align(student)[0].shape[-1]
 
 # %% ../nbs/11_preflight.ipynb #preflight
 PATIENCE = 5.0  # seconds
@@ -896,13 +949,14 @@ def preflight(job: Job, generator: torch.Generator, autocast: Callable = nullcon
 
 # %% ../nbs/11_preflight.ipynb #stay-in-eval
 def stay_in_eval(model: torch.nn.Module) -> None:
-    "Evaluation mode, whatever is asked for later."
+    "Evaluation mode for all modules inside of `model`, whatever is asked for later."
     model.eval()
-    model.train = functools.partial(_same, model)
+    model.train = functools.partial(_outermost, model)
 
 
-def _same(model: torch.nn.Module, mode: bool = True) -> torch.nn.Module:
-    "`model`, as `train` returns it."
+def _outermost(model: torch.nn.Module, mode: bool = True) -> torch.nn.Module:
+    "`model`, in training mode itself and nothing inside of it."
+    model.training = mode
     return model
 
 # %% ../nbs/11_preflight.ipynb #checkpoint-gradients

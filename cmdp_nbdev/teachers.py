@@ -122,7 +122,6 @@ class CachedTeacher:
         self.teacher, self.folder = loaded(teacher), Path(folder).expanduser()
         self.identity = identity_of(self.teacher, name)
         self.name_or_path = model_name(innermost(self.teacher))
-        self.precision = getattr(self.teacher, "precision", None)
         self.dtype, self.max_bytes = getattr(torch, dtype), max_bytes
         self.hits = self.misses = self.written = 0
         try:
@@ -255,8 +254,6 @@ class ServerTeacher:
     has, None = not known; api_key, timeout, retries, wait: see judge.chat_completion; options:
     more fields of the request. Raises ValueError for an address or a number that cannot be.
     """
-
-    precision = "half"  # of its answers, for the probe
 
     def __init__(
         self,

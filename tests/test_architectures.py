@@ -58,13 +58,9 @@ def test_small_models_would_show_a_mistake(name):
     assert torch.allclose(logps[:-3], changed[:-3], atol=1e-4)
 
 
-LOUD = {"emu3", "mllama", "reformer", "xlm"}  # transformers raises in the run: not yet refused
-
-
 def test_every_model_type_is_in_the_table():
     "The committed table has a row for each, and none that is silently wrong."
     runs = matrix.RUNS.read()
     verdicts = runs["verdict"].str.split(":").str[0]
     assert set(runs["model"]) >= {*zoo.NAMES, *zoo.VARIANTS}
-    assert set(verdicts) <= {"right", "refused", "error"}
-    assert set(runs["model"][verdicts == "error"]) <= LOUD
+    assert set(verdicts) == {"right", "refused"}
