@@ -24,7 +24,7 @@ from accelerate.tracking import get_available_trackers
 from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
-from transformers import PreTrainedModel
+from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, PretrainedConfig, PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from .budget import Budget, row_budget
@@ -83,8 +83,8 @@ __all__ = ['logger', 'rule', 'APART', 'SAID', 'PATIENCE', 'Job', 'is_function', 
            'metrics_are_functions_with_names', 'an_evaluation_holds_every_name_once', 'columns_are_seen',
            'constraints_need_a_method_that_reads_the_reward', 'a_quantile_has_prompts_to_be_measured_on',
            'limits_per_prompt_are_numbers', 'check_job', 'extreme_rows', 'write_probe', 'check_functions',
-           'probe_distances', 'distance_problems', 'precision_of', 'check_shapes', 'check_probe', 'preflight',
-           'stay_in_eval', 'checkpoint_gradients']
+           'probe_distances', 'distance_problems', 'precision_of', 'check_shapes', 'alike_problems', 'check_gradient',
+           'check_probe', 'preflight', 'stay_in_eval', 'checkpoint_gradients']
 
 # %% ../nbs/11_preflight.ipynb #job
 @dataclass
@@ -438,6 +438,17 @@ def the_student_is_a_model_of_transformers(job: Job):
             "from_pretrained loads; pass the transformers model inside it (wrapped by peft or "
             "torch.compile, if you like)"
         )
+    elif not _is_known(inner.config):
+        yield (
+            f"model has a {type(inner.config).__name__}, which AutoModelForCausalLM does not know: "
+            "the saved student could not be loaded; register it (AutoModelForCausalLM.register), "
+            "or use a model that it loads"
+        )
+
+
+def _is_known(config: PretrainedConfig) -> bool:
+    "Whether AutoModelForCausalLM loads what such a config describes."
+    return type(config) in MODEL_FOR_CAUSAL_LM_MAPPING or hasattr(config, "auto_map")
 
 # %% ../nbs/11_preflight.ipynb #rule-quantised
 @rule
@@ -766,14 +777,17 @@ def check_functions(job: Job, probe: Rollout) -> None:
         budget.spent(call_cost(function, probe), probe.completion_mask)
 
 # %% ../nbs/11_preflight.ipynb #probe-distances
-def probe_distances(model, probe: Rollout, temperature: float = 1.0) -> dict[str, float]:
+def probe_distances(
+    model, probe: Rollout, temperature: float = 1.0, logits: Tensor | None = None
+) -> dict[str, float]:
     """How far apart a model's log-probabilities of the probe's tokens are, nats, at most.
 
     'sampled': as they were sampled and as they are scored, where the probe is the model's own;
-    'padded': scored in a batch and alone.
+    'padded': scored in a batch and alone. logits: the model's on the probe, if they are at hand.
     """
     ids, mask = probe.completion_ids, probe.completion_mask
-    scored = token_logps(completion_logits(model, probe), ids, temperature).detach()
+    logits = completion_logits(model, probe) if logits is None else logits
+    scored = token_logps(logits, ids, temperature).detach()
     scored, found = masked(scored, mask), {"padded": 0.0}
     if probe.sampled_logps is not None:
         found["sampled"] = float((scored - probe.sampled_logps).abs().max())
@@ -818,40 +832,63 @@ def precision_of(model: torch.nn.Module) -> str:
     under = torch.is_autocast_enabled(parameter.device.type)
     return "half" if under or any(p.dtype in halves for p in model.parameters()) else "float32"
 
-# %% ../nbs/11_preflight.ipynb #check-probe
-def check_shapes(job: Job, probe: Rollout) -> int:
-    "The number of ids that both models answer for. Raises ValueError for a teacher that does not."
-    student, teacher = (completion_logits(m, probe) for m in (job.model, job.teacher))
+# %% ../nbs/11_preflight.ipynb #check-shapes
+def check_shapes(student: Tensor, teacher: Tensor) -> None:
+    "Raise ValueError for a teacher that does not answer for the student's positions."
     if teacher.shape[:2] != student.shape[:2]:
         raise ValueError(
             f"teacher must answer (B, L, V) for ids of shape (B, L), got {tuple(teacher.shape)} "
             f"where {tuple(student.shape[:2])} completion positions were asked for"
         )
-    token_divergence(student, teacher, mask=probe.completion_mask)
-    return min(student.shape[-1], teacher.shape[-1])
 
+# %% ../nbs/11_preflight.ipynb #check-alike
+def alike_problems(
+    what: str, model, probe: Rollout, logits: Tensor | None, temperature: float
+) -> list[str]:
+    "What is wrong with a model's numbers on the probe; warns of a function's."
+    distances = probe_distances(model, probe, temperature, logits)
+    if isinstance(model, torch.nn.Module):
+        return list(distance_problems(what, distances, precision_of(model)))
+    refused = list(distance_problems(what, distances, "half"))
+    for problem in () if refused else distance_problems(what, distances, "float32"):
+        warnings.warn(problem, stacklevel=2)
+    return refused
 
+# %% ../nbs/11_preflight.ipynb #check-gradient
+def check_gradient(model: torch.nn.Module, logits: Tensor) -> None:
+    "Raise ValueError for a model through which no gradient comes from its `logits`."
+    trained = next(p for p in model.parameters() if p.requires_grad)
+    try:
+        torch.autograd.grad(logits.float().logsumexp(-1).sum(), trained, allow_unused=True)
+    except (AssertionError, RuntimeError, ValueError) as e:
+        raise ValueError(
+            f"model: {type(core(model)).__name__} cannot be trained as it is sampled, in "
+            f"evaluation mode: {e}"
+        ) from e
+
+# %% ../nbs/11_preflight.ipynb #check-probe
 def check_probe(job: Job, probe: Rollout, generator: torch.Generator) -> int:
     """Raise ValueError unless both models are what they seem; returns the ids that both have.
 
     Raises what rewards and costs raise, too. Warns if the vocabularies do not fit.
     """
     check_functions(job, probe)
+    temperature, given = job.args.temperature, replace(probe, sampled_logps=None)
+    with torch.enable_grad():
+        student = completion_logits(job.model, probe)
+        check_gradient(job.model, student)
     with torch.no_grad():
-        vocab_size = check_shapes(job, probe)
-    written = {
-        "model": (job.model, probe),
-        "teacher": (job.teacher, replace(probe, sampled_logps=None)),
-    }
-    if job.args.seq_kd and job.args.lmbda < 1:
-        written["teacher"] = job.teacher, write_probe(job, generator, job.teacher)
-    problems = []
-    for what, (model, rollout) in written.items():
-        with torch.set_grad_enabled(model is job.model):
-            distances = probe_distances(model, rollout, job.args.temperature)
-        problems += distance_problems(what, distances, precision_of(job.model))
+        teacher = completion_logits(job.teacher, probe)
+        check_shapes(student, teacher)
+        token_divergence(student, teacher, mask=probe.completion_mask)
+        problems = alike_problems("model", job.model, probe, student, temperature)
+        if job.args.seq_kd and job.args.lmbda < 1:
+            own = write_probe(job, generator, job.teacher)
+            problems += alike_problems("teacher", job.teacher, own, None, temperature)
+        else:
+            problems += alike_problems("teacher", job.teacher, given, teacher, temperature)
     refuse(problems)
-    return vocab_size
+    return min(student.shape[-1], teacher.shape[-1])
 
 # %% ../nbs/11_preflight.ipynb #preflight
 PATIENCE = 5.0  # seconds
@@ -870,13 +907,14 @@ def preflight(job: Job, generator: torch.Generator, autocast: Callable = nullcon
 
 # %% ../nbs/11_preflight.ipynb #stay-in-eval
 def stay_in_eval(model: torch.nn.Module) -> None:
-    "Evaluation mode, whatever is asked for later."
+    "Evaluation mode for all modules inside of `model`, whatever is asked for later."
     model.eval()
-    model.train = functools.partial(_same, model)
+    model.train = functools.partial(_outermost, model)
 
 
-def _same(model: torch.nn.Module, mode: bool = True) -> torch.nn.Module:
-    "`model`, as `train` returns it."
+def _outermost(model: torch.nn.Module, mode: bool = True) -> torch.nn.Module:
+    "`model`, in training mode itself and nothing inside of it."
+    model.training = mode
     return model
 
 # %% ../nbs/11_preflight.ipynb #checkpoint-gradients

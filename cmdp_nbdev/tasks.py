@@ -9,6 +9,7 @@ import ast
 import atexit
 import datetime
 import difflib
+import functools
 import glob
 import importlib.util
 import inspect
@@ -116,12 +117,12 @@ _CLEAN = [
             rf"(?:{_DEGREES}|\bdegrees?)\s?(?:{_FONT})?\s?([CF])(?:[a-z]{{6,9}})?(?![a-z])\}}?",
             _letter_unit,
         ),
-        (rf"(?<=[0-9}}])(?:[\s~]|\\[,;: ])?{_FONT}\s?([mgshL])\s?\}}", _letter_unit),
+        (rf"(?<=[0-9}}])(?:[\s~]|\\[,;: ]){{0,3}}{_FONT}\s?([mgshL])\s?\}}", _letter_unit),
         (rf"{_FONT}([^{{}}]*)\}}", r" \1 "),
         (r"(?<=\d)(?:\{,\}|,?\\[!,])(?=\d{3}(?!\d))", ","),
         (r"(?<![0-9.,/])[1-9][0-9]{0,2}(?:[\s'’][0-9]{3}){1,12}(?![0-9]|\s?/)", _digits),
-        (r"\\[,;: ]|~|\\q?quad(?![a-z])|\\(?:displaystyle|bf|rm|it)(?![a-z])|\\\Z", " "),
-        (r"\\!", ""),
+        (r"\\[,;: ]|~|\\q?quad(?![a-z])|\\(?:displaystyle|[lL]arge|bf|rm|it)(?![a-z])|\\\Z", " "),
+        (r"\\!|</?(?:b|i|em|strong)>", ""),
         (r"\\([$%])", r"\1"),
         (_DEGREES, " degrees "),
         (r"[−–]", "-"),
@@ -132,9 +133,12 @@ _CLEAN = [
 ]
 
 # %% ../nbs/17_tasks.ipynb #tidy
+_CLEAN_ALREADY = re.compile(r"[-+$]?[0-9.,]+%?(?: [a-z]+)*\.?")  # most answers, so time is saved
+
+
 def _tidy(text: str) -> str:
     "The ways of writing a number brought into one, without a final stop or dollar signs around."
-    for pattern, to in _CLEAN:
+    for pattern, to in [] if _CLEAN_ALREADY.fullmatch(text) else _CLEAN:
         text = pattern.sub(to, text)
     return re.sub(r"\s+", " ", text).strip().rstrip(".").strip()
 
@@ -201,12 +205,10 @@ def _unit(m: re.Match) -> str | None:
     return UNITS.get(words[0], "") if len(words) == 1 else ""
 
 # %% ../nbs/17_tasks.ipynb #parse-number
-def parse_number(text: str) -> tuple[Fraction, str] | None:
-    """The exact value of `text` and its unit: '%', '$', 'minute', ..., '' for none or another one.
-
-    None if the text is not, as a whole, one number that can be read in one way only.
-    """
-    text = _after_equals(_tidy(text)) if len(text) <= 200 else None
+@functools.lru_cache(10000)
+def _read_number(text: str) -> tuple[Fraction, str] | None:
+    "The exact value of a short text and its unit, None if it is no number."
+    text = _after_equals(_tidy(text))
     m = None if text is None else _NUMBER.fullmatch(text)
     unit = None if m is None or _impossible(m) else _unit(m)
     if unit is None:
@@ -214,6 +216,14 @@ def parse_number(text: str) -> tuple[Fraction, str] | None:
     decimal = Fraction(m["num"].replace(",", "") + (m["exp"] or ""))
     value = decimal / int(m["den"] or 1) + int(m["whole"] or 0)
     return (-value if "-" in (m["sign"], m["minus"]) else value), unit
+
+
+def parse_number(text: str) -> tuple[Fraction, str] | None:
+    """The exact value of `text` and its unit: '%', '$', 'minute', ..., '' for none or another one.
+
+    None if the text is not, as a whole, one number that can be read in one way only.
+    """
+    return _read_number(text) if len(text) <= 200 else None
 
 # %% ../nbs/17_tasks.ipynb #same-number
 def same_number(a: str, b: str) -> bool | None:
@@ -300,14 +310,14 @@ _SAID = re.compile(
       | ,? [ ] (?:(?:therefore|thus|hence|then),?[ ])? (?:can|will|would|should|must|has[ ]to)?[ ]?
         (?:is|are|was|be|becomes|equals|comes[ ](?:out[ ])?to)\b
       | (?P<heading> [*_: ]{0,6} (?=\n) )                         # Final Answer, a line of its own
-      | [ ] (?= \(?[A-E]\) | [-−$(]?[0-9] )                       # Answer (C), Answer 72
+      | [ ] (?= \(?[A-E]\) | [-−$(]?[0-9] | \\[\[(] )                       # Answer (C), Answer 72
     )
     """,
     re.IGNORECASE | re.VERBOSE,
 )
 _OPENING = re.compile(
     r"""(?:
-        [\s*_`>:：,=#] | \\\[(?=\s*\n) | \$\$(?=\s*\n) | (?<=\n)[-•][ ]
+        [\s*_`>:：,=] | \#+[ ] | \\\[(?=\s*\n) | \$\$(?=\s*\n) | (?<=\n)[-•][ ]
       | (?:therefore|thus|hence|then|simply|just|indeed|clearly|actually|exactly|is|equals)\b
       | equal[ ]to\b | given[ ]by\b
     ){0,40}""",
@@ -368,11 +378,11 @@ _REMARK = re.compile(
 def _last_lines(text: str) -> list[str]:
     "The last lines with digits, without remarks in brackets; the rows of a formula are lines."
     text = text[-4000:]
-    if _ALIGNED.search(text):
+    if "\\begin" in text and _ALIGNED.search(text):
         text = _ALIGNED.sub("\n", text).replace(r"\\", "\n").replace("&", " ")
-    lines = [line[-2000:] for line in text.splitlines()]
+    lines = [line[-2000:] for line in text.splitlines() if re.search("[0-9]", line)][-4:]
     lines = [_REMARK.sub("", line) for line in lines]
-    return [line for line in lines if re.search("[0-9]", line)][-4:]
+    return [line for line in lines if re.search("[0-9]", line)]
 
 # %% ../nbs/17_tasks.ipynb #tokens
 _GLUED = re.compile(
@@ -384,7 +394,7 @@ _GLUED = re.compile(
     """,
     re.VERBOSE,
 )
-_DASHES = re.compile(r"—|–(?=[A-Za-z ])")
+_DASHES = re.compile(r"—|–(?= ?[A-Za-z])")
 
 
 def _tokens(line: str) -> list[str]:
@@ -400,7 +410,9 @@ _CLOSING = {"$": "$", "$$": "$$", "\\(": "\\)", "\\[": "\\]", "(": ")", "[": "]"
 def _undelimited(text: str) -> str:
     "A text without the dollar signs or brackets that hold all of it; a tuple keeps its own."
     m = _AROUND.fullmatch(text.strip())
-    if m is None or _CLOSING[m[1]] != m[3] or re.search(r"\$|\\[()]", m[2].replace(r"\$", "")):
+    if m is None or _CLOSING[m[1]] != m[3]:
+        return text
+    if m[1] not in "([" and re.search(r"(?<!\\)\$|\\[()]", m[2]):
         return text
     return text if m[1] in "([" and re.search(r"[,;()\[\]]", m[2]) else m[2].strip("\0 \n")
 
@@ -424,7 +436,7 @@ _NAME = re.compile(
     re.VERBOSE,
 )
 _UNIT_POWER = re.compile(
-    r"(?:\\\w+\{)?\0?[A-Za-z]{1,12}(?:/[A-Za-z]{1,12})?\}?\^\{?-?[1-3]\}?(?:/[a-z]+)?"
+    r"(?:\\\w+\{)?\0?[A-Za-z]{1,12}(?:/[A-Za-z]{1,12})?\}?\$?\^\{?-?[1-3]\}?\$?"
 )
 _LABELS = set(
     """
@@ -442,7 +454,7 @@ def _is_name(tokens: list[str], i: int) -> bool:
         return True
     if before.lower().strip("(*.") in _LABELS or _NAME.fullmatch(token):
         return True
-    aside = r"\(=?[0-9.\0]+[-+*/×÷=][^,A-Za-z]*\)\W*|\[[0-9]{1,2}\]\W*"  # (6*12), [1]
+    aside = r"[(\[]=?[0-9.\0]+[-+*/×÷=][^,A-Za-z]*[)\]]\W*|\[[0-9]{1,2}\]\W*"  # (6*12), [1]
     calculation = re.fullmatch(aside, tokens[i])
     power = _UNIT_POWER.fullmatch(token)
     return bool(calculation and before or power and re.search(r"[0-9%]\W*\Z", before))
@@ -452,9 +464,12 @@ _SIGNS_BETWEEN = set(
     "- + * / ^ = < > ≤ ≥ ≠ ≈ × · ÷ ± − – : x → <= >= => \\times \\cdot \\div".split()
 )
 _EQUALS = {"=", "≈", "→", "=>", ":"}
-_BETWEEN = set("or to and of out-of by times plus minus over through versus".split())
+_BETWEEN = set("or to and of out-of by times plus minus over through versus mod choose".split())
 _BEFORE = set(
-    "minus negative plus not than least most twice double triple half third quarter".split()
+    """
+    minus negative plus not than least most twice double triple half third quarter
+    sin cos tan log ln exp sqrt root √
+    """.split()
 )
 
 
@@ -462,7 +477,7 @@ def _is_math(token: str) -> bool:
     "Whether a part of a line is mathematics: a digit, a command, a variable."
     token = _undressed(token)
     letter = len(token) == 1 and token.isalpha() and token not in "aAI"
-    return letter or "\\" in token or bool(re.search("[0-9]", token))
+    return letter or not token or "\\" in token or bool(re.search("[0-9]", token))
 
 
 def _ends(token: str) -> bool:
@@ -470,12 +485,27 @@ def _ends(token: str) -> bool:
     return bool(re.search(r"[.!?:][*_\"”')]*\Z", token))
 
 # %% ../nbs/17_tasks.ipynb #step-left
+def _words_left(tokens: list[str], start: int) -> int:
+    "How many parts before `start` make another number of it: `half of`, `7 feet`, `17 or`."
+    one, two, three = [*reversed(tokens[max(start - 3, 0) : start]), "", "", ""][:3]
+    if one.lower() in _BEFORE:
+        return 1
+    if one.lower() == "of" and two.lower() in _BEFORE:
+        return 2
+    if one in UNITS and re.search("[0-9]", two):
+        return 2
+    if one == "and" and two in UNITS and re.search("[0-9]", three):
+        return 3
+    between = one.lower() in _BETWEEN and re.search("[0-9]", two) and not _ends(two)
+    return 2 if between else 0
+
+
 def _step_left(tokens: list[str], start: int, equation: bool) -> int:
     "How many parts before `start` belong to the same expression; a word among them is no number."
     before, here = tokens[start - 1], tokens[start]
     further = tokens[start - 2] if start > 1 else ""
     if before in _EQUALS:  # with what it gives, a formula
-        return 2 if _is_math(further) and not _ends(further) else 0
+        return 2 if further and _is_math(further) and not _ends(further) else 0
     if before in _SIGNS_BETWEEN:
         return 0 if start == 1 and before in "-*+–" else min(start, 2)
     if _ends(before):
@@ -484,13 +514,7 @@ def _step_left(tokens: list[str], start: int, equation: bool) -> int:
         return int(_is_math(before))
     if equation and not re.match(r"[A-Za-z]", here):
         return 0
-    if before.lower() in _BEFORE:
-        return 1
-    if before.lower() == "of" and further.lower() in _BEFORE:
-        return 2
-    if before.lower() in _BETWEEN and re.search("[0-9]", further) and not _ends(further):
-        return 2
-    return int(_is_math(before))
+    return _words_left(tokens, start) or int(_is_math(before))
 
 # %% ../nbs/17_tasks.ipynb #step-right
 _MULTIPLES = set(
@@ -546,7 +570,7 @@ _SECTION = re.compile(
     r"""\**\s*(?:
         [0-9]{1,2}[.):]\s+[A-Za-z] | [A-Z][a-z]{2,20}ing\b
       | (?i:step|part|case|solution|conclusion|final|answer|result|explanation|calculation|summary
-          |verification|analysis|given|method|approach|problem|question|example|check)\b
+          |verification|analysis|given|method|approach|problem|question|example|check|note)\b
     )""",
     re.VERBOSE,
 )
@@ -554,7 +578,8 @@ _SECTION = re.compile(
 
 def _marked(text: str) -> list[tuple[re.Match, str | None]]:
     "The marks in a text and what they hold; a heading of markdown is none."
-    found = [(m, _held_by(m, text)) for m in list(_MARK.finditer(text))[-50:]]
+    maybe = any(sign in text for sign in ("box", "####", "<"))  # a quick look saves time
+    found = [(m, _held_by(m, text)) for m in list(_MARK.finditer(text) if maybe else [])[-50:]]
     return [
         (m, held)
         for m, held in found

@@ -265,11 +265,14 @@ def test_checkpointing_keeps_fewer_activations():
 
 
 def test_evaluation_mode_stays():
-    model = bloom()
+    model, ids = bloom(), torch.arange(3, 13)[None]
+    before = model(ids).logits
     stay_in_eval(model)
-    assert not Wrapper(model).train().inside.training
-    assert not model.train().training
-    assert not copy.deepcopy(model).train().training
+    for trained in (Wrapper(model).train().inside, model.train(), copy.deepcopy(model).train()):
+        assert trained.training  # what a trainer reads
+        assert not any(part.training for part in trained.transformer.modules())
+        assert torch.equal(trained(ids).logits, before)
+    assert not model.eval().training
 
 
 def test_an_evaluation_has_no_dropout():
