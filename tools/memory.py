@@ -170,8 +170,9 @@ def bytes_per_logit(
             disable_tqdm=True,
             output_dir=folder,
         )
-        pair = small_pair(student, teacher, vocab_size)
-        trainer = CMDPTrainer(*pair, parity, args, data, data, char_tokenizer())
+        pair, tokenizer = small_pair(student, teacher, vocab_size), char_tokenizer()
+        tokenizer.add_tokens([f"<{i}>" for i in range(vocab_size - len(tokenizer))])
+        trainer = CMDPTrainer(*pair, parity, args, data, data, tokenizer)
         with PeakBytes() as update:
             trainer.step()
         with PeakBytes() as evaluation:
