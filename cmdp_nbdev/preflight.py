@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import functools
 import json
-import logging
 import math
 import os
 import re
@@ -78,12 +77,10 @@ from cmdp_nbdev.rollout import (
     teacher_rows,
 )
 
-logger = logging.getLogger("cmdp_nbdev")
-
 # %% auto #0
-__all__ = ['logger', 'rule', 'APART', 'SAID', 'PATIENCE', 'Job', 'is_function', 'as_dataset', 'as_train_set', 'as_held_out',
-           'as_datasets', 'check_identity', 'check_teacher_tokenizer', 'check_trackers', 'recorded', 'settle',
-           'is_name', 'teacher_dtype', 'warn_numbers', 'first_line', 'load_student', 'numbers_of', 'load_job',
+__all__ = ['rule', 'APART', 'SAID', 'PATIENCE', 'Job', 'is_function', 'as_dataset', 'as_train_set', 'as_held_out', 'as_datasets',
+           'check_identity', 'check_teacher_tokenizer', 'check_trackers', 'recorded', 'settle', 'is_name',
+           'teacher_dtype', 'warn_numbers', 'first_line', 'load_student', 'numbers_of', 'load_job',
            'adapters_come_from_peft', 'something_is_trained', 'the_student_is_a_model_of_transformers',
            'the_students_weights_are_whole', 'adapters_can_be_merged', 'merging_problem',
            'models_have_a_row_for_every_id', 'dataset_problems', 'prompts_can_be_answered', 'warn_of_unread_settings',
@@ -859,10 +856,8 @@ def distance_problems(what: str, distances: dict[str, float], precision: str) ->
 # %% ../nbs/11_preflight.ipynb #probe-precision
 def precision_of(model: torch.nn.Module) -> str:
     "'half' if the model has weights in half precision, or is under autocast; else 'float32'."
-    halves = (torch.bfloat16, torch.float16)
-    parameter = next(model.parameters())
-    under = torch.is_autocast_enabled(parameter.device.type)
-    return "half" if under or any(p.dtype in halves for p in model.parameters()) else "float32"
+    under = torch.is_autocast_enabled(next(model.parameters()).device.type)
+    return "half" if under or any(p.dtype in HALVES for p in model.parameters()) else "float32"
 
 # %% ../nbs/11_preflight.ipynb #check-shapes
 def check_shapes(student: Tensor, teacher: TeacherRows) -> None:
@@ -944,7 +939,7 @@ def preflight(job: Job, generator: torch.Generator, autocast: Callable = nullcon
         vocab_size = check_probe(job, write_probe(job, generator), generator)
     seconds = time.perf_counter() - began
     if seconds > PATIENCE:
-        logger.info("the probe of both models took %.0f s", seconds)
+        say(f"the probe of both models took {seconds:.0f} s", job.args.disable_tqdm)
     return vocab_size
 
 # %% ../nbs/11_preflight.ipynb #stay-in-eval

@@ -423,9 +423,7 @@ class ByLength:
         "(B, V) of the next token."
         return torch.cat([reader.logits for reader in self.readers])[self.order]
 
-    def finished(self, ended: Tensor) -> bool:
-        "Whether nothing is left to write, given which rows have `ended` (B,)."
-        return bool(ended.all())
+    finished = Reader.finished
 
     def feed(self, ids: Tensor, ended: Tensor | None = None) -> None:
         "Read one token per row, `ids` (B,)."
@@ -446,9 +444,7 @@ class Rereader:
         last = self.mask.sum(1, keepdim=True) - 1
         self.logits = logits_at(self.model, self.ids, self.mask, last)[:, 0]
 
-    def finished(self, ended: Tensor) -> bool:
-        "Whether nothing is left to write, given which rows have `ended` (B,)."
-        return bool(ended.all())
+    finished = Reader.finished
 
     def feed(self, ids: Tensor, ended: Tensor | None = None) -> None:
         "Read one token per row, `ids` (B,)."
