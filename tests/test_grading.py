@@ -531,19 +531,19 @@ def patterns_of(module):
 
 
 def test_no_pattern_backtracks():
-    "Completions of an unfinished model confuse patterns: 20,000 characters, some milliseconds."
+    "Completions of an unfinished model confuse patterns: 4,000 characters, some milliseconds."
     patterns = [*patterns_of(tasks), *patterns_of(judge)]
     assert len(patterns) > 20
     runs = [p.findall for p in patterns]
     runs += [final_answer, tasks._plain, tasks._latex, parse_number, parse_verdict]
     slow = []
     for unit in HOSTILE:
-        text = "answer is 1" + unit * (20000 // len(unit)) + "!"
+        text = "answer is 1" + unit * (4000 // len(unit)) + "!"
         for run in runs:
             began = time.process_time()
             run(text)
             took = time.process_time() - began
-            if took > 0.2:
+            if took > 0.1:  # a pattern that backtracks takes half a second
                 slow.append((getattr(run, "__self__", run), unit, took))
     assert slow == []
 
