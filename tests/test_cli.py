@@ -11,9 +11,10 @@ import torch
 from conftest import python, read_lines
 from datasets import Dataset
 
-from cmdp_nbdev.cli import RunArguments, build_parser, main, parse_args
+from cmdp_nbdev.cli import main
 from cmdp_nbdev.methods import METHODS
 from cmdp_nbdev.model import char_tokenizer, tiny_model
+from cmdp_nbdev.options import RunArguments, build_parser, parse_args
 from cmdp_nbdev.trainer import CMDPConfig, CMDPTrainer
 
 CPU = "--device cpu --disable_tqdm".split()
