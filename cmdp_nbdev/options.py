@@ -461,7 +461,10 @@ def parse(command: Command, argv: list[str], prog: str | None = None) -> Typed:
     path, shown = typed.pop("config"), typed.pop("print_config")
     typed.pop("version")
     problems = [*word_problems(left, known)]
-    file = read_options(path, set(defaults_of(command))) if path is not None else {}
+    try:
+        file = read_options(path, set(defaults_of(command))) if path is not None else {}
+    except ValueError as e:
+        raise ValueError(f"--config {e}") from e
     found = dataclasses.replace(layered(command, file, typed, path), print_config=shown)
     for record in command.records:
         problems += value_problems(record, found.values)
