@@ -190,7 +190,8 @@ from cmdp_nbdev.task import chain_dataset, chain_reward
 from cmdp_nbdev.trainer import CMDPConfig, CMDPTrainer
 student, teacher, tokenizer = default_pair()
 try:
-    CMDPTrainer(student, teacher, chain_reward, embedded(), chain_dataset(8), None, tokenizer)
+    args = CMDPConfig.from_recipe("embedded")
+    CMDPTrainer(student, teacher, chain_reward, args, chain_dataset(8), None, tokenizer)
 except ValueError as error:
     print(error)
 """
