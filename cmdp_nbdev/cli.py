@@ -39,7 +39,7 @@ Distil language models while every completion's divergence from a teacher keeps 
 
   cmdp COMMAND --help             its options
   cmdp --version                  the versions, for a bug report
-  cmdp --print_completion SHELL   what makes bash, zsh or tcsh complete the options"""
+  cmdp --print_completion SHELL   what makes bash, zsh, fish, ... complete the options"""
 
 
 def version_text() -> str:

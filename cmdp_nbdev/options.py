@@ -47,7 +47,7 @@ __all__ = ['Engine', 'AtLeastTwenty', 'AtLeastOne', 'NotBelowZero', 'CHAIN_SUM',
            'PREPARE', 'COMMANDS', 'PLACEHOLDERS', 'WORDS_OF', 'FIRST', 'UNSAID', 'RunArguments', 'PrepareArguments',
            'argument_problems', 'Command', 'method_lines', 'defaults_of', 'reader', 'item_kinds', 'add_option',
            'headings', 'Parser', 'build_parser', 'unknown_option', 'read_options', 'one_spelling', 'word_problems',
-           'Typed', 'base_settings', 'layered', 'value_problems', 'parse', 'parse_args', 'config_text', 'command_of',
+           'Typed', 'base_settings', 'layered', 'read_values', 'parse', 'parse_args', 'config_text', 'command_of',
            'completion_script', 'choices']
 
 # %% ../nbs/18_options.ipynb #types
@@ -194,7 +194,7 @@ def argument_problems(args: PrepareArguments) -> Iterator[str]:
         forms = ", ".join(f"{kind}:..." for kind in TASKS)
         yield f"dataset={args.dataset!r} must look like {forms}"
 
-# %% ../nbs/18_options.ipynb #command
+# %% ../nbs/18_options.ipynb #command-record
 @dataclass(frozen=True)
 class Command:
     "A subcommand of `cmdp`: what can be typed after it, and the module whose `run` does it."
@@ -440,16 +440,17 @@ def layered(command: Command, file: dict, typed: dict, path: str = "") -> Typed:
     return Typed(values, sources)
 
 # %% ../nbs/18_options.ipynb #problems
-def value_problems(record: type, values: dict) -> Iterator[str]:
-    "One sentence for every value of a record that cannot be."
+def read_values(record: type, values: dict) -> Iterator[str]:
+    "Make the values of a record what its types say; one sentence for each that cannot be."
     given = object.__new__(record)  # without its own refusal, which looks at everything
-    vars(given).update({f.name: values[f.name] for f in fields(record)})
+    names = [f.name for f in fields(record)]
+    vars(given).update({name: values[name] for name in names})
+    yield from read_fields(given)
+    yield from range_problems(given)
+    values.update({name: getattr(given, name) for name in names})
     if record is CMDPConfig:
         given.method = CMDPConfig.method if given.method == "all" else given.method
         yield from field_problems(given)
-    else:
-        yield from read_fields(given)
-        yield from range_problems(given)
 
 
 def parse(command: Command, argv: list[str], prog: str | None = None) -> Typed:
@@ -467,7 +468,7 @@ def parse(command: Command, argv: list[str], prog: str | None = None) -> Typed:
         raise ValueError(f"--config {e}") from e
     found = dataclasses.replace(layered(command, file, typed, path), print_config=shown)
     for record in command.records:
-        problems += value_problems(record, found.values)
+        problems += read_values(record, found.values)
     refuse(problems)
     return found
 
@@ -520,7 +521,7 @@ def _words(value) -> list[str]:
 
 # %% ../nbs/18_options.ipynb #completion
 def completion_script(shell: str) -> str:
-    "What makes a shell (bash, zsh or tcsh) complete `cmdp`. Raises ValueError for another."
+    "What makes a shell complete `cmdp`. Raises ValueError for one that `shtab` does not know."
     import shtab
 
     if shell not in shtab.SUPPORTED_SHELLS:
