@@ -35,6 +35,7 @@ from cmdp_nbdev.config import (
     one_of,
     range_problems,
     read_fields,
+    recipe,
     refuse,
     setting,
     with_ranges,
@@ -63,11 +64,11 @@ from .trainer import CMDPTrainer
 
 # %% auto #0
 __all__ = ['Engine', 'ABOUT', 'METHODS_ABOUT', 'EXAMPLES', 'UNSAID', 'OWN', 'OWN_TOO', 'SUMMARY', 'COPY_LIMIT', 'EXPECTED',
-           'RunArguments', 'method_lines', 'build_parser', 'read_options', 'parse_args', 'command_of', 'load_reward',
-           'load_prompts', 'with_prompts', 'own_task', 'check_options', 'engine', 'with_threads', 'embedded_trainer',
-           'own_trainer', 'describe_teacher', 'build_trainer', 'distil', 'train_until_stopped', 'exact_optimum',
-           'summarise', 'start_of', 'write_run', 'pictures', 'format_summary', 'headline', 'run_all', 'all_configs',
-           'write_table', 'comparison', 'main']
+           'RunArguments', 'method_lines', 'build_parser', 'read_options', 'parse_args', 'base_settings', 'command_of',
+           'load_reward', 'load_prompts', 'with_prompts', 'own_task', 'check_options', 'engine', 'with_threads',
+           'embedded_trainer', 'own_trainer', 'describe_teacher', 'build_trainer', 'distil', 'train_until_stopped',
+           'exact_optimum', 'summarise', 'start_of', 'write_run', 'pictures', 'format_summary', 'headline', 'run_all',
+           'all_configs', 'write_table', 'comparison', 'main']
 
 # %% ../nbs/20_cli.ipynb #options
 Engine = Annotated[str, one_of("native", "trl")]
@@ -204,14 +205,22 @@ def parse_args(argv: list[str] | None = None) -> tuple[RunArguments, dict]:
     """
     parser = build_parser()
     first, _ = parser.parse_known_args(argv)
+    given = {}
     if first.config is not None:
         try:
-            parser.set_defaults(**read_options(first.config, set(vars(first))))
+            given = read_options(first.config, set(vars(first)))
         except ValueError as e:
             parser.error(f"--config {e}")
+    student = first.student or given.get("student")
+    parser.set_defaults(**base_settings(student) | given)
     values = vars(parser.parse_args(argv))
     own = [f.name for f in dataclasses.fields(RunArguments)]
     return RunArguments(**{name: values.pop(name) for name in own}), values
+
+
+def base_settings(student: str | None) -> dict:
+    "What a run of this student changes in the defaults of CMDPConfig, before anything is said."
+    return recipe("embedded") if student is None else {}
 
 # %% ../nbs/20_cli.ipynb #command
 UNSAID = ("config", "eval_on_start", "resume_from_checkpoint", "disable_tqdm")
@@ -220,7 +229,8 @@ UNSAID = ("config", "eval_on_start", "resume_from_checkpoint", "disable_tqdm")
 def command_of(run: RunArguments, config: CMDPConfig) -> str:
     "The command line of a run: every option that is not at its default."
     words = ["cmdp-distill"]
-    for given, default in ((run, RunArguments()), (config, CMDPConfig())):
+    base = CMDPConfig(**base_settings(run.student))
+    for given, default in ((run, RunArguments()), (config, base)):
         for f in dataclasses.fields(given):
             value = getattr(given, f.name)
             if value != getattr(default, f.name) and f.name not in UNSAID:

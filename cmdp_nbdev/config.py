@@ -14,12 +14,15 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, fields
 from enum import Enum
+from importlib.resources import files
 from inspect import Parameter, signature
+from pathlib import Path
 from types import MappingProxyType, NoneType
 from typing import Annotated, get_args, get_type_hints
 
 import numpy as np
 import torch
+import yaml
 from fastcore.basics import patch
 from transformers import SchedulerType, get_scheduler
 from transformers.optimization import TYPE_TO_SCHEDULER_FUNCTION
@@ -34,16 +37,16 @@ from .rollout import OURS, Sampling
 # %% auto #0
 __all__ = ['UNFIT', 'WORDS', 'SWITCH', 'KIND', 'Folder', 'Checkpoint', 'Trackers', 'Positive', 'Finite', 'NotNegative', 'Share',
            'Inside', 'Nucleus', 'Decay', 'Count', 'Index', 'Number', 'Scale', 'Schedule', 'Device', 'Switch',
-           'config_rule', 'FOLLOWERS', 'DTYPES', 'DICTS', 'Range', 'one_of', 'Kind', 'as_float', 'as_int', 'as_bool',
-           'as_text', 'as_list', 'as_none', 'as_path', 'as_checkpoint', 'as_trackers', 'as_switch', 'setting',
-           'with_ranges', 'ranges', 'kinds', 'read_fields', 'range_problems', 'Settings', 'as_settings', 'CMDPConfig',
-           'Rules', 'refuse', 'distillation_is_a_part_of_the_run', 'a_quantile_needs_a_distilled_student',
+           'config_rule', 'FOLLOWERS', 'DTYPES', 'DICTS', 'RECIPES', 'Range', 'one_of', 'Kind', 'as_float', 'as_int',
+           'as_bool', 'as_text', 'as_list', 'as_none', 'as_path', 'as_checkpoint', 'as_trackers', 'as_switch',
+           'setting', 'with_ranges', 'ranges', 'kinds', 'read_fields', 'range_problems', 'Settings', 'as_settings',
+           'CMDPConfig', 'Rules', 'refuse', 'distillation_is_a_part_of_the_run', 'a_quantile_needs_a_distilled_student',
            'a_limit_that_moves_has_a_start_and_a_way', 'one_precision', 'the_chat_template_is_told_its_own_switches',
            'groups_stay_whole', 'the_teachers_completions_are_used', 'the_method_knows_its_settings', 'Unsaid',
            'schedule_settings', 'follow_schedule', 'the_schedule_is_known_beforehand',
            'the_schedule_knows_its_settings', 'the_schedule_gives_rates', 'the_method_has_groups_to_compare',
            'a_score_function_needs_its_own_completions', 'distillation_follows_a_gradient', 'trial_batch',
-           'trial_problems', 'price_problems', 'one_dtype', 'check_config', 'field_problems']
+           'trial_problems', 'price_problems', 'one_dtype', 'check_config', 'field_problems', 'recipe']
 
 # %% ../nbs/10_config.ipynb #range
 UNFIT = (TypeError, ValueError, OverflowError, RuntimeError)  # what a value of another kind raises
@@ -894,6 +897,24 @@ def field_problems(c: CMDPConfig) -> Iterator[str]:
             make()
         except (ValueError, TypeError) as e:
             yield str(e)
+
+# %% ../nbs/10_config.ipynb #recipe
+RECIPES = Path(str(files("cmdp_nbdev"))) / "recipes"
+
+
+def recipe(name: str) -> dict:
+    "The settings of a recipe, as keywords of CMDPConfig. Raises ValueError for an unknown name."
+    path = RECIPES / f"{name}.yaml"
+    if not path.is_file():
+        known = ", ".join(sorted(p.stem for p in RECIPES.glob("*.yaml")))
+        raise ValueError(f"recipe {name!r} is unknown; choose one of {known}")
+    return yaml.safe_load(path.read_bytes())
+
+
+@patch(cls_method=True)
+def from_recipe(cls: CMDPConfig, name: str, **changes) -> CMDPConfig:
+    "The settings of a recipe, and what is changed in it."
+    return cls(**recipe(name) | changes)
 
 # %% ../nbs/10_config.ipynb #schedules
 @patch

@@ -5,6 +5,8 @@
 # %% ../nbs/09_evaluate.ipynb #imports
 from __future__ import annotations
 
+import functools
+import html
 import json
 import math
 from collections.abc import Callable, Iterable, Iterator
@@ -13,6 +15,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 import torch
 from datasets import Dataset
+from fastcore.basics import patch
 from scipy.stats import binomtest, norm
 from scipy.stats import t as student_t
 from torch import Tensor
@@ -46,9 +49,10 @@ from cmdp_nbdev.rollout import (
 # %% auto #0
 __all__ = ['RECORD', 'VALUES', 'SEED_METRICS', 'measured', 'measure', 'charges', 'judge_budgets', 'verdicts', 'rollout_records',
            'metric_values', 'name_problems', 'record_column_problems', 'evaluate_records', 'at_budget', 'to_json',
-           'mean_interval', 'summarize', 'evaluate', 'Earned', 'earn', 'earned_metrics', 'step_metrics',
-           'share_of_equal_groups', 'mcnemar', 'difference_interval', 'summarize_seeds', 'compare', 'frontier',
-           'envelope', 'envelope_band', 'above_envelope']
+           'mean_interval', 'summarize', 'evaluate', 'nats_by_token', 'nats_by_position', 'Nats', 'where_nats_went',
+           'Earned', 'earn', 'earned_metrics', 'step_metrics', 'share_of_equal_groups', 'mcnemar',
+           'difference_interval', 'summarize_seeds', 'compare', 'frontier', 'envelope', 'envelope_band',
+           'above_envelope']
 
 # %% ../nbs/09_evaluate.ipynb #measure
 @torch.no_grad()
@@ -369,6 +373,80 @@ def evaluate(
     records = evaluate_records(model, teacher, dataset, tokenizer, reward_funcs, budget, **asked)
     result = summarize(records, metrics=metrics or (), constraints=constraints or ())
     return (result, records) if return_records else result
+
+# %% ../nbs/09_evaluate.ipynb #nats-row
+def _nats_row(name: str, where: str, cost: list[float], whole: float) -> dict:
+    "A row of `Nats`: the tokens of one text or place, what they cost, in nats."
+    total, count = sum(cost), len(cost)
+    share = total / whole if whole else 0.0
+    return {name: where, "nats": total, "share": share, "count": count, "mean": total / count}
+
+# %% ../nbs/09_evaluate.ipynb #nats-by-token
+def nats_by_token(records: list[dict], tokenizer) -> list[dict]:
+    "What the tokens of each text cost, most first: token, nats, share, count, mean (nats a token)."
+    by_text, text_of = {}, functools.cache(lambda token: tokenizer.decode([token]))
+    for r in records:
+        for token, cost in zip(r["completion_ids"], r["cost_per_token"]):
+            by_text.setdefault(text_of(token), []).append(float(cost))
+    whole = _size(records)
+    rows = [_nats_row("token", text, cost, whole) for text, cost in by_text.items()]
+    return sorted(rows, key=lambda row: -row["nats"])
+
+
+def _size(records: list[dict]) -> float:
+    "What all tokens cost together, each by its size."
+    return sum(abs(float(cost)) for r in records for cost in r["cost_per_token"])
+
+# %% ../nbs/09_evaluate.ipynb #nats-by-position
+def nats_by_position(records: list[dict], bins: int = 10) -> list[dict]:
+    "The same by the place of a token, 1 = the first of its completion, in at most `bins` bins."
+    rows, whole = [], _size(records)
+    longest = max((len(r["cost_per_token"]) for r in records), default=0)
+    for places in np.array_split(np.arange(longest), min(bins, max(longest, 1))):
+        if len(places):
+            first, end = int(places[0]), int(places[-1]) + 1
+            cost = [float(c) for r in records for c in r["cost_per_token"][first:end]]
+            where = f"{first + 1}–{end}" if end > first + 1 else f"{end}"
+            rows.append(_nats_row("position", where, cost, whole))
+    return rows
+
+# %% ../nbs/09_evaluate.ipynb #nats
+@dataclass
+class Nats:
+    "Both tables of an evaluation; printed it shows `shown` texts, in a notebook it is a table."
+
+    tokens: list[dict]
+    positions: list[dict]
+    shown: int = 5
+
+    def __str__(self) -> str:
+        return "\n".join(_nats_line(row) for row in self._lines())
+
+    def _repr_html_(self) -> str:
+        rows = ("".join(f"<td>{html.escape(cell)}</td>" for cell in row) for row in self._lines())
+        return f"<table class='nats'>{''.join(f'<tr>{row}</tr>' for row in rows)}</table>"
+
+
+def where_nats_went(records: list[dict], tokenizer, shown: int = 5, bins: int = 10) -> Nats:
+    "By token text and by position, from the records of an evaluation."
+    return Nats(nats_by_token(records, tokenizer), nats_by_position(records, bins), shown)
+
+# %% ../nbs/09_evaluate.ipynb #nats-lines
+@patch
+def _lines(self: Nats) -> Iterator[list[str]]:
+    "The cells of both tables, line by line."
+    for name, rows in (("token", self.tokens[: self.shown]), ("position", self.positions)):
+        yield [name, "nats", "share", "count", "mean"]
+        for row in rows:
+            where = json.dumps(row[name], ensure_ascii=False) if name == "token" else row[name]
+            share, mean = f"{row['share']:.1%}", f"{row['mean']:.4f}"
+            yield [where, f"{row['nats']:.2f}", share, str(row["count"]), mean]
+
+
+def _nats_line(cells: list[str]) -> str:
+    "One line of the printed table."
+    where, *numbers = cells
+    return f"{where:24}" + "".join(f"{number:>10}" for number in numbers)
 
 # %% ../nbs/09_evaluate.ipynb #earn
 @dataclass

@@ -17,6 +17,7 @@ from plotly.subplots import make_subplots
 from torch.nn.utils.rnn import pad_sequence
 
 from .budget import Budget
+from .evaluate import Nats
 from cmdp_nbdev.methods import (
     BLACK,
     BLUE,
@@ -35,7 +36,7 @@ from .objective import Batch
 
 # %% auto #0
 __all__ = ['PALETTE', 'SAFE', 'OVER', 'CURVES', 'method_look', 'method_color', 'read_jsonl', 'running_mean', 'training_curves',
-           'spent_histogram', 'remaining_fan', 'token_heatmap', 'multiplier_curve', 'multiplier_curves',
+           'spent_histogram', 'remaining_fan', 'token_heatmap', 'nats_figure', 'multiplier_curve', 'multiplier_curves',
            'frontier_figure', 'tradeoff_figure', 'report_html']
 
 # %% ../nbs/15_plot.ipynb #palette
@@ -199,6 +200,27 @@ def _row_name(record: dict) -> str:
     "Prompt, whether it kept the budget, and what it spent."
     prompt = record["prompt"] if isinstance(record["prompt"], str) else "…"
     return f"{prompt}  {'✓' if record['within_budget'] else 'over'} {record['spent']:.2f}"
+
+# %% ../nbs/15_plot.ipynb #nats-figure
+def nats_figure(went: Nats, most: int = 12) -> go.Figure:
+    "Nats by token text, the `most` expensive ones (left), and by place in the completion (right)."
+    titles = ("by token", "by position in the completion")
+    fig = make_subplots(1, 2, subplot_titles=titles, horizontal_spacing=0.12)
+    texts = [json.dumps(row["token"], ensure_ascii=False)[1:-1] for row in went.tokens[:most]]
+    _nats_bars(fig, texts, went.tokens[:most], 1)
+    _nats_bars(fig, [row["position"] for row in went.positions], went.positions, 2)
+    fig.update_yaxes(title_text="nats", rangemode="tozero", col=1)
+    return _styled(fig, "Where the nats went", width=960)
+
+
+def _nats_bars(fig: go.Figure, names: list[str], rows: list[dict], col: int) -> None:
+    "A bar for every row, under its name."
+    x, about = list(range(len(rows))), [[r["share"], r["count"], r["mean"]] for r in rows]
+    hover = "%{customdata[0]:.1%} of all, %{customdata[1]} tokens of %{customdata[2]:.4f} nats"
+    look = {"marker": {"color": ORANGE}, "showlegend": False, "customdata": about}
+    nats, where = [r["nats"] for r in rows], {"row": 1, "col": col}
+    fig.add_bar(x=x, y=nats, hovertemplate=hover + "<extra></extra>", **look, **where)
+    fig.update_xaxes(tickvals=x, ticktext=names, **where)
 
 # %% ../nbs/15_plot.ipynb #multiplier-curve
 def multiplier_curve(

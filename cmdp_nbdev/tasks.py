@@ -431,7 +431,7 @@ def _undressed(token: str) -> str:
 _NAME = re.compile(
     r"""
     [A-Za-z]{2,20}-?[0-9][\w.-]* | [A-Za-z]_?\{?[0-9]+\}?[\w.]* | [0-9]{1,20}(?:st|nd|rd|th)
-  | [0-9]{1,20}-[A-Za-z]{2}[\w-]* | \#[0-9]+ | (?:https?:|www\.)\S*            # H2O, x_2, 3rd, 3-digit
+  | [0-9]{1,20}-[A-Za-z]{2}[\w-]* | \#[0-9]+ | (?:https?:|www\.)\S*  # H2O, x_2, 3rd, 3-digit
     """,
     re.VERBOSE,
 )

@@ -33,8 +33,10 @@ from cmdp_nbdev.evaluate import (
     summarize,
     summarize_seeds,
     to_json,
+    where_nats_went,
 )
 from cmdp_nbdev.objective import Batch, Signal
+from cmdp_nbdev.plot import nats_figure
 from cmdp_nbdev.reward import OFFERED, length_cost
 
 
@@ -620,3 +622,33 @@ def test_strict_json():
     expected = {"a": None, "b": ["inf", "-inf"], "c": [1, True, None, "NaN"]}
     assert json.loads(text, parse_constant=pytest.fail) == expected
     assert json.loads(to_json({"when": datetime.date(2026, 1, 2)})) == {"when": "2026-01-02"}
+
+
+class Letters:
+    "A tokenizer of single letters; ids 2 and 3 have one text."
+
+    def decode(self, ids):
+        return {0: "a", 1: "<b>", 2: "c", 3: "c"}[ids[0]]
+
+
+def test_where_the_nats_went():
+    "By text, most first, and by place; texts of one spelling are one; the sums are what was spent."
+    records = [
+        {"completion_ids": [0, 1, 2], "cost_per_token": [0.5, 3.0, 0.25]},
+        {"completion_ids": [3, 0], "cost_per_token": ["0.25", 0.0]},  # as a file may hold it
+    ]
+    went = where_nats_went(records, Letters())
+    found = [(r["token"], r["nats"], r["count"], r["mean"]) for r in went.tokens]
+    assert found == [("<b>", 3.0, 1, 3.0), ("a", 0.5, 2, 0.25), ("c", 0.5, 2, 0.25)]
+    assert [(r["position"], r["nats"]) for r in went.positions] == [
+        ("1", 0.75),
+        ("2", 3.0),
+        ("3", 0.25),
+    ]
+    assert went.tokens[0]["share"] == went.positions[1]["share"] == 0.75
+    assert str(went).splitlines()[1].split() == ['"<b>"', "3.00", "75.0%", "1", "3.0000"]
+    assert "&lt;b&gt;" in went._repr_html_()
+    assert nats_figure(went).data[0].y == (3.0, 0.5, 0.5)
+    two = where_nats_went(records, Letters(), shown=1, bins=2)
+    assert [r["position"] for r in two.positions] == ["1–2", "3"] and len(str(two).split("\n")) == 5
+    assert str(where_nats_went([], Letters())).count("nats") == 2

@@ -51,7 +51,8 @@ def test_wheel_contents(dist):
     for who in ("teacher", "student"):
         assert {f"cmdp_nbdev/data/{who}/{file}" for file in model} <= names
     data = {f"cmdp_nbdev/data/{file}" for file in ("widget.js", "widget.css", "traces.npz")}
-    assert {"cmdp_nbdev/py.typed", "cmdp_nbdev/cli.py", *data} <= names
+    assert {"cmdp_nbdev/py.typed", "cmdp_nbdev/cli.py", "cmdp_nbdev/recipes/embedded.yaml"} <= names
+    assert data <= names
     packages = {name.split("/")[0] for name in names if ".dist-info" not in name}
     assert packages == {"cmdp_nbdev"}
     assert not [name for name in names if name.endswith(".ipynb")]
