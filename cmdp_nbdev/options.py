@@ -532,7 +532,8 @@ def completion_script(shell: str) -> str:
     for command in COMMANDS.values():
         parser = build_parser(command, add_help=False)
         for action in parser._actions:
-            action.complete = shtab.FILE if action.metavar == "PATH" else {}
+            if action.metavar == "PATH":
+                action.complete = shtab.FILE
             action.choices = choices(command, action.dest)
         rooms.add_parser(command.name, parents=[parser], help=command.about.partition(":")[0])
     return shtab.complete(whole, shell)
