@@ -448,7 +448,7 @@ def test_print_config_says_where_values_come_from_and_is_read_back(tmp_path, mon
     assert "recipe" not in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("shell", ["bash", "zsh", "tcsh"])
+@pytest.mark.parametrize("shell", ["bash", "zsh"])
 def test_completion_knows_commands_options_and_words(shell, capsys):
     "Written once for a shell, by shtab."
     assert cmdp(["--print_completion", shell]) == 0
