@@ -382,7 +382,7 @@ def read_options(path: str, known: set[str]) -> dict:
     try:
         given = yaml.safe_load(Path(path).expanduser().read_bytes()) or {}
     except (OSError, yaml.YAMLError) as e:
-        raise ValueError(f"{path}: {e}") from e
+        raise ValueError(f"{path}: {' '.join(str(e).split())}") from e
     if not isinstance(given, dict):
         kind = type(given).__name__
         raise ValueError(f"{path}: expected 'option: value' lines, got {kind}")
