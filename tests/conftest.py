@@ -40,6 +40,11 @@ def pytest_configure(config):
     config.addinivalue_line("markers", "slow: takes more than a few seconds; run by default")
 
 
+def embedded(**changes) -> CMDPConfig:
+    "The settings of the embedded pair, and what is changed in them."
+    return CMDPConfig.from_recipe("embedded", **changes)
+
+
 def read_lines(path) -> list[dict]:
     "The lines of a .jsonl file."
     return [json.loads(line) for line in Path(path).read_text().splitlines()]
@@ -136,7 +141,7 @@ def make_trainer(tmp_path, pair, prompts, held_out):
         **config,
     ):
         student, master, tok = copy.deepcopy(pair)
-        args = CMDPConfig(**{**SMALL, "output_dir": str(tmp_path / "run"), **config})
+        args = embedded(**{**SMALL, "output_dir": str(tmp_path / "run"), **config})
         return engine(
             student if model is None else model,
             master if teacher is None else teacher,

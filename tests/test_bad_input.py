@@ -4,7 +4,7 @@ import re
 
 import pytest
 import torch
-from conftest import read_lines
+from conftest import embedded, read_lines
 from datasets import Dataset
 
 from cmdp_nbdev.budget import Budget
@@ -12,7 +12,7 @@ from cmdp_nbdev.cli import main
 from cmdp_nbdev.model import char_tokenizer, tiny_model
 from cmdp_nbdev.reward import length_cost
 from cmdp_nbdev.task import chain_reward
-from cmdp_nbdev.trainer import CMDPConfig, CMDPTrainer
+from cmdp_nbdev.trainer import CMDPTrainer
 
 NAN, INF = float("nan"), float("inf")
 
@@ -286,7 +286,7 @@ def test_quantile_beside_a_budget_per_prompt(refuse):
 def test_quantile_without_prompts_to_measure_on(pair, prompts, tmp_path):
     "The quantile is one of held-out completions."
     settings = {"method": "cmdp", "distill_steps": 1, "budget_quantile": 0.5}
-    config = CMDPConfig(output_dir=str(tmp_path / "run"), device="cpu", **settings)
+    config = embedded(output_dir=str(tmp_path / "run"), device="cpu", **settings)
     refused(
         lambda: CMDPTrainer(pair[0], pair[1], chain_reward, config, prompts, None, pair[2]),
         tmp_path,
@@ -372,7 +372,7 @@ def test_budgets_of_a_further_cost_per_prompt(refuse):
 def test_missing_dataset(pair):
     "A trainer without prompts says so."
     with pytest.raises(ValueError, match="train_dataset is missing; give a datasets.Dataset"):
-        CMDPTrainer(pair[0], pair[1], chain_reward, CMDPConfig(device="cpu"), None, None, pair[2])
+        CMDPTrainer(pair[0], pair[1], chain_reward, embedded(device="cpu"), None, None, pair[2])
 
 
 def test_evaluating_without_a_dataset(make_trainer):
@@ -479,7 +479,7 @@ def test_paths_that_do_not_exist(refuse, who, source):
 def test_student_path_without_a_tokenizer_argument(pair, prompts):
     "Whoever gave only `model` must not read about a processing_class they never gave."
     with pytest.raises(FileNotFoundError, match="model='no/such/folder'"):
-        CMDPTrainer("no/such/folder", pair[1], chain_reward, CMDPConfig(device="cpu"), prompts)
+        CMDPTrainer("no/such/folder", pair[1], chain_reward, embedded(device="cpu"), prompts)
 
 
 @pytest.mark.parametrize("who", ["model", "teacher"])

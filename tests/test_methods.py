@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 import torch
-from conftest import flat, gradients_of_step, read_lines, relative
+from conftest import embedded, flat, gradients_of_step, read_lines, relative
 from datasets import Dataset
 from hypothesis import given
 from hypothesis import strategies as st
@@ -878,7 +878,7 @@ def test_a_users_method_prices_a_further_divergence(own_methods, make_trainer, t
     assert relative(other, 3.0 * forward) < 1e-4
     register_method("odd", costs=("length",))(lambda batch, budget, state: None)
     with pytest.raises(ValueError, match="'length' is unknown; choose one of reverse_kl"):
-        CMDPConfig(method="odd")
+        embedded(method="odd")
     taken = {"forward_kl": (length_cost, Budget(9))}
     with pytest.raises(ValueError, match="has a cost named forward_kl already"):
         make_trainer(method="both", constraints=taken, output_dir=str(tmp_path / "c"))
@@ -901,7 +901,7 @@ def test_a_users_method_that_answers_nonsense(own_methods, answer, match):
     "Found on a trial of two made-up trajectories, before any model is loaded."
     register_method("mine")(lambda batch, budget, state: answer)
     with pytest.raises(ValueError, match=f"method 'mine'.*{match}"):
-        CMDPConfig(method="mine")
+        embedded(method="mine")
 
 
 # ---- completions that the student did not write ----------------------------------------

@@ -7,6 +7,7 @@ import warnings
 
 import pytest
 import torch
+from conftest import embedded
 from datasets import Dataset
 from transformers import AutoModelForCausalLM
 
@@ -55,7 +56,7 @@ def folders(tmp_path):
 
 def build(folders, teacher=None, **settings):
     "A trainer on the folders."
-    args = CMDPConfig(**{**QUICK, "output_dir": str(folders / "run"), **settings})
+    args = embedded(**{**QUICK, "output_dir": str(folders / "run"), **settings})
     rows = chain_dataset(16), chain_dataset(4, "test")
     given = str(folders / "t") if teacher is None else teacher
     return CMDPTrainer(str(folders / "s"), given, chain_reward, args, *rows)
@@ -102,11 +103,11 @@ def test_the_measurement_takes_milliseconds_and_draws_nothing():
 @pytest.mark.parametrize("value", [True, "true", "True", 1, "1"])
 def test_a_switch_is_written_in_many_ways(value):
     "As transformers, YAML and a command line write it; None is transformers' word for auto."
-    assert CMDPConfig(bf16=value).bf16 is True
-    assert CMDPConfig(bf16=not value if isinstance(value, int) else "false").bf16 is False
-    assert CMDPConfig().bf16 == CMDPConfig(bf16=None).bf16 == "auto"
+    assert embedded(bf16=value).bf16 is True
+    assert embedded(bf16=not value if isinstance(value, int) else "false").bf16 is False
+    assert embedded().bf16 == embedded(bf16=None).bf16 == "auto"
     with pytest.raises(ValueError, match="bf16 must be auto, true or false, got 'maybe'"):
-        CMDPConfig(bf16="maybe")
+        embedded(bf16="maybe")
 
 
 @pytest.mark.parametrize(
@@ -120,8 +121,7 @@ def test_the_switch_on_the_command_line(words, value):
 def test_the_default_gives_way_to_fp16():
     "auto is no wish that could contradict."
     assert (
-        preflight.settle(CMDPConfig(fp16=True), tiny_model(16, char_tokenizer()), None).bf16
-        is False
+        preflight.settle(embedded(fp16=True), tiny_model(16, char_tokenizer()), None).bf16 is False
     )
 
 
@@ -297,7 +297,7 @@ def test_threads_by_size_and_cores(monkeypatch, parameters, cores, busy, threads
 
 def test_the_command_takes_threads_from_the_option_then_from_the_run(folders):
     "A run that goes on adds in the order in which it began."
-    run, config = RunArguments(student=str(folders / "s")), CMDPConfig(output_dir=str(folders))
+    run, config = RunArguments(student=str(folders / "s")), embedded(output_dir=str(folders))
     assert with_threads(run, config).num_threads == 1
     (folders / "config.json").write_text('{"numbers": {"threads": 3}}')
     assert with_threads(run, config).num_threads == 3
@@ -334,12 +334,12 @@ def test_the_line_of_a_large_model_states_the_factor(monkeypatch):
     machine(monkeypatch, 52.3)
     monkeypatch.setattr(preflight, "TINY", 100)
     pair = tiny_model(16, char_tokenizer()), lambda ids, mask: None
-    line = preflight.first_line(preflight.settle(CMDPConfig(device="cpu"), *pair), *pair)
+    line = preflight.first_line(preflight.settle(embedded(device="cpu"), *pair), *pair)
     assert "teacher: a function" in line and "computing in float32 on 1 thread" in line
     assert "bfloat16 is 52.3 times slower than float32 on this processor" in line
     tiny = tiny_model(16, char_tokenizer())
     monkeypatch.undo()
-    assert preflight.first_line(CMDPConfig(), tiny, tiny) == ""  # nothing in a lesson
+    assert preflight.first_line(embedded(), tiny, tiny) == ""  # nothing in a lesson
 
 
 def test_the_line_comes_before_anything_is_loaded(folders, monkeypatch):
@@ -423,7 +423,7 @@ def vocabulary_work(n: int, folder, monkeypatch) -> tuple[int, int]:
 
         patch.setattr(kind, "get_vocab", counted)
         Id.compared = 0
-        args = CMDPConfig(**QUICK, output_dir=str(folder / "run"))
+        args = embedded(**QUICK, output_dir=str(folder / "run"))
         prompts = Dataset.from_dict({"prompt": [chr(0x4E00)] * 4})
         pair = str(folder / "s"), str(folder / "t")
         CMDPTrainer(*pair, lambda completions, **columns: [0.0] * len(completions), args, prompts)

@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 import torch
-from conftest import ROOT, python
+from conftest import ROOT, embedded, python
 from datasets import Dataset
 
 from cmdp_nbdev.budget import Budget
@@ -40,7 +40,7 @@ def broken(rules, subject):
 
 def unchecked(**settings):
     "A config that was not asked whether it makes sense."
-    config = CMDPConfig()
+    config = embedded()
     for name, value in settings.items():
         setattr(config, name, value)
     return config
@@ -56,7 +56,7 @@ def test_config_rules(name):
     "Each case breaks its own rule alone, and the config is refused with the rule's sentence."
     assert broken(config_rule, unchecked(**CONFIGS[name])) == [name]
     with pytest.raises(ValueError) as refused:
-        CMDPConfig(**CONFIGS[name])
+        embedded(**CONFIGS[name])
     (sentence,) = [s for r in config_rule for s in r(unchecked(**CONFIGS[name]))]
     assert str(refused.value) == sentence
 
@@ -64,7 +64,7 @@ def test_config_rules(name):
 def test_all_that_is_wrong_is_reported_together():
     "One line each, nothing twice."
     with pytest.raises(ValueError) as refused:
-        CMDPConfig(temperature=0, learning_rate=-1, method="ppo", budget=-1.0, beta=2.0)
+        embedded(temperature=0, learning_rate=-1, method="ppo", budget=-1.0, beta=2.0)
     lines = str(refused.value).splitlines()
     assert len(lines) == len(set(lines)) == 5
     for name in ("temperature", "learning_rate", "ppo", "budget", "beta"):
@@ -158,7 +158,7 @@ def test_job_rules(pair, name):
     "Each case breaks its own rule alone."
     student, teacher, tokenizer = pair
     data = prompts()
-    job = Job(CMDPConfig(), student, teacher, tokenizer, [chain_reward], data, data)
+    job = Job(embedded(), student, teacher, tokenizer, [chain_reward], data, data)
     assert broken(rule, job) == []
     JOBS[name](job)
     assert broken(rule, job) == [name]
@@ -168,7 +168,7 @@ def test_several_wrong_things_at_once(pair):
     "A person mends them in one go."
     student, teacher, tokenizer = pair
     data = prompts(budget=[1.0, -2.0, 3.0])
-    args = CMDPConfig(reward_weights=[1.0, 2.0])
+    args = embedded(reward_weights=[1.0, 2.0])
     with pytest.raises(ValueError) as refused:
         CMDPTrainer(student, teacher, [chain_reward, 3, None], args, data, data, tokenizer)
     lines = str(refused.value).splitlines()
@@ -178,7 +178,7 @@ def test_several_wrong_things_at_once(pair):
 def test_earlier_name_of_the_default():
     "Scripts and configs of version 0.1 go on working, and say what to write now."
     with pytest.warns(FutureWarning, match="'cmdp-smooth' is called 'cmdp-rate' now"):
-        config = CMDPConfig(method="cmdp-smooth", method_kwargs="target=0.9")
+        config = embedded(method="cmdp-smooth", method_kwargs="target=0.9")
     assert config.method == "cmdp-rate"
     saved = {**run_settings(config, {}), "method": "cmdp-smooth"}
     check_resumable(saved, run_settings(config, {}), ROOT)
@@ -190,7 +190,8 @@ from cmdp_nbdev.task import chain_dataset, chain_reward
 from cmdp_nbdev.trainer import CMDPConfig, CMDPTrainer
 student, teacher, tokenizer = default_pair()
 try:
-    CMDPTrainer(student, teacher, chain_reward, CMDPConfig(), chain_dataset(8), None, tokenizer)
+    args = CMDPConfig.from_recipe("embedded")
+    CMDPTrainer(student, teacher, chain_reward, args, chain_dataset(8), None, tokenizer)
 except ValueError as error:
     print(error)
 """

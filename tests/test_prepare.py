@@ -6,7 +6,7 @@ import re
 
 import pytest
 import torch
-from conftest import python
+from conftest import embedded, python
 from datasets import Dataset
 from transformers import GPT2Config, GPT2LMHeadModel, Qwen2Config, Qwen2ForCausalLM
 
@@ -27,7 +27,7 @@ from cmdp_nbdev.prepare import (
 )
 from cmdp_nbdev.rollout import generate
 from cmdp_nbdev.tasks import gym_reward, open_task, with_template
-from cmdp_nbdev.trainer import CMDPConfig, CMDPTrainer
+from cmdp_nbdev.trainer import CMDPTrainer
 
 TASK = "reasoning_gym:chain_sum,min_terms=2,max_terms=2,max_digits=1"
 QUIET = dict(batch_size=4, bf16=False, disable_tqdm=True)
@@ -263,7 +263,7 @@ def test_smollm2_speaks_and_takes_two_updates(tmp_path):
     assert "Paris" in said.completions[0][0]["content"]
 
     student = prune_layers(teacher, [0, 1, 2, 29]).float()
-    args = CMDPConfig(
+    args = embedded(
         budget=20.0,
         max_steps=2,
         per_device_train_batch_size=4,

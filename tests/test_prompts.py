@@ -9,13 +9,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import embedded
 from datasets import Dataset
 from tokenizers.pre_tokenizers import WhitespaceSplit
 from tokenizers.processors import TemplateProcessing
 from transformers import ByT5Tokenizer, LlamaTokenizer, PerceiverTokenizer
 
 from cmdp_nbdev.cli import parse_args
-from cmdp_nbdev.config import CMDPConfig
 from cmdp_nbdev.evaluate import evaluate_records
 from cmdp_nbdev.judge import likelihood, text_of
 from cmdp_nbdev.model import char_tokenizer, load_tokenizer, tiny_model
@@ -293,15 +293,15 @@ def test_the_option():
         "enable_thinking=false",
         '{"enable_thinking": false}',
     ):
-        config = CMDPConfig(chat_template_kwargs=written)
+        config = embedded(chat_template_kwargs=written)
         assert config.chat_template_kwargs == {"enable_thinking": False}
         assert config.sampling.chat_template_kwargs == {"enable_thinking": False}
         assert config.eval_sampling.chat_template_kwargs == {"enable_thinking": False}
     _, settings = parse_args(["--chat_template_kwargs", "enable_thinking=False,depth=2"])
-    told = CMDPConfig(**settings).chat_template_kwargs
+    told = embedded(**settings).chat_template_kwargs
     assert told == {"enable_thinking": False, "depth": 2}
     with pytest.raises(ValueError, match="chat_template_kwargs.*add_generation_prompt"):
-        CMDPConfig(chat_template_kwargs={"add_generation_prompt": False})
+        embedded(chat_template_kwargs={"add_generation_prompt": False})
 
 
 def test_tools_are_described():

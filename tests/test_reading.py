@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+from conftest import embedded
 from datasets import Dataset
 from transformers import (
     BloomConfig,
@@ -20,7 +21,6 @@ from transformers import (
 )
 from transformers.modeling_outputs import CausalLMOutput
 
-from cmdp_nbdev.config import CMDPConfig
 from cmdp_nbdev.cost import Cost, token_logps
 from cmdp_nbdev.evaluate import evaluate, evaluate_records
 from cmdp_nbdev.mdp import select, trim
@@ -221,7 +221,7 @@ def make(tmp_path, model, teacher, **settings):
     data = Dataset.from_dict({"prompt": PROMPTS * 4})
     sizes = dict(num_generations=2, per_device_train_batch_size=4, max_completion_length=6)
     steps = dict(max_steps=2, output_dir=str(tmp_path / "run"))
-    args = CMDPConfig(**sizes, **steps, **settings)
+    args = embedded(**sizes, **steps, **settings)
     return CMDPTrainer(model, teacher, nothing, args, data, processing_class=TOKENS)
 
 
@@ -377,7 +377,7 @@ def test_the_probe_takes_the_shortest_and_the_longest_prompt(tmp_path):
         return [0.0] * len(prompts)
 
     data = Dataset.from_dict({"prompt": PROMPTS})
-    args = CMDPConfig(num_generations=2, per_device_train_batch_size=2, max_completion_length=4)
+    args = embedded(num_generations=2, per_device_train_batch_size=2, max_completion_length=4)
     CMDPTrainer(llama(), llama(1), watch, args, data, processing_class=TOKENS)
     assert seen == [PROMPTS[0]] * 2 + [PROMPTS[1]] * 2
     assert check_probe.__doc__

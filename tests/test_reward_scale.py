@@ -1,11 +1,11 @@
 "The unit of the reward: ten times as large a reward must not be another method."
 
 import pytest
-from conftest import SMALL, gradients_of_step, relative
+from conftest import SMALL, embedded, gradients_of_step, relative
 
 from cmdp_nbdev.model import default_pair
 from cmdp_nbdev.task import chain_dataset, chain_reward
-from cmdp_nbdev.trainer import CMDPConfig, CMDPTrainer
+from cmdp_nbdev.trainer import CMDPTrainer
 
 
 def first_gradient(tmp_path, method: str, scale: float, **settings):
@@ -15,7 +15,7 @@ def first_gradient(tmp_path, method: str, scale: float, **settings):
         return [scale * r for r in chain_reward(prompts, completions, answer)]
 
     student, teacher, tokenizer = default_pair()
-    config = CMDPConfig(
+    config = embedded(
         method=method,
         method_kwargs=settings,
         output_dir=str(tmp_path / f"{method}-{scale}-{len(settings)}"),

@@ -8,11 +8,10 @@ from dataclasses import dataclass
 import pytest
 import torch
 from accelerate import tracking
-from conftest import flat, read_lines
+from conftest import embedded, flat, read_lines
 
 from cmdp_nbdev import cli
 from cmdp_nbdev.budget import Budget
-from cmdp_nbdev.config import CMDPConfig
 from cmdp_nbdev.methods import register_method
 from cmdp_nbdev.objective import Signal
 from cmdp_nbdev.plot import training_curves
@@ -418,7 +417,7 @@ def test_a_method_does_not_overwrite_the_log(own_methods):
         return Signal(zeros, zeros, {"accuracy": 7.0})
 
     with pytest.raises(ValueError, match="'loud' logs accuracy, which an update has already"):
-        CMDPConfig(method="loud")
+        embedded(method="loud")
 
 
 def test_a_card_without_verdicts(make_trainer):

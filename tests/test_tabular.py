@@ -6,6 +6,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from conftest import embedded
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.optimize import linprog, minimize
@@ -44,7 +45,7 @@ from cmdp_nbdev.theory.tabular import (
     trajectory_index,
     within_budget,
 )
-from cmdp_nbdev.trainer import CMDPConfig, CMDPTrainer
+from cmdp_nbdev.trainer import CMDPTrainer
 
 
 def noise(*shape, seed=0):
@@ -81,7 +82,7 @@ def tabular_trainer(tmp_path, trees, logits, **config):
         method="cmdp",
         budget=0.5,
     )
-    args = CMDPConfig(**{**args, **config})
+    args = embedded(**{**args, **config})
     prompts, reward = tabular_dataset(trees), tabular_reward(trees)
     return CMDPTrainer(student, teacher, reward, args, prompts, prompts, tok)
 

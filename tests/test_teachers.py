@@ -9,7 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import SMALL
+from conftest import SMALL, embedded
 from torch.testing import assert_close
 from transformers.modeling_outputs import CausalLMOutput
 
@@ -36,7 +36,7 @@ from cmdp_nbdev.rollout import completion_logits, generate, teacher_rows
 from cmdp_nbdev.task import chain_dataset, chain_reward
 from cmdp_nbdev.teachers import CachedTeacher, ServerTeacher, TopKTeacher, fingerprint
 from cmdp_nbdev.theory.tabular import law, random_tree
-from cmdp_nbdev.trainer import CMDPConfig, CMDPTrainer
+from cmdp_nbdev.trainer import CMDPTrainer
 
 INF = math.inf
 TOP4 = "lower bound (teacher known by its top 4 tokens)"
@@ -302,7 +302,7 @@ def make(pair, teacher, folder, **more):
     settings = {**SMALL, "output_dir": str(folder / "run"), "num_generations": 4, **more}
     student, tokenizer = copy.deepcopy(pair[0]), pair[2]
     data = chain_dataset(16, "train"), chain_dataset(4, "test")
-    return CMDPTrainer(student, teacher, chain_reward, CMDPConfig(**settings), *data, tokenizer)
+    return CMDPTrainer(student, teacher, chain_reward, embedded(**settings), *data, tokenizer)
 
 
 def test_records_summary_card_and_config_say_what_the_numbers_are(pair, tmp_path):
@@ -443,7 +443,7 @@ def test_wrapping_hides_neither_shared_weights_nor_other_vocabularies(pair, tmp_
     with pytest.raises(ValueError, match="shares weights"):
         data = chain_dataset(16, "train"), None, pair[2]
         wrapped = CachedTeacher(TopKTeacher(student, 2), tmp_path)
-        CMDPTrainer(student, wrapped, chain_reward, CMDPConfig(**SMALL), *data)
+        CMDPTrainer(student, wrapped, chain_reward, embedded(**SMALL), *data)
 
 
 # --- the cache ---

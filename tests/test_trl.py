@@ -8,7 +8,7 @@ import warnings
 
 import pytest
 import torch
-from conftest import ROOT, flat, gradients_of_step, read_lines, relative
+from conftest import ROOT, embedded, flat, gradients_of_step, read_lines, relative
 from datasets import concatenate_datasets
 
 pytest.importorskip("trl")
@@ -19,7 +19,6 @@ from trl import GRPOTrainer  # noqa: E402
 
 from cmdp_nbdev.budget import Budget  # noqa: E402
 from cmdp_nbdev.cli import describe_teacher, main  # noqa: E402
-from cmdp_nbdev.config import CMDPConfig  # noqa: E402
 from cmdp_nbdev.methods import METHODS  # noqa: E402
 from cmdp_nbdev.reward import length_cost  # noqa: E402
 from cmdp_nbdev.task import ChainTask, chain_dataset, chain_reward  # noqa: E402
@@ -344,8 +343,8 @@ def test_what_cannot_work_is_refused_by_name(sentence, make, tmp_path):
 def test_trl_settings_that_would_compute_something_else(name):
     "trl_kwargs say where and how fast."
     with pytest.raises(ValueError, match=f"trl_kwargs: {name!r} is not left to TRL"):
-        grpo_config(CMDPConfig(), **{name: 1})
-    assert grpo_config(CMDPConfig(), dataloader_num_workers=2).dataloader_num_workers == 2
+        grpo_config(embedded(), **{name: 1})
+    assert grpo_config(embedded(), dataloader_num_workers=2).dataloader_num_workers == 2
 
 
 LAUNCHES = {

@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import ROOT, SMALL, flat, python
+from conftest import ROOT, SMALL, embedded, flat, python
 from datasets import Dataset, DatasetDict
 from transformers import SchedulerType
 
@@ -65,7 +65,7 @@ def test_a_field_of_another_kind_is_named(value):
     "Whatever is written into whichever field: it is taken, or refused with the field's name."
     for f in fields(CMDPConfig):
         try:
-            config = CMDPConfig(**{f.name: value})
+            config = embedded(**{f.name: value})
         except ValueError as e:
             assert f.name in str(e) or f.name == "method_kwargs"
         else:
@@ -76,10 +76,10 @@ def test_none_where_it_means_nothing():
     "None is refused wherever it is not one of the meanings."
     for f in fields(CMDPConfig):
         if f.default is None or f.name in TAKES_NONE:
-            CMDPConfig(**{f.name: None})
+            embedded(**{f.name: None})
         else:
             with pytest.raises(ValueError, match=f"{f.name} .*got None"):
-                CMDPConfig(**{f.name: None})
+                embedded(**{f.name: None})
 
 
 TAKES_NONE = {
@@ -135,7 +135,7 @@ WRITTEN = {
 def test_what_is_taken(name):
     "A setting as transformers, numpy, YAML or pathlib write it; JSON can hold what it becomes."
     field, written, value = WRITTEN[name]
-    found = getattr(CMDPConfig(**{field: written}), field)
+    found = getattr(embedded(**{field: written}), field)
     assert found == value and type(found) in (type(value), Settings)
     assert json.loads(json.dumps(found)) == value
 
@@ -166,13 +166,13 @@ def test_what_is_refused(name):
     "One sentence with the field, the value, and what would work."
     settings, match = NOT_TAKEN[name]
     with pytest.raises(ValueError, match=match):
-        CMDPConfig(**settings)
+        embedded(**settings)
 
 
 def test_settings_of_models_in_config_json():
     "An object among them must not stop the run at its first line of JSON."
     settings = {"quantization_config": Odd, "dtype": torch.float16}
-    saved = run_settings(CMDPConfig(model_init_kwargs=settings), {})["model_init_kwargs"]
+    saved = run_settings(embedded(model_init_kwargs=settings), {})["model_init_kwargs"]
     assert saved == {"quantization_config": str(Odd), "dtype": "float16"}
 
 
@@ -204,12 +204,12 @@ def test_every_schedule(make_trainer, kind):
 @pytest.mark.parametrize("kind", NAMES)
 def test_a_schedule_is_changed(kind):
     "What nobody wrote does not become what somebody wrote."
-    config = CMDPConfig(lr_scheduler_type="linear")
+    config = embedded(lr_scheduler_type="linear")
     more = {"lr_scheduler_kwargs": NEEDS[kind]} if kind in NEEDS else {}
     changed = copy.deepcopy(replace(config, lr_scheduler_type=kind, **more))
     assert (
         replace(changed, lr_scheduler_type="cosine_with_min_lr", **{k: None for k in more})
-        == CMDPConfig()
+        == embedded()
     )
 
 
@@ -246,7 +246,7 @@ def test_schedules_that_are_refused(name):
     "The sentence names the schedule, what it takes, and what was given."
     settings, match = SCHEDULES[name]
     with pytest.raises(ValueError, match=match):
-        CMDPConfig(**settings)
+        embedded(**settings)
 
 
 # ---- rows -----------------------------------------------------------------------------------
@@ -391,7 +391,7 @@ def test_dtype_of_the_student(pair, prompts, tmp_path):
         model.save_pretrained(tmp_path / name)
     tokenizer.save_pretrained(tmp_path / "student")
     both = dict.fromkeys(("model_init_kwargs", "teacher_model_init_kwargs"), "torch_dtype=bf16")
-    args = CMDPConfig(**SMALL, **both)
+    args = embedded(**SMALL, **both)
     given = (tmp_path / "student", tmp_path / "teacher", chain_reward, args, prompts)
     with pytest.warns(UserWarning, match="bfloat16"):
         trainer = CMDPTrainer(*given, processing_class=tokenizer)

@@ -75,7 +75,8 @@ def limited(data):
 def make(name, data=PROMPTS, held_out=HELD_OUT, reward=chain_reward, constraints=None, **config):
     "A trainer whose folder is OUT/name."
     student, teacher, tokenizer = default_pair()
-    args = CMDPConfig(**{**SMALL, "output_dir": str(OUT / name), **config})
+    settings = {**SMALL, "output_dir": str(OUT / name), **config}
+    args = CMDPConfig.from_recipe("embedded", **settings)
     more = dict(processing_class=tokenizer, constraints=constraints)
     return trl.TRLTrainer(student, teacher, reward, args, data, held_out, **more)
 
@@ -173,7 +174,7 @@ def refusals() -> None:
     except FileExistsError as error:
         (OUT / f"refused{again.process_index}.txt").write_text(str(error))
     student, teacher, tokenizer = default_pair()
-    args = CMDPConfig(**SMALL, output_dir=str(OUT / "own"))
+    args = CMDPConfig.from_recipe("embedded", **SMALL, output_dir=str(OUT / "own"))
     try:
         CMDPTrainer(student, teacher, chain_reward, args, PROMPTS, HELD_OUT, tokenizer)
     except ValueError as error:

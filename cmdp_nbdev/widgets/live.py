@@ -47,7 +47,8 @@ def live_setup(
 ) -> CMDPTrainer:
     "A trainer of the embedded pair for watching: 32 completions per update, no end."
     student, teacher, tokenizer = default_pair()
-    args = CMDPConfig(
+    args = CMDPConfig.from_recipe(
+        "embedded",
         method=method,
         budget=budget,
         seed=seed,

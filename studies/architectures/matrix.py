@@ -171,7 +171,8 @@ def digits(completions, **_) -> list[float]:
 
 def trainer(job: dict, folder: Path, **more) -> CMDPTrainer:
     "A trainer of two updates, a checkpoint after each."
-    config = CMDPConfig(
+    config = CMDPConfig.from_recipe(
+        "embedded",
         output_dir=str(folder),
         budget=20.0,
         max_steps=2,

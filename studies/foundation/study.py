@@ -130,7 +130,7 @@ def read(stage: str) -> pd.DataFrame:
 def trainer_of(job: dict, folder: str) -> CMDPTrainer:
     "The trainer of a run."
     student, teacher, tokenizer = default_pair()
-    config = CMDPConfig(**settings_of(job, folder))
+    config = CMDPConfig.from_recipe("embedded", **settings_of(job, folder))
     return CMDPTrainer(
         student,
         teacher,

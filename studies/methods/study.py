@@ -279,7 +279,7 @@ def reward_in(unit: float):
 def trainer_of(job: dict, models: tuple, prompts, folder: str) -> CMDPTrainer:
     "The trainer of a run."
     student, teacher, tokenizer, task = models
-    config = CMDPConfig(**settings_of(job, folder))
+    config = CMDPConfig.from_recipe("embedded", **settings_of(job, folder))
     return CMDPTrainer(
         student,
         teacher,

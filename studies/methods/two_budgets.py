@@ -75,7 +75,8 @@ def train(job: dict, student, teacher, tokenizer) -> CMDPTrainer:
     "Train with the budget on divergence and the second one of the variant."
     kept, penalty = VARIANTS[job["variant"]]
     with tempfile.TemporaryDirectory() as folder:
-        config = CMDPConfig(
+        config = CMDPConfig.from_recipe(
+            "embedded",
             budget=DIVERGENCE,
             seed=job["seed"],
             output_dir=folder,

@@ -82,7 +82,8 @@ def trainer_of(job: dict, pair: Path) -> CMDPTrainer:
     All methods start from the student of `warm`, so that only one of them measures the start.
     """
     warm = job["method"] == "warm"
-    config = CMDPConfig(
+    config = CMDPConfig.from_recipe(
+        "embedded",
         method="gkd" if warm else job["method"],
         method_kwargs=job["settings"],
         budget=1.0 if warm else json.loads(BUDGET.read_text())["budget"],

@@ -42,7 +42,7 @@ READS_NONE += ("weakest-link",)  # or have a limit of their own
 
 def budget_of(job: dict) -> float:
     "The budget that a job of the study trains for."
-    return job["config"].get("budget", CMDPConfig().budget)
+    return job["config"].get("budget", CMDPConfig.from_recipe("embedded").budget)
 
 
 def row_of(job: dict) -> dict:
@@ -115,7 +115,9 @@ def conditions(students: int) -> dict:
         "students": students,
         "seeds": list(study.TRACE_SEEDS),
         "bytes": 0,
-        "config": {k: v for k, v in run_config(CMDPConfig()).items() if k not in own},
+        "config": {
+            k: v for k, v in run_config(CMDPConfig.from_recipe("embedded")).items() if k not in own
+        },
         "machine": platform.machine(),
         "versions": versions,
     }

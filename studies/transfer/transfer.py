@@ -50,7 +50,8 @@ def pretrained(who: str, folder: Path) -> PreTrainedModel:
 def distill(student, teacher, job: dict) -> None:
     "Train the student on chains of three steps."
     with tempfile.TemporaryDirectory() as folder:
-        config = CMDPConfig(
+        config = CMDPConfig.from_recipe(
+            "embedded",
             method=job["method"],
             method_kwargs=job["settings"],
             budget=BUDGET,

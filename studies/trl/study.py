@@ -80,7 +80,9 @@ def train(job: dict) -> dict:
     student, teacher, tokenizer = default_pair()
     clock, began = Clock(), time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
-        args = CMDPConfig(output_dir=f"{folder}/run", seed=job["seed"], device="cpu")
+        args = CMDPConfig.from_recipe(
+            "embedded", output_dir=f"{folder}/run", seed=job["seed"], device="cpu"
+        )
         args.disable_tqdm = True
         prompts, held_out = chain_dataset(16000), chain_dataset(job["n_eval"], "test")
         given = (chain_reward, args, prompts, held_out, tokenizer)
@@ -155,7 +157,8 @@ def cost(job: dict) -> dict:
         return [float(len(text) % 2) for text in completions]
 
     with tempfile.TemporaryDirectory() as folder:
-        args = CMDPConfig(
+        args = CMDPConfig.from_recipe(
+            "embedded",
             output_dir=f"{folder}/run",
             max_steps=12,
             per_device_train_batch_size=size,
