@@ -723,7 +723,7 @@ def pace(self: Run, metrics: dict) -> dict[str, float]:
     speed = metrics["length_mean"] * size / metrics["seconds"]
     return {"tokens_per_second": speed, "memory_gib": memory_gib(self.accelerator.device)}
 
-
+# %% ../nbs/12_run.ipynb #finish
 @patch
 def finish(self: Run) -> dict:
     "The end of a training: say what is still wrong with it; the metrics of the last update."
@@ -778,7 +778,7 @@ def completion_line(row: dict, width: int = 60) -> str:
 def log_completions(self: Run) -> None:
     "With log_completions, every `logging_steps`: keep an update's completions, show a few."
     args, step = self.args, self.global_step
-    if not args.log_completions or step % args.logging_steps or self.written is None:
+    if not (args.log_completions and self.is_main_process) or step % args.logging_steps:
         return
     rows = completion_rows(step, *self.written)
     folder = self.output_dir / "completions"

@@ -103,9 +103,8 @@ def check_trl(release: str | None = None, trainer: type = GRPOTrainer) -> None:
 # %% ../nbs/14_trl.ipynb #same
 SAME = """
 adam_beta1 adam_beta2 adam_epsilon chat_template_kwargs epsilon epsilon_high fp16
-gradient_accumulation_steps learning_rate log_completions lr_scheduler_kwargs
-lr_scheduler_type max_completion_length max_grad_norm num_completions_to_print num_generations
-num_iterations
+gradient_accumulation_steps learning_rate lr_scheduler_kwargs
+lr_scheduler_type max_completion_length max_grad_norm num_generations num_iterations
 per_device_train_batch_size reward_weights save_total_limit seed temperature top_p weight_decay
 """.split()
 
@@ -493,7 +492,9 @@ def answer(self: BudgetGRPOTrainer) -> tuple[Signal, Tensor]:
     run, rollout = self.run, self.rollout
     batch = Batch.of(rollout, self.earned.modified, self.scores, self.earned.charged)
     kl = torch.cat([score.kl for score in self.scores])
-    held = (batch, run.limit(rollout), self.earned, rollout.terminated, kl)
+    limit = run.limit(rollout)
+    run.written = rollout, self.earned.task, limit.spent(batch.cost, batch.mask)
+    held = (batch, limit, self.earned, rollout.terminated, kl)
     batch, limit, earned, ended, kl = map(self.everywhere, held)
     signal = run.signal(batch, limit)
     task = replace(batch, rewards=earned.task)

@@ -255,6 +255,9 @@ def test_early_stopping(settings, values, stopped):
         stopping.on_evaluate(run, {"step": 9, "eval_y": 1.0, "loss": 0.0})
 
 
+FEW = dict(per_device_train_batch_size=4, num_generations=2, max_completion_length=12)
+
+
 def watching():
     "Both callbacks that ship; `length_mean` moves in a few updates."
     return [EarlyStopping("eval_kl_mean", 9, mode="min"), KeepBest("eval_kl_mean", mode="min")]
@@ -269,7 +272,7 @@ def state_of(trainer):
 
 def test_the_best_student_is_kept_and_a_resumed_run_goes_on(make_trainer, tmp_path):
     "As if it had never stopped: what was best, and the students; watching changes nothing."
-    settings = dict(max_steps=6, eval_steps=1, save_steps=3, learning_rate=3e-3)
+    settings = dict(max_steps=5, eval_steps=1, save_steps=3, learning_rate=3e-3, **FEW)
     alone = make_trainer(**settings, output_dir=str(tmp_path / "alone"))
     alone.train()
     whole = make_trainer(**settings, output_dir=str(tmp_path / "whole"), callbacks=watching())
@@ -291,7 +294,7 @@ def test_the_best_student_is_kept_and_a_resumed_run_goes_on(make_trainer, tmp_pa
 
 def test_a_run_that_was_stopped_early_stays_so(make_trainer):
     "Also in a new process; a larger patience lets it go on."
-    settings = dict(max_steps=4, eval_steps=1, save_steps=1, reward_funcs=nothing)
+    settings = dict(max_steps=4, eval_steps=1, save_steps=1, reward_funcs=nothing, **FEW)
     stopping = EarlyStopping("eval_accuracy", patience=1)
     trainer = make_trainer(**settings, callbacks=[stopping])
     assert trainer.train()["step"] == trainer.train()["step"] == 2
@@ -306,7 +309,7 @@ def test_a_run_that_was_stopped_early_stays_so(make_trainer):
 
 def test_a_longer_run_keeps_the_last_learning_rate(make_trainer, tmp_path):
     "Recorded; what was planned stays; killed in its second stretch it is the same; not shorter."
-    short = dict(max_steps=3, save_steps=1, lr_scheduler_type="linear", learning_rate=1e-3)
+    short = dict(max_steps=3, save_steps=1, lr_scheduler_type="linear", learning_rate=1e-3, **FEW)
     make_trainer(**short).train()
     long = {**short, "max_steps": 5}
     whole = make_trainer(**long)
@@ -329,7 +332,7 @@ def test_a_longer_run_keeps_the_last_learning_rate(make_trainer, tmp_path):
 
 def test_raised_in_the_middle(make_trainer):
     "Of what was planned nothing changes."
-    short = dict(max_steps=4, save_steps=1, learning_rate=1e-3)
+    short = dict(max_steps=4, save_steps=1, learning_rate=1e-3, **FEW)
     trainer = make_trainer(**short, callbacks=[lambda t, m: m["step"] == 2 and t.stop()])
     trainer.train()
     longer = make_trainer(**{**short, "max_steps": 6})
@@ -367,7 +370,36 @@ def test_completions_are_kept(make_trainer, monkeypatch, capsys):
     assert all(r["reward"] is None for r in rows[1::2] if r["terminated"])
     said = capsys.readouterr().err
     assert "update 4, 3 of 16 completions:" in said and said.count(" → ") == 6
-    assert "lr=" in said and "tok/s=" in said and "memory_gib=" in said
+
+
+class Bar:
+    "What a progress bar is given."
+
+    def __init__(self):
+        self.shown = {}
+
+    def update(self):
+        "One more."
+
+    def set_postfix(self, shown, refresh):
+        self.shown = shown
+
+
+def test_the_bar_says_how_fast_it_goes(make_trainer):
+    "Numbers of the machine are in the bar and in the trackers, not in metrics.jsonl."
+    trainer, bar = make_trainer(logging_steps=2), Bar()
+    metrics = trainer.step()
+    trainer.show(bar)
+    assert not bar.shown
+    trainer.step()
+    trainer.show(bar)
+    assert list(bar.shown) == ["reward", "kept", "kl_mean", "lr", "tok/s", "memory_gib"]
+    assert all(float(number) >= 0 for number in bar.shown.values())
+    pace = trainer.pace(metrics)
+    assert pace["tokens_per_second"] * metrics["seconds"] == pytest.approx(
+        metrics["length_mean"] * 16
+    )
+    assert not set(pace) & set(metrics) and trainer.pace({"step": 0}) == {}
 
 
 def test_a_rate_is_over_what_has_a_verdict(make_trainer):
