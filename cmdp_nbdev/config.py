@@ -487,6 +487,10 @@ class CMDPConfig:
         "report to the progress bar and the trackers every so many updates (metrics.jsonl gets "
         "every update)",
     )
+    log_completions: bool = setting(
+        False, "keep the completions of every logging_steps-th update in completions/, show some"
+    )
+    num_completions_to_print: Count = setting(4, "how many of them are shown")
     save_steps: Index = setting(0, "checkpoint every so many updates, 0 = none")
     save_total_limit: Count | None = setting(None, "keep only the newest checkpoints; None = all")
     resume_from_checkpoint: Checkpoint | None = setting(
