@@ -32,6 +32,7 @@ from transformers.utils import logging as hf_logging
 from cmdp_nbdev.config import (
     CMDPConfig,
     Folder,
+    changed,
     one_of,
     range_problems,
     read_fields,
@@ -229,12 +230,10 @@ UNSAID = ("config", "eval_on_start", "resume_from_checkpoint", "disable_tqdm")
 def command_of(run: RunArguments, config: CMDPConfig) -> str:
     "The command line of a run: every option that is not at its default."
     words = ["cmdp-distill"]
-    base = CMDPConfig(**base_settings(run.student))
-    for given, default in ((run, RunArguments()), (config, base)):
-        for f in dataclasses.fields(given):
-            value = getattr(given, f.name)
-            if value != getattr(default, f.name) and f.name not in UNSAID:
-                words += [f"--{f.name}", *_words(value)]
+    given = changed(run, {}) | changed(config, base_settings(run.student))
+    for name, value in given.items():
+        if name not in UNSAID:
+            words += [f"--{name}", *_words(value)]
     return shlex.join(words)
 
 
@@ -627,6 +626,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def _run(run: RunArguments, values: dict) -> None:
     "One method or all of them; prints what came of it."
+    check_options(run)
     if values["method"] != "all":
         if summary := distil(run, CMDPConfig(**values)):
             print(format_summary(summary) + "\n")

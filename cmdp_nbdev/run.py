@@ -14,7 +14,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, fields, replace
+from dataclasses import asdict, replace
 from importlib.metadata import version
 from pathlib import Path
 
@@ -36,7 +36,7 @@ from transformers import (
 )
 
 from .budget import suggest_budget as quantile_budget
-from .config import CMDPConfig, as_checkpoint
+from .config import CMDPConfig, as_checkpoint, nearest_recipe
 from .evaluate import evaluate_records, summarize, to_json
 from .methods import RENAMED
 from .model import ids_of, inner_model, no_progress_bar, save_plain
@@ -269,15 +269,15 @@ def repeat_code(args: CMDPConfig, command: str | None) -> list[str]:
     "How to repeat the run: its command, or the settings that are not the defaults."
     if command:
         return ["The command:", "", "```bash", command, "```"]
-    defaults, named = CMDPConfig(), [f.name for f in fields(args) if f.name not in RESUMABLE]
-    changed = [k for k in named if getattr(args, k) != getattr(defaults, k)]
-    call = ", ".join(f"{k}={getattr(args, k)!r}" for k in changed)
+    name, changes = nearest_recipe(args)
+    make, words = ("CMDPConfig.from_recipe", [repr(name)]) if name else ("CMDPConfig", [])
+    words += [f"{k}={value!r}" for k, value in changes.items() if k not in RESUMABLE]
     release = version("cmdp_nbdev")
     return [
-        f"Settings, where they are not the defaults of cmdp_nbdev {release}:",
+        f"Settings, where they are not those of cmdp_nbdev {release}:",
         "",
         "```python",
-        f"CMDPConfig({call})",
+        f"{make}({', '.join(words)})",
         "```",
     ]
 
