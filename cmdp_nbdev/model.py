@@ -354,7 +354,8 @@ def pretrain(
     tasks = [task] if isinstance(task, ChainTask) else task
     prompts = [(p, t.flaw) for t in tasks for p in chain_prompts(16000, "train", seed, t)]
     optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, weight_decay=0.0)
-    rates = dict(total_steps=steps, pct_start=0.05)
+    warmup = 0.05 if steps > 20 else 0.0  # one step of it would divide by zero
+    rates = dict(total_steps=steps, pct_start=warmup)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, **rates)
     losses = []
     model.train()

@@ -1,6 +1,8 @@
 "What cannot work is refused: one clear error, before any update; what is there is not touched."
 
 import re
+import warnings
+from functools import partial
 
 import pytest
 import torch
@@ -513,7 +515,7 @@ def test_output_folder_that_cannot_be_written(refuse, tmp_path):
     "Found before the run, not after."
     (tmp_path / "file").write_text("x")
     match = "output_dir='.*file/run' cannot be written.*choose another folder"
-    refuse(match, OSError, output_dir=str(tmp_path / "file" / "run"))
+    refuse(match, output_dir=str(tmp_path / "file" / "run"))
 
 
 # ---- a finished run is safe ------------------------------------------------------------
@@ -552,14 +554,50 @@ AUTO = {"resume_from_checkpoint": "auto"}
 def test_a_refused_run_leaves_the_saved_one_alone(make_trainer, finished, config, match):
     "Results of hours must survive a careless command, also when the user insists."
     folder, before = finished
-    trainer = make_trainer(output_dir=str(folder), **config)
-    for _ in range(2):
+    config["output_dir"] = str(folder)
+    for resume in (None, config.get("resume_from_checkpoint")):
         with pytest.raises((ValueError, FileExistsError), match=match):
-            trainer.train()
+            make_trainer(**config).train(resume)
         assert contents(folder) == before
-    with pytest.raises((ValueError, FileExistsError), match=match):
-        trainer.train(config.get("resume_from_checkpoint"))
+
+
+@pytest.mark.parametrize("resume", [None, "auto", "checkpoint"])
+def test_the_folder_of_another_run_is_refused_at_construction(make_trainer, finished, resume):
+    "Not in train(), when evaluations have been paid for; with every difference, and its folder."
+    folder, before = finished
+    resume = str(folder / "checkpoint-2") if resume == "checkpoint" else resume
+    settings = dict(output_dir=str(folder), seed=1, resume_from_checkpoint=resume)
+    found = "run' holds a run already,"
+    if "checkpoint" in str(resume):
+        found = "checkpoint-2' belongs to a run"
+    match = f"{found} with other settings: seed was 0, now 1; choose another folder"
+    with pytest.raises(ValueError, match=match):
+        make_trainer(**settings)
+    with pytest.raises(ValueError, match="constraints was {}, now {'length'"):
+        make_trainer(constraints={"length": (length_cost, Budget(9))}, **{**settings, "seed": 0})
     assert contents(folder) == before
+
+
+def test_a_folder_of_the_same_run_is_said_before_an_evaluation(make_trainer, finished):
+    "It may be about to go on; a trainer that goes on says nothing."
+    folder, before = finished
+    trainer = make_trainer(output_dir=str(folder))
+    for measure in (trainer.evaluate, trainer.suggest_budget):
+        with pytest.warns(UserWarning, match="holds this run already.*from_checkpoint='auto'"):
+            measure()
+    with pytest.raises(FileExistsError, match="holds a run already"):
+        trainer.train()
+    assert contents(folder) == before
+    trainer.train(resume_from_checkpoint="auto")
+    with warnings.catch_warnings(action="error", category=UserWarning):
+        trainer.evaluate()
+        make_trainer(output_dir=str(folder), **AUTO).evaluate()
+
+
+def test_a_checkpoint_that_is_none_is_refused_at_construction(make_trainer, tmp_path):
+    "The same sentence as when it is given to train()."
+    with pytest.raises(ValueError, match="no.where' is no checkpoint folder"):
+        make_trainer(resume_from_checkpoint=tmp_path / "no.where")
 
 
 @pytest.mark.parametrize(
@@ -573,9 +611,9 @@ def test_resuming_under_another_further_budget(make_trainer, tmp_path, save_step
 
     limited(20, max_steps=1, save_steps=save_steps).train()
     folder, before = tmp_path / "run", contents(tmp_path / "run")
-    for trainer in (limited(16, max_steps=1, **AUTO), make_trainer(max_steps=1, **AUTO)):
+    for make in (partial(limited, 16), make_trainer):
         with pytest.raises(ValueError, match=r"constraints was \{'length': \{'limit': 20"):
-            trainer.train()
+            make(max_steps=1, **AUTO)
         assert contents(folder) == before
     limited(20, max_steps=1, **AUTO).train()
 

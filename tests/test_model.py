@@ -124,3 +124,9 @@ def test_pretraining_learns_from_several_tasks(tok):
         tiny_model(32, tok), tok, [ChainTask(3), ChainTask(4)], steps=30, batch_size=32
     )
     assert len(losses) == 30 and losses[-1] < losses[0] - 1
+
+
+@pytest.mark.parametrize("steps", [1, 19, 20, 21])
+def test_pretraining_takes_any_number_of_steps(tok, steps):
+    "A warm-up of one step was a division by zero."
+    assert len(pretrain(tiny_model(16, tok), tok, steps=steps, batch_size=2)) == steps

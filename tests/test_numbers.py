@@ -7,7 +7,7 @@ import warnings
 
 import pytest
 import torch
-from conftest import embedded
+from conftest import embedded, flat
 from datasets import Dataset
 from transformers import AutoModelForCausalLM
 
@@ -54,12 +54,13 @@ def folders(tmp_path):
     return tmp_path
 
 
-def build(folders, teacher=None, **settings):
+def build(folders, teacher=None, student=None, **settings):
     "A trainer on the folders."
     args = embedded(**{**QUICK, "output_dir": str(folders / "run"), **settings})
     rows = chain_dataset(16), chain_dataset(4, "test")
     given = str(folders / "t") if teacher is None else teacher
-    return CMDPTrainer(str(folders / "s"), given, chain_reward, args, *rows)
+    student = str(folders / "s") if student is None else student
+    return CMDPTrainer(student, given, chain_reward, args, *rows, char_tokenizer())
 
 
 # --- What is decided
@@ -154,6 +155,46 @@ def test_a_teacher_object_in_bfloat16_is_warned_of(folders, monkeypatch):
     teacher = AutoModelForCausalLM.from_pretrained(folders / "t")
     with pytest.warns(UserWarning, match=r"52.3 times slower .* teacher.float\(\)"):
         assert build(folders, teacher).teacher is teacher and teacher.dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("what", ["student", "base of an adapter"])
+def test_a_student_object_in_bfloat16_is_warned_of(folders, monkeypatch, what):
+    "By its path it would be loaded in float32; the object took five times as long, silently."
+    machine(monkeypatch, 52.3)
+    student = AutoModelForCausalLM.from_pretrained(folders / "s").bfloat16()
+    if what != "student":
+        peft = pytest.importorskip("peft")
+        about = peft.LoraConfig(target_modules="all-linear", task_type="CAUSAL_LM")
+        student = peft.get_peft_model(student, about)
+    with pytest.warns(UserWarning, match=r"model is kept in bfloat16, .* 52.3 times slower .*"):
+        trainer = build(folders, student=student)
+    assert trainer.job.numbers["student_dtype"] == "bfloat16"
+
+
+def test_a_path_and_an_object_are_computed_alike(folders, monkeypatch):
+    "The same weights to the last digit; config.json says how each was given, and what it is."
+    machine(monkeypatch, 50)
+    student, teacher = (AutoModelForCausalLM.from_pretrained(folders / who) for who in "st")
+    given = {"path": {}, "object": {"student": student, "teacher": teacher.float()}}
+    runs = {how: build(folders, output_dir=str(folders / how), **g) for how, g in given.items()}
+    found = {}
+    for how, trainer in runs.items():
+        trainer.train()
+        found[how] = json.loads((trainer.output_dir / "config.json").read_text())
+        models = found[how]["models"]
+        assert [m["given"] for m in models.values()] == [how, how]
+        assert [m["name"] for m in models.values()] == [str(folders / who) for who in "st"]
+        assert models["student"]["trained_parameters"] == models["student"]["parameters"] > 0
+    assert found["path"]["numbers"] == found["object"]["numbers"]
+    assert torch.equal(*(flat(trainer.student) for trainer in runs.values()))
+
+
+def test_a_function_is_written_down_as_one(folders):
+    "It has neither a dtype nor a size."
+    model = AutoModelForCausalLM.from_pretrained(folders / "t").float()
+    trainer = build(folders, lambda ids, mask: model(ids, attention_mask=mask))
+    assert trainer.job.models["teacher"] == {"given": "function", "class": "function"}
+    assert trainer.job.numbers["teacher_dtype"] is None
 
 
 def test_bf16_that_was_asked_for_is_warned_of(folders, monkeypatch):
@@ -336,6 +377,7 @@ def test_the_line_of_a_large_model_states_the_factor(monkeypatch):
     pair = tiny_model(16, char_tokenizer()), lambda ids, mask: None
     line = preflight.first_line(preflight.settle(embedded(device="cpu"), *pair), *pair)
     assert "teacher: a function" in line and "computing in float32 on 1 thread" in line
+    assert line.startswith("student, an object: 0.00")
     assert "bfloat16 is 52.3 times slower than float32 on this processor" in line
     tiny = tiny_model(16, char_tokenizer())
     monkeypatch.undo()

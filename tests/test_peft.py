@@ -5,6 +5,7 @@ peft nor the base.
 """
 
 import copy
+import json
 import warnings
 
 import pytest
@@ -133,6 +134,35 @@ def test_gradient_checkpointing_changes_nothing(make_trainer, pair, tmp_path):
     assert relative(gb, ga) < 1e-5
     assert ga.norm() > 0
     assert b["loss"] == pytest.approx(a["loss"], rel=1e-5)
+
+
+def test_the_settings_of_an_adapter_are_written_down(make_trainer, pair, tmp_path):
+    "In config.json all that peft was told, in the card what everybody asks for, with the base."
+    lora = wrapped(pair[0].bfloat16(), lora_alpha=8, lora_dropout=0.1, use_rslora=True)
+    trainer = make_trainer(lora, save_steps=1)
+    trainer.train()
+    config = json.loads((trainer.output_dir / "config.json").read_text())
+    adapter, student = config["adapters"]["default"], config["models"]["student"]
+    told = {"peft_type": "LORA", "r": 4, "lora_alpha": 8, "lora_dropout": 0.1, "use_rslora": True}
+    assert told.items() <= adapter.items() and len(adapter["target_modules"]) == 14
+    assert (student["given"], student["dtype"]) == ("object", "bfloat16")
+    assert student["class"] == "LlamaForCausalLM" and student["trained_dtypes"] == ["float32"]
+    assert student["trained_parameters"] == lora.get_nb_trainable_parameters()[0]
+    trainer.save_model(tmp_path / "student")
+    card = " ".join((tmp_path / "student" / "README.md").read_text().split())
+    assert "LORA r=4, lora_alpha=8, lora_dropout=0.1 on down_proj, gate_proj," in card
+    assert "v_proj, the base in bfloat16 |" in card
+    other = wrapped(pair[0], lora_alpha=16, lora_dropout=0.1, use_rslora=True)
+    with pytest.raises(ValueError, match="adapters was .*'lora_alpha': 8.*'lora_alpha': 16"):
+        make_trainer(other, resume_from_checkpoint="auto")
+
+
+def test_without_adapters_nothing_is_said_of_them(make_trainer, tmp_path):
+    "Neither in the card nor in config.json."
+    trainer = make_trainer(max_steps=1)
+    trainer.train()
+    assert "adapters" not in json.loads((trainer.output_dir / "config.json").read_text())
+    assert "adapters" not in trainer.card()
 
 
 def test_student_that_is_told_its_budget(make_trainer, student, tmp_path):

@@ -1,6 +1,8 @@
 "Every rule has a case that breaks it, and only it: a rule without a case fails here."
 
 import dataclasses
+import tempfile
+from pathlib import Path
 
 import pytest
 import torch
@@ -125,6 +127,8 @@ JOBS = {
     "constraints_need_a_method_that_reads_the_reward": lambda job: constrain(job, "length", "gkd"),
     "a_quantile_has_prompts_to_be_measured_on": lambda job: measure(job),
     "limits_per_prompt_are_numbers": lambda job: give(job, prompts(budget=[1.0, 2.0, None])),
+    "an_earlier_run_is_this_one": lambda job: occupy(job),
+    "the_folder_can_be_written": lambda job: setattr(job, "args", unchecked(output_dir=__file__)),
 }
 
 
@@ -147,6 +151,14 @@ def constrain(job, name, method="cmdp-rate"):
 def measure(job):
     "A budget that is to be measured, on nothing."
     job.eval_dataset, job.args = None, unchecked(budget_quantile=0.5, distill_steps=1)
+
+
+def occupy(job):
+    "A folder in which another run has begun."
+    folder = Path(tempfile.mkdtemp())
+    (folder / "metrics.jsonl").touch()
+    (folder / "config.json").write_text('{"seed": 1}')
+    job.args = unchecked(output_dir=str(folder))
 
 
 def test_every_rule_of_a_job_has_a_case():

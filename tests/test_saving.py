@@ -8,6 +8,7 @@ import warnings
 import pytest
 import torch
 from conftest import flat
+from datasets import Dataset
 from tokenizers import Tokenizer
 from transformers import (
     AutoModelForCausalLM,
@@ -19,7 +20,8 @@ from transformers import (
     pipeline,
 )
 
-from cmdp_nbdev.model import DATA, save_plain, tiny_model
+from cmdp_nbdev import rollout
+from cmdp_nbdev.model import DATA, char_tokenizer, save_plain, tiny_model
 from cmdp_nbdev.rollout import Sampling, generate
 from cmdp_nbdev.run import judged_generation, policy_gap
 
@@ -301,6 +303,75 @@ def test_a_pipeline_samples_what_was_judged(make_trainer, tmp_path):
     torch.testing.assert_close(seen[0][0][0].softmax(-1), judged, atol=1e-5, rtol=0)
 
 
+def with_holes() -> PreTrainedTokenizerFast:
+    "Ids below the last one that no token has, and a chat template."
+    inner = json.loads(char_tokenizer().backend_tokenizer.to_str())
+    inner["model"]["vocab"] |= {"=": 25, "+": 24}
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer.from_str(json.dumps(inner)), eos_token="$", pad_token="_"
+    )
+    tokenizer.chat_template = (
+        "{% for m in messages %}{{ m['content'] }}{% endfor %}"
+        "{% if add_generation_prompt %}={% endif %}"
+    )
+    return tokenizer
+
+
+def test_what_is_served_is_what_was_judged(make_trainer, tmp_path, monkeypatch):
+    """A pipeline without an argument samples, token by token, what evaluations sample.
+
+    With a chat template, another temperature than 1, and ids that are likely and never sampled.
+    """
+    tokenizer = with_holes()
+    holes = sorted(set(range(26)) - set(tokenizer.get_vocab().values()))
+    student, teacher = (tiny_model(32, tokenizer, seed=seed) for seed in (1, 2))
+    for model in (student, teacher):
+        model.resize_token_embeddings(30, mean_resizing=False)
+    head = student.get_output_embeddings().weight.data
+    head[[*holes, 26, 27, 28, 29]] = 2 * head[4]
+    chat = [{"role": "user", "content": "3+8*7-2"}]
+    trainer = make_trainer(
+        student,
+        teacher,
+        lambda completions, **columns: [float(len(c[-1]["content"])) for c in completions],
+        Dataset.from_dict({"prompt": [chat] * 8}),
+        Dataset.from_dict({"prompt": [chat]}),
+        tokenizer,
+        eval_temperature=0.6,
+        max_completion_length=7,
+    )
+    trainer.save_model(tmp_path / "student")
+    pipe = pipeline("text-generation", str(tmp_path / "student"))
+    served, asked = [], pipe.model.generate
+
+    def generate_and_note(**inputs):
+        out = asked(**inputs, output_scores=True, return_dict_in_generate=True)
+        served.extend(score[0].softmax(-1).cpu() for score in out.scores)
+        written.extend(out.sequences[0, inputs["input_ids"].shape[1] :].tolist())
+        return out.sequences
+
+    judged, written = [], []
+    pipe.model.generate = generate_and_note
+    pipe(chat)
+
+    def note_and_write(logits, temperature, top_p, generator):
+        judged.append((logits[0].float() / temperature).softmax(-1))
+        assert top_p == 1
+        return torch.tensor([written[len(judged) - 1]]), torch.zeros(1)
+
+    monkeypatch.setattr(rollout, "sample_token", note_and_write)
+    trainer.evaluate()
+    assert len(judged) == len(served) == len(written) <= 7
+    for ours, theirs in zip(judged, served):
+        torch.testing.assert_close(theirs[: len(ours)], ours, atol=1e-5, rtol=0)
+        assert float(theirs[len(ours) :].sum()) == float(theirs[holes].sum()) == 0
+    with torch.no_grad():
+        whole = student(tokenizer("3+8*7-2=", return_tensors="pt")["input_ids"]).logits[0, -1]
+    assert float(whole.softmax(-1)[[*holes, 26, 27, 28, 29]].sum()) > 0.1
+    card = " ".join((tmp_path / "student" / "README.md").read_text().split())
+    assert "temperature 0.6, no top-k, at most 7 tokens" in card
+
+
 def test_judged_greedily(make_trainer, tmp_path):
     "Temperature 0 in the evaluation is greedy in the folder."
     trainer = make_trainer(eval_temperature=0.0)
@@ -332,11 +403,7 @@ def test_ids_without_a_token_stay_unsaid(make_trainer, pair, tmp_path):
 
 def test_holes_in_the_vocabulary_stay_unsaid(pair):
     "Ids below the last one may be without a token, too."
-    inner = json.loads(pair[2].backend_tokenizer.to_str())
-    inner["model"]["vocab"] |= {"=": 25, "+": 24}
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=Tokenizer.from_str(json.dumps(inner)), eos_token="$", pad_token="_"
-    )
+    tokenizer = with_holes()
     holes = sorted(set(range(26)) - set(tokenizer.get_vocab().values()))
     pair[0].resize_token_embeddings(30, mean_resizing=False)
     config = judged_generation(pair[0], tokenizer, Sampling(), 28)

@@ -361,9 +361,9 @@ def test_strict_json_in_every_file(make_trainer):
     assert strict(state)[0]["args"]["epsilon_high"] == "inf"
     text = state.read_text(encoding="utf-8")
     state.write_text(text.replace('"inf"', "Infinity"), encoding="utf-8")  # as 0.1 wrote it
-    again = make_trainer(**{**settings, "max_steps": 4}, epsilon_high=math.inf)
+    other = dict(max_steps=4, output_dir=str(trainer.output_dir / "other"))
     with pytest.raises(ValueError, match="max_steps was 3, now 4$"):
-        again.train("auto")
+        make_trainer(**{**settings, **other}, epsilon_high=math.inf).train(state.parent)
     make_trainer(**settings, epsilon_high=math.inf).train("auto")
     training_curves(trainer.output_dir / "metrics.jsonl")
 
