@@ -14,7 +14,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
-from dataclasses import dataclass, field, replace
+from dataclasses import MISSING, dataclass, field, fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -78,14 +78,15 @@ from cmdp_nbdev.rollout import (
 )
 
 # %% auto #0
-__all__ = ['rule', 'APART', 'SAID', 'PATIENCE', 'Job', 'is_function', 'as_dataset', 'as_train_set', 'as_held_out', 'as_datasets',
-           'check_identity', 'check_teacher_tokenizer', 'check_trackers', 'recorded', 'settle', 'is_name',
-           'teacher_dtype', 'warn_numbers', 'first_line', 'load_student', 'numbers_of', 'load_job',
-           'adapters_come_from_peft', 'something_is_trained', 'the_student_is_a_model_of_transformers',
-           'the_students_weights_are_whole', 'adapters_can_be_merged', 'merging_problem',
-           'models_have_a_row_for_every_id', 'dataset_problems', 'prompts_can_be_answered', 'warn_of_unread_settings',
-           'given_completions_are_texts', 'a_teacher_that_writes_is_a_model', 'rewards_are_functions',
-           'one_finite_weight_per_reward', 'constraints_are_costs_with_budgets', 'constraints_have_names_of_their_own',
+__all__ = ['ADAPTER', 'BOOKKEEPING', 'rule', 'APART', 'SAID', 'PATIENCE', 'Job', 'is_function', 'as_dataset', 'as_train_set',
+           'as_held_out', 'as_datasets', 'check_identity', 'check_teacher_tokenizer', 'check_trackers', 'recorded',
+           'settle', 'is_name', 'teacher_dtype', 'warn_numbers', 'adapter_settings', 'adapter_text', 'first_line',
+           'load_student', 'numbers_of', 'facts_of', 'trained_of', 'load_job', 'adapters_come_from_peft',
+           'something_is_trained', 'the_student_is_a_model_of_transformers', 'the_students_weights_are_whole',
+           'adapters_can_be_merged', 'merging_problem', 'models_have_a_row_for_every_id', 'dataset_problems',
+           'prompts_can_be_answered', 'warn_of_unread_settings', 'given_completions_are_texts',
+           'a_teacher_that_writes_is_a_model', 'rewards_are_functions', 'one_finite_weight_per_reward',
+           'constraints_are_costs_with_budgets', 'constraints_have_names_of_their_own',
            'metrics_are_functions_with_names', 'an_evaluation_holds_every_name_once', 'columns_are_seen',
            'constraints_need_a_method_that_reads_the_reward', 'a_quantile_has_prompts_to_be_measured_on',
            'limits_per_prompt_are_numbers', 'check_job', 'extreme_rows', 'write_probe', 'check_functions',
@@ -106,6 +107,7 @@ class Job:
     eval_dataset: Dataset | dict[str, Dataset] | None = None
     constraints: dict = field(default_factory=dict)  # name -> (cost function, Budget)
     numbers: dict = field(default_factory=dict)  # what the models are computed in
+    models: dict = field(default_factory=dict)  # how both were given, and what they are
     eval_metrics: dict = field(default_factory=dict)  # name -> function, further scores
     bound: str | None = None  # what `spent` and `kl` are, if not exact; the probe finds out
 
@@ -285,6 +287,50 @@ def warn_numbers(args: CMDPConfig, model, teacher) -> None:
             stacklevel=4,
         )
 
+# %% ../nbs/11_preflight.ipynb #adapter-settings
+ADAPTER = ("peft_type", "r", "lora_alpha", "lora_dropout", "target_modules", "modules_to_save")
+BOOKKEEPING = {"base_model_name_or_path", "revision", "task_type", "inference_mode", "peft_version"}
+
+
+def _has_adapters(module: torch.nn.Module) -> bool:
+    "Whether it is what peft makes of a model."
+    return hasattr(module, "merge_and_unload")
+
+
+def adapter_settings(model) -> dict[str, dict]:
+    "Settings of peft's active adapters, by their names; {} for a model without any."
+    modules = model.modules() if isinstance(model, torch.nn.Module) else ()
+    wrapped = next(filter(_has_adapters, modules), None)
+    active = wrapped.active_adapters if wrapped is not None else ()
+    return {name: _settings_of(wrapped.peft_config[name]) for name in active}
+
+
+def _settings_of(config) -> dict:
+    "What there is to say about a config of peft, in JSON's types."
+    found = {}
+    for f in fields(config):
+        value = getattr(config, f.name)
+        usual = f.default if f.default_factory is MISSING else f.default_factory()
+        own = value != usual and f.name not in BOOKKEEPING
+        if value is not None and (own or f.name in ADAPTER):
+            value = sorted(value) if isinstance(value, (set, tuple)) else value
+            found[f.name] = getattr(value, "value", value)
+    return found
+
+# %% ../nbs/11_preflight.ipynb #adapter-text
+def adapter_text(adapters: dict[str, dict]) -> str:
+    "Adapters in words, as peft names their settings; '' for none."
+    return " and ".join(_adapter_in_words(settings) for settings in adapters.values())
+
+
+def _adapter_in_words(settings: dict) -> str:
+    "Kind, rank, scale and dropout of one adapter, and the kinds of layers that it is on."
+    numbers = [f"{k}={settings[k]}" for k in ADAPTER[1:4] if k in settings]
+    layers = settings.get("target_modules") or []
+    if isinstance(layers, list):  # else a pattern
+        layers = ", ".join(sorted({layer.rpartition(".")[2] for layer in layers}))
+    return f"{settings['peft_type']} {', '.join(numbers)} on {layers or 'all layers'}"
+
 # %% ../nbs/11_preflight.ipynb #first-line
 def first_line(args: CMDPConfig, model, teacher) -> str:
     "Sizes and dtypes of the models, and in which numbers they are computed; '' for a tiny pair."
@@ -310,9 +356,10 @@ def _described(model, what: str, kwargs: dict) -> str:
         kind = type(model).__name__ if hasattr(model, "rows") else "function"
         return f"{what}: a {kind}"
     size, dtype = outline(model, what, **kwargs)
-    name = f"{what} {model}" if is_name(model) else what
+    name = f"{what} {model}" if is_name(model) else f"{what}, an object"
     many = f"{size / 1e6:.3g} million parameters, " if size < math.inf else ""
-    return f"{name}: {many}{name_of(dtype)}"
+    adapters = adapter_text(adapter_settings(model))
+    return f"{name}: {many}{name_of(dtype)}{adapters and ', '}{adapters}"
 
 # %% ../nbs/11_preflight.ipynb #load-student
 def load_student(model, tokenizer, **kwargs) -> torch.nn.Module:
@@ -354,6 +401,28 @@ def _dtype_name(model) -> str | None:
     "Name of the dtype of a model's weights, None for a function."
     return None if is_function(model) else name_of(next(model.parameters()).dtype)
 
+# %% ../nbs/11_preflight.ipynb #facts-of
+def facts_of(model, given) -> dict:
+    "How a model was given (path, object or function), its name, class, size and dtype."
+    if is_function(model):
+        return {"given": "function", "class": type(model).__name__}
+    return {
+        "given": "path" if is_name(given) else "object",
+        "name": str(given) if is_name(given) else getattr(model, "name_or_path", None),
+        "class": type(inner_model(model)).__name__,
+        "parameters": num_parameters(model),
+        "dtype": _dtype_name(model),
+    }
+
+
+def trained_of(model: torch.nn.Module) -> dict:
+    "How many weights of a model are trained, and in which dtypes."
+    trained = [p for p in model.parameters() if p.requires_grad]
+    return {
+        "trained_parameters": sum(getattr(p, "ds_numel", p.numel()) for p in trained),
+        "trained_dtypes": sorted({name_of(p.dtype) for p in trained}),
+    }
+
 # %% ../nbs/11_preflight.ipynb #load-job
 def load_job(
     model,
@@ -377,7 +446,7 @@ def load_job(
             "processing_class is missing and the model does not say where it was loaded from; "
             "pass the tokenizer"
         )
-    inside = innermost(teacher)
+    given, inside = (model, teacher), innermost(teacher)
     check_identity(model, inside)
     args = settle(args, model, teacher)
     say(in_force(args), args.disable_tqdm)
@@ -408,15 +477,14 @@ def load_job(
         eval_dataset=eval_dataset,
         constraints=constraints or {},
         numbers=numbers_of(args, student, inside),
+        models={
+            "student": facts_of(student, given[0]) | trained_of(student),
+            "teacher": facts_of(teacher, given[1]),
+        },
     )
 
 # %% ../nbs/11_preflight.ipynb #rule-adapters
 rule = Rules()
-
-
-def _has_adapters(module: torch.nn.Module) -> bool:
-    "Whether it is what peft makes of a model."
-    return hasattr(module, "merge_and_unload")
 
 
 @rule
@@ -632,7 +700,10 @@ def rewards_are_functions(job: Job):
         )
     for function in job.reward_funcs:
         if not callable(function):
-            yield f"reward_funcs must be functions, got {function!r}"
+            yield (
+                f"reward_funcs must be functions f(prompts, completions, **columns) -> list of "
+                f"numbers, got {function!r}"
+            )
 
 # %% ../nbs/11_preflight.ipynb #rule-weights
 @rule

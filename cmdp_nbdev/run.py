@@ -12,6 +12,7 @@ import shutil
 import signal
 import threading
 import time
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, replace
@@ -40,7 +41,15 @@ from .config import CMDPConfig, as_checkpoint, nearest_recipe
 from .evaluate import evaluate_records, summarize, to_json
 from .methods import RENAMED
 from .model import ids_of, inner_model, no_progress_bar, save_plain
-from .preflight import Job, as_held_out, check_trackers
+from cmdp_nbdev.preflight import (
+    Job,
+    adapter_settings,
+    adapter_text,
+    as_held_out,
+    check_trackers,
+    constraints_are_costs_with_budgets,
+    rule,
+)
 from .processor import HALVES, progress
 from .reward import function_names, trl_arguments
 from cmdp_nbdev.rollout import (
@@ -54,7 +63,8 @@ from cmdp_nbdev.rollout import (
 
 # %% auto #0
 __all__ = ['RESUMABLE', 'EVALUATION', 'CARD', 'UNPROVEN', 'OF_A_STUDENT', 'prompt_order', 'fold_seed', 'claim_output_dir',
-           'keep_metrics', 'run_settings', 'check_resumable', 'run_config', 'write_checkpoint', 'checkpoints',
+           'keep_metrics', 'run_settings', 'differences', 'check_resumable', 'an_earlier_run_is_this_one',
+           'earlier_run', 'the_folder_can_be_written', 'run_config', 'write_checkpoint', 'checkpoints',
            'newest_checkpoint', 'read_state', 'read_checkpoint', 'model_name', 'measured_rows', 'bound_text',
            'repeat_code', 'model_card', 'make_accelerator', 'Run', 'uninterrupted', 'judged_generation',
            'tokenizer_settings', 'restore_tokenizer', 'saving_probe', 'full_precision', 'probe_logps', 'policy_gap',
@@ -144,23 +154,77 @@ RESUMABLE = {
 EVALUATION = {"per_device_eval_batch_size", "eval_num_generations", "eval_temperature"}
 
 # %% ../nbs/12_run.ipynb #run-settings
-def run_settings(args: CMDPConfig, constraints: dict) -> dict:
-    "The config and the further budgets (without their cost functions), as JSON gives them back."
+def run_settings(args: CMDPConfig, constraints: dict, adapters: dict | None = None) -> dict:
+    """The config, the further budgets (without their cost functions) and adapters, if any.
+
+    As JSON gives them back.
+    """
     limits = {name: asdict(budget) for name, (_, budget) in constraints.items()}
-    return json.loads(to_json({**asdict(args), "constraints": limits}))
+    more = {"constraints": limits} | ({"adapters": adapters} if adapters else {})
+    return json.loads(to_json({**asdict(args), **more}))
 
 # %% ../nbs/12_run.ipynb #check-resumable
-def check_resumable(saved: dict, now: dict, checkpoint: Path) -> None:
-    "Raise ValueError, naming every difference, if `checkpoint` computes something else than now."
+def differences(saved: dict, now: dict) -> str:
+    "Every setting that makes a run compute something else than now, in words; '' for none."
     saved = json.loads(to_json(saved))  # an earlier release wrote infinity as JSON has none
     saved = {**saved, "method": RENAMED.get(saved.get("method"), saved.get("method"))}
     free = RESUMABLE - (EVALUATION if now.get("budget_quantile") is not None else set())
     different = [k for k in now if k not in free and saved.get(k) != now[k]]
-    if different:
-        list_of = "; ".join(f"{k} was {saved.get(k)!r}, now {now[k]!r}" for k in different)
+    return "; ".join(f"{k} was {saved.get(k)!r}, now {now[k]!r}" for k in different)
+
+
+def check_resumable(saved: dict, now: dict, checkpoint: Path) -> None:
+    "Raise ValueError, naming every difference, if `checkpoint` computes something else than now."
+    if different := differences(saved, now):
         raise ValueError(
             f"resume_from_checkpoint={str(checkpoint)!r} belongs to a run with other settings: "
-            f"{list_of}"
+            f"{different}"
+        )
+
+# %% ../nbs/12_run.ipynb #earlier-run
+@rule
+def an_earlier_run_is_this_one(job: Job):
+    if [*constraints_are_costs_with_budgets(job)]:
+        return
+    output_dir, checkpoint = job.args.output_dir, job.args.resume_from_checkpoint
+    folders = {}
+    if output_dir:
+        folders[Path(output_dir)] = f"output_dir={output_dir!r} holds a run already,"
+    if checkpoint not in (None, "auto"):
+        if not (Path(checkpoint) / "trainer_state.json").is_file():
+            yield _no_checkpoint(checkpoint)
+            return
+        folders[Path(checkpoint).parent] = f"resume_from_checkpoint={checkpoint!r} belongs to a run"
+    now = run_settings(job.args, job.constraints, adapter_settings(job.model))
+    for folder, found in folders.items():
+        if different := differences({**now, **earlier_run(folder)}, now):
+            yield f"{found} with other settings: {different}; choose another folder"
+
+
+def earlier_run(folder: Path) -> dict:
+    "config.json of the run that a folder holds; {} where it holds none."
+    config = folder / "config.json"
+    if not ((folder / "metrics.jsonl").is_file() and config.is_file()):
+        return {}
+    return json.loads(config.read_text(encoding="utf-8"))
+
+
+def _no_checkpoint(path: str | os.PathLike) -> str:
+    "The sentence about a folder that is no checkpoint."
+    return (
+        f"resume_from_checkpoint={str(path)!r} is no checkpoint folder (no trainer_state.json in "
+        "it)"
+    )
+
+# %% ../nbs/12_run.ipynb #writable
+@rule
+def the_folder_can_be_written(job: Job):
+    folder = Path(job.args.output_dir or "runs")
+    there = next(path for path in (folder, *folder.parents) if os.path.exists(path))
+    if not (there.is_dir() and os.access(there, os.W_OK)):
+        yield (
+            f"output_dir={str(folder)!r} cannot be written: {str(there)!r} is no folder that this "
+            "process may write into; choose another folder"
         )
 
 # %% ../nbs/12_run.ipynb #run-config
@@ -205,10 +269,7 @@ def read_state(checkpoint: str | os.PathLike) -> dict:
     "What trainer_state.json says. Raises FileNotFoundError for a folder that is no checkpoint."
     path = Path(checkpoint) / "trainer_state.json"
     if not path.is_file():
-        raise FileNotFoundError(
-            f"resume_from_checkpoint={str(checkpoint)!r} is no checkpoint folder (no "
-            "trainer_state.json in it)"
-        )
+        raise FileNotFoundError(_no_checkpoint(checkpoint))
     state = json.loads(path.read_text(encoding="utf-8"))
     if "args" not in state:
         raise ValueError(
@@ -299,7 +360,7 @@ tags: [distillation, reinforcement-learning, cmdp_nbdev]
 | updates | {steps} |
 | training prompts | {prompts} |
 | seed | {seed} |
-{measured}
+{adapters}{measured}
 
 {bound}The rates hold for prompts like the evaluated ones, sampled as then: temperature \
 {temperature:g}, no top-k, at most {length} tokens, which is what `generate()` does here without \
@@ -320,6 +381,7 @@ def model_card(
     measured: tuple[int, dict] | None,  # update and result of an evaluation, if there was one
     command: str | None = None,  # the command line of the run, if there was one
     bound: str | None = None,  # what spent and kl are, if not exact
+    adapters: str = "",  # peft's, in words
 ) -> str:
     "The README.md of a saved student, with the metadata that the Hugging Face hub reads."
     settings = f" {json.dumps(dict(args.method_kwargs))}" if args.method_kwargs else ""
@@ -332,6 +394,7 @@ def model_card(
         steps=steps,
         prompts=prompts,
         seed=args.seed,
+        adapters=f"| adapters, merged into these weights | {adapters} |\n" if adapters else "",
         temperature=args.eval_temperature,
         length=args.max_completion_length,
         measured="\n".join(measured_rows(measured)),
@@ -425,6 +488,7 @@ def evaluate(self: Run, dataset=None, return_records: bool = False):
 
     Of several sets by name: `<name>_accuracy` and so on, and their records by name.
     """
+    self.warn_of_earlier_run()
     own = dataset is None or dataset is self.eval_dataset
     data = self.eval_dataset if own else as_held_out(dataset, "dataset")
     if data is None:
@@ -438,6 +502,20 @@ def evaluate(self: Run, dataset=None, return_records: bool = False):
     result = {f"{name}_{k}" if name else k: v for name, r in found.items() for k, v in r.items()}
     records = records if isinstance(data, dict) else records[""]
     return (result, records) if return_records else result
+
+# %% ../nbs/12_run.ipynb #warn-of-earlier-run
+@patch
+def warn_of_earlier_run(self: Run) -> None:
+    "Warn of a run in the folder that `train()` would not write over."
+    args = self.args
+    new = self.output_dir is None and args.output_dir and not args.resume_from_checkpoint
+    if new and (Path(args.output_dir) / "metrics.jsonl").exists():
+        warnings.warn(
+            f"output_dir={args.output_dir!r} holds this run already: train() will be refused, and "
+            "train(resume_from_checkpoint='auto') goes on with it; what is evaluated now is the "
+            "student as it was given",
+            stacklevel=3,
+        )
 
 # %% ../nbs/12_run.ipynb #records
 @patch
@@ -523,7 +601,7 @@ def first_evaluation(self: Run) -> None:
 @patch
 def settings(self: Run) -> dict:
     "What a resumed run must share."
-    return run_settings(self.args, self.constraints)
+    return run_settings(self.args, self.constraints, adapter_settings(self.job.model))
 
 
 @patch
@@ -531,7 +609,9 @@ def write_config(self: Run) -> None:
     "config.json."
     if not self.is_main_process:
         return
-    more = {"constraints": self.settings()["constraints"], "numbers": self.job.numbers}
+    shared = self.settings()
+    more = {k: shared[k] for k in ("constraints", "adapters") if k in shared}
+    more |= {"numbers": self.job.numbers, "models": self.job.models}
     if self.job.bound:
         more["bound"] = self.job.bound
     config = run_config(self.args, **more, **self.run_info)
@@ -862,7 +942,10 @@ def card(self: Run) -> str:
     rewards = function_names(self.reward_funcs)
     command, step = self.run_info.get("command"), self.global_step
     about = (step, len(data), rewards, self.measured, command, self.job.bound)
-    return model_card(self.names, self.args, limit, *about)
+    adapters = adapter_text(adapter_settings(self.job.model))
+    if adapters:
+        adapters += f", the base in {self.job.numbers['student_dtype']}"
+    return model_card(self.names, self.args, limit, *about, adapters)
 
 # %% ../nbs/12_run.ipynb #checkpoints
 @patch
