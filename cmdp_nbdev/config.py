@@ -47,7 +47,7 @@ __all__ = ['UNFIT', 'WORDS', 'SWITCH', 'KIND', 'Folder', 'Checkpoint', 'Trackers
            'the_schedule_is_known_beforehand', 'the_schedule_knows_its_settings', 'the_schedule_gives_rates',
            'the_method_has_groups_to_compare', 'a_score_function_needs_its_own_completions',
            'distillation_follows_a_gradient', 'trial_batch', 'trial_problems', 'price_problems', 'one_dtype',
-           'check_config', 'field_problems', 'recipe', 'changed', 'nearest_recipe', 'in_force']
+           'check_config', 'field_problems', 'recipe', 'changed', 'followed_recipe', 'in_force']
 
 # %% ../nbs/10_config.ipynb #range
 UNFIT = (TypeError, ValueError, OverflowError, RuntimeError)  # what a value of another kind raises
@@ -938,12 +938,14 @@ def changed(settings, base: dict) -> dict:
     return found
 
 
-def nearest_recipe(c: CMDPConfig) -> tuple[str | None, dict]:
-    "The recipe in which least is changed (None: the defaults), and what is changed."
-    bases = {None: {}} | {path.stem: recipe(path.stem) for path in sorted(RECIPES.glob("*.yaml"))}
-    changes = {name: changed(c, base) for name, base in bases.items()}
-    name = min(changes, key=lambda name: len(changes[name]))
-    return name, changes[name]
+def followed_recipe(c: CMDPConfig) -> tuple[str | None, dict]:
+    "The recipe of which more than half is kept (None: the defaults), and what is changed in it."
+    for path in sorted(RECIPES.glob("*.yaml")):
+        base = recipe(path.stem)
+        changes = changed(c, base)
+        if 2 * len(changes.keys() & base.keys()) < len(base):
+            return path.stem, changes
+    return None, changed(c, {})
 
 # %% ../nbs/10_config.ipynb #in-force
 DECISIVE = (
@@ -954,7 +956,7 @@ DECISIVE = (
 
 def in_force(c: CMDPConfig) -> str:
     "Which recipe a run follows, where it does not, and the settings that decide most; one line."
-    name, changes = nearest_recipe(c)
+    name, changes = followed_recipe(c)
     base = f"recipe {name}" if name else "defaults of CMDPConfig"
     if other := [field for field in DECISIVE if field in changes]:
         base += f" but for {', '.join(other)}"

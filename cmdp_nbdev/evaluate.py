@@ -9,6 +9,7 @@ import functools
 import html
 import json
 import math
+import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 
@@ -23,9 +24,9 @@ from torch import Tensor
 from .budget import Budget, row_budget, satisfaction_interval
 from .cost import Cost, token_cost, token_divergence, what_it_is
 from .mdp import Rollout, masked, trajectory_cost
-from .model import check_vocab
+from .model import check_teacher_tokenizer, check_vocab, load_model, load_tokenizer
 from .objective import Batch, Signal
-from .processor import patience, starts, warn_slow
+from .processor import device_of, fast_dtype, patience, starts, warn_slow
 from cmdp_nbdev.reward import (
     OFFERED,
     call_cost,
@@ -49,9 +50,9 @@ from cmdp_nbdev.rollout import (
 # %% auto #0
 __all__ = ['RECORD', 'VALUES', 'SEED_METRICS', 'measured', 'measure', 'charges', 'judge_budgets', 'verdicts', 'rollout_records',
            'metric_values', 'name_problems', 'record_column_problems', 'evaluate_records', 'at_budget', 'to_json',
-           'mean_interval', 'summarize', 'evaluate', 'nats_by_token', 'nats_by_position', 'Nats', 'where_nats_went',
-           'Earned', 'earn', 'earned_metrics', 'step_metrics', 'share_of_equal_groups', 'mcnemar',
-           'difference_interval', 'summarize_seeds', 'compare', 'frontier', 'envelope', 'envelope_band',
+           'mean_interval', 'summarize', 'loaded', 'loaded_pair', 'evaluate', 'nats_by_token', 'nats_by_position',
+           'Nats', 'where_nats_went', 'Earned', 'earn', 'earned_metrics', 'step_metrics', 'share_of_equal_groups',
+           'mcnemar', 'difference_interval', 'summarize_seeds', 'compare', 'frontier', 'envelope', 'envelope_band',
            'above_envelope']
 
 # %% ../nbs/09_evaluate.ipynb #measure
@@ -232,13 +233,19 @@ def evaluate_records(
 ) -> list[dict]:
     """Sample and score completions of every prompt of `dataset`; one dict per completion.
 
-    Raises ValueError, before anything is sampled, for names that collide.
+    Raises ValueError, before anything is sampled, for names that collide and for rewards that
+    are no functions.
     """
     asked = metrics or {}, constraints or {}
     taken = [*name_problems(*asked), *record_column_problems(dataset.column_names, *asked)]
     if taken:
         raise ValueError("\n".join(taken))
     funcs = reward_funcs if isinstance(reward_funcs, (list, tuple)) else [reward_funcs]
+    if wrong := [f for f in funcs if not callable(f)]:
+        raise ValueError(
+            "reward_funcs must be functions f(prompts, completions, **columns) -> list of numbers, "
+            f"got {wrong[0]!r}"
+        )
     sampling = replace(sampling, **settings)
     for what, m in {"model": model, "teacher": innermost(teacher)}.items():
         if isinstance(m, torch.nn.Module):
@@ -348,6 +355,30 @@ def _constraint_columns(records: list[dict], within: np.ndarray, names: list[str
         columns["satisfaction_rate_all"] = np.min([within, *kept], 0)
     return columns
 
+# %% ../nbs/09_evaluate.ipynb #loaded
+def loaded(model, what: str, device: torch.device):
+    "A model from its folder or name, on `device`, in a dtype that is fast there; others as given."
+    if not isinstance(model, (str, os.PathLike)):
+        return model
+    model = load_model(model, what)
+    return model.to(device, fast_dtype(model.dtype, device))
+
+
+def loaded_pair(model, teacher, tokenizer=None) -> tuple:
+    """Student, teacher and tokenizer as objects, whichever were given as folders or names.
+
+    tokenizer: None = the student's. Raises what the loaders raise, and ValueError where the
+    teacher's folder has another tokenizer.
+    """
+    modules = [m for m in (model, innermost(teacher)) if isinstance(m, torch.nn.Module)]
+    device = next(modules[0].parameters()).device if modules else device_of()
+    source, what = (tokenizer, "tokenizer") if tokenizer else (model, "model")
+    if isinstance(source, torch.nn.Module):
+        source = getattr(source, "name_or_path", None)
+    tokenizer = load_tokenizer(source, what)
+    check_teacher_tokenizer(innermost(teacher), tokenizer)
+    return loaded(model, "model", device), loaded(teacher, "teacher", device), tokenizer
+
 # %% ../nbs/09_evaluate.ipynb #evaluate
 def evaluate(
     model,
@@ -364,9 +395,11 @@ def evaluate(
 ) -> dict[str, float] | tuple[dict[str, float], list[dict]]:
     """Metrics of the glossary for `model` on `dataset`, with intervals; `more`: see above.
 
-    Arguments are those of `evaluate_records`. With `return_records`, also the records. Warns of
-    a model in a dtype that is slow on its device.
+    Arguments are those of `evaluate_records`; model, teacher and tokenizer may be folders or
+    names, see loaded_pair. With `return_records`, also the records. Warns of a model in a dtype
+    that is slow on its device.
     """
+    model, teacher, tokenizer = loaded_pair(model, teacher, tokenizer)
     for what, given in {"model": model, "teacher": teacher}.items():
         warn_slow(given, what)
     asked = dict(metrics=metrics, constraints=constraints, **more)

@@ -39,7 +39,7 @@ from .task import ChainTask, Flaw, chain_prompts, write_chain
 # %% auto #0
 __all__ = ['CHAIN_CHARS', 'DATA', 'char_tokenizer', 'tiny_model', 'load_model', 'num_parameters', 'outline', 'load_tokenizer',
            'inner_model', 'copy_to', 'untie', 'tie_equals', 'merged', 'no_progress_bar', 'save_plain', 'check_pair',
-           'ids_of', 'num_ids', 'check_vocab', 'pretrain', 'default_pair']
+           'check_teacher_tokenizer', 'ids_of', 'num_ids', 'check_vocab', 'pretrain', 'default_pair']
 
 # %% ../nbs/07_model.ipynb #char-tokenizer
 CHAIN_CHARS = "0123456789+-*=;#"
@@ -284,6 +284,16 @@ def check_pair(student: PreTrainedTokenizerBase, teacher: PreTrainedTokenizerBas
         count = f"{len(wrong)} of {max(len(s), len(t))} ids differ"
         raise ValueError(f"student and teacher do not share a tokenizer: {count} ({shown})")
     _check_eos(student, teacher)
+
+# %% ../nbs/07_model.ipynb #check-teacher-tokenizer
+def check_teacher_tokenizer(teacher, tokenizer: PreTrainedTokenizerBase) -> None:
+    "Compare the tokenizer that lies beside a teacher, if one does, with the student's."
+    named = isinstance(teacher, (str, os.PathLike))
+    source = os.path.expanduser(teacher) if named else getattr(teacher, "name_or_path", "")
+    if not source:
+        return
+    if (Path(source) / "tokenizer_config.json").is_file() or named and not Path(source).is_dir():
+        check_pair(tokenizer, load_tokenizer(source, "teacher"))
 
 # %% ../nbs/07_model.ipynb #check-vocab
 _IDS: WeakKeyDictionary[PreTrainedTokenizerBase, tuple] = WeakKeyDictionary()

@@ -40,7 +40,7 @@ from .evaluate import name_problems, record_column_problems
 from .mdp import Rollout, masked, select, trim
 from .methods import METHODS
 from cmdp_nbdev.model import (
-    check_pair,
+    check_teacher_tokenizer,
     check_vocab,
     copy_to,
     inner_model,
@@ -79,19 +79,19 @@ from cmdp_nbdev.rollout import (
 
 # %% auto #0
 __all__ = ['ADAPTER', 'BOOKKEEPING', 'rule', 'APART', 'SAID', 'PATIENCE', 'Job', 'is_function', 'as_dataset', 'as_train_set',
-           'as_held_out', 'as_datasets', 'check_identity', 'check_teacher_tokenizer', 'check_trackers', 'recorded',
-           'settle', 'is_name', 'teacher_dtype', 'warn_numbers', 'adapter_settings', 'adapter_text', 'first_line',
-           'load_student', 'numbers_of', 'facts_of', 'trained_of', 'load_job', 'adapters_come_from_peft',
-           'something_is_trained', 'the_student_is_a_model_of_transformers', 'the_students_weights_are_whole',
-           'adapters_can_be_merged', 'merging_problem', 'models_have_a_row_for_every_id', 'dataset_problems',
-           'prompts_can_be_answered', 'warn_of_unread_settings', 'given_completions_are_texts',
-           'a_teacher_that_writes_is_a_model', 'rewards_are_functions', 'one_finite_weight_per_reward',
-           'constraints_are_costs_with_budgets', 'constraints_have_names_of_their_own',
-           'metrics_are_functions_with_names', 'an_evaluation_holds_every_name_once', 'columns_are_seen',
-           'constraints_need_a_method_that_reads_the_reward', 'a_quantile_has_prompts_to_be_measured_on',
-           'limits_per_prompt_are_numbers', 'check_job', 'extreme_rows', 'write_probe', 'check_functions',
-           'probe_distances', 'distance_problems', 'precision_of', 'check_shapes', 'check_bound', 'alike_problems',
-           'check_gradient', 'check_probe', 'preflight', 'stay_in_eval', 'checkpoint_gradients']
+           'as_held_out', 'as_datasets', 'check_identity', 'check_trackers', 'recorded', 'settle', 'is_name',
+           'teacher_dtype', 'warn_numbers', 'adapter_settings', 'adapter_text', 'first_line', 'load_student',
+           'numbers_of', 'facts_of', 'trained_of', 'load_job', 'adapters_come_from_peft', 'something_is_trained',
+           'the_student_is_a_model_of_transformers', 'the_students_weights_are_whole', 'adapters_can_be_merged',
+           'merging_problem', 'models_have_a_row_for_every_id', 'dataset_problems', 'prompts_can_be_answered',
+           'warn_of_unread_settings', 'given_completions_are_texts', 'a_teacher_that_writes_is_a_model',
+           'rewards_are_functions', 'one_finite_weight_per_reward', 'constraints_are_costs_with_budgets',
+           'constraints_have_names_of_their_own', 'metrics_are_functions_with_names',
+           'an_evaluation_holds_every_name_once', 'columns_are_seen', 'constraints_need_a_method_that_reads_the_reward',
+           'a_quantile_has_prompts_to_be_measured_on', 'limits_per_prompt_are_numbers', 'check_job', 'extreme_rows',
+           'write_probe', 'check_functions', 'probe_distances', 'distance_problems', 'precision_of', 'check_shapes',
+           'check_bound', 'alike_problems', 'check_gradient', 'check_probe', 'preflight', 'stay_in_eval',
+           'checkpoint_gradients']
 
 # %% ../nbs/11_preflight.ipynb #job
 @dataclass
@@ -205,16 +205,6 @@ def check_identity(model, teacher) -> None:
             "teacher is the same object as model, or shares weights with it: training the one "
             "would move the other; pass a copy (copy.deepcopy)"
         )
-
-# %% ../nbs/11_preflight.ipynb #check-teacher-tokenizer
-def check_teacher_tokenizer(teacher, tokenizer) -> None:
-    "Compare the teacher's tokenizer with the student's (model.check_pair)."
-    named = isinstance(teacher, (str, os.PathLike))
-    source = os.path.expanduser(teacher) if named else getattr(teacher, "name_or_path", "")
-    if not source:
-        return
-    if (Path(source) / "tokenizer_config.json").is_file() or named and not Path(source).is_dir():
-        check_pair(tokenizer, load_tokenizer(source, "teacher"))
 
 # %% ../nbs/11_preflight.ipynb #check-trackers
 def check_trackers(report_to: str | list[str] | None) -> list[str] | None:

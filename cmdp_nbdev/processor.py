@@ -20,10 +20,15 @@ import torch.nn.functional as F
 from accelerate.utils import is_bf16_available, parse_flag_from_env
 from tqdm.auto import tqdm
 
+try:
+    import resource
+except ImportError:  # Windows has none
+    resource = None
+
 # %% auto #0
 __all__ = ['TINY', 'CLEAR', 'HALVES', 'device_of', 'product_seconds', 'slowdown', 'choose_bf16', 'fast_dtype', 'half_of',
            'warn_slow', 'warn_bf16', 'name_of', 'how_slow', 'core_quota', 'available_cores', 'seconds_on',
-           'suitable_threads', 'progress', 'patience', 'starts', 'say']
+           'suitable_threads', 'progress', 'patience', 'memory_gib', 'starts', 'say']
 
 # %% ../nbs/07_processor.ipynb #device
 def device_of(asked: str = "auto") -> torch.device:
@@ -170,6 +175,16 @@ def progress(total: int, initial: int = 0, desc: str = "", disable: bool = False
 def patience(model) -> float:
     "Seconds before a bar about work with `model` is drawn: five for a tiny one, else none."
     return 5.0 if sum(p.numel() for p in model.parameters()) < TINY else 0.0
+
+
+def memory_gib(device: torch.device) -> float:
+    "The most memory that was held so far, GiB: of an accelerator by torch, else by this process."
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**30
+    if resource is None:  # Windows
+        return math.nan
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
 
 # %% ../nbs/07_processor.ipynb #starts
 def starts(total: int, size: int, **bar) -> Iterator[int]:

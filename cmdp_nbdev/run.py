@@ -13,7 +13,7 @@ import signal
 import threading
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from importlib.metadata import version
@@ -37,8 +37,9 @@ from transformers import (
 )
 
 from .budget import suggest_budget as quantile_budget
-from .config import CMDPConfig, as_checkpoint, nearest_recipe
+from .config import CMDPConfig, as_checkpoint, followed_recipe
 from .evaluate import evaluate_records, summarize, to_json
+from .mdp import Rollout
 from .methods import RENAMED
 from .model import ids_of, inner_model, no_progress_bar, save_plain
 from cmdp_nbdev.preflight import (
@@ -50,7 +51,7 @@ from cmdp_nbdev.preflight import (
     constraints_are_costs_with_budgets,
     rule,
 )
-from .processor import HALVES, progress
+from .processor import HALVES, memory_gib, progress, say
 from .reward import function_names, trl_arguments
 from cmdp_nbdev.rollout import (
     Sampling,
@@ -60,15 +61,17 @@ from cmdp_nbdev.rollout import (
     still,
     with_tokens,
 )
+from .watch import Watch, callback_states, restore_callbacks, tell_callbacks
 
 # %% auto #0
 __all__ = ['RESUMABLE', 'EVALUATION', 'CARD', 'UNPROVEN', 'OF_A_STUDENT', 'prompt_order', 'fold_seed', 'claim_output_dir',
-           'keep_metrics', 'run_settings', 'differences', 'check_resumable', 'an_earlier_run_is_this_one',
-           'earlier_run', 'the_folder_can_be_written', 'run_config', 'write_checkpoint', 'checkpoints',
-           'newest_checkpoint', 'read_state', 'read_checkpoint', 'model_name', 'measured_rows', 'bound_text',
-           'repeat_code', 'model_card', 'make_accelerator', 'Run', 'uninterrupted', 'judged_generation',
-           'tokenizer_settings', 'restore_tokenizer', 'saving_probe', 'full_precision', 'probe_logps', 'policy_gap',
-           'rounding', 'load_back', 'unwrapped', 'check_saved', 'put_in_place', 'claim_student', 'make_optimizer']
+           'keep_metrics', 'read_metrics', 'run_settings', 'differences', 'check_resumable', 'first_stretch',
+           'rate_factor', 'hold_last_rate', 'an_earlier_run_is_this_one', 'earlier_run', 'the_folder_can_be_written',
+           'run_config', 'write_checkpoint', 'checkpoints', 'newest_checkpoint', 'read_state', 'read_checkpoint',
+           'model_name', 'measured_rows', 'bound_text', 'repeat_code', 'model_card', 'make_accelerator', 'Run',
+           'uninterrupted', 'completion_rows', 'completion_line', 'judged_generation', 'tokenizer_settings',
+           'restore_tokenizer', 'saving_probe', 'full_precision', 'probe_logps', 'policy_gap', 'rounding', 'load_back',
+           'unwrapped', 'check_saved', 'put_in_place', 'claim_student', 'make_optimizer']
 
 # %% ../nbs/12_run.ipynb #prompt-order
 def prompt_order(size: int, start: int, count: int, seed: int) -> list[int]:
@@ -135,10 +138,18 @@ def keep_metrics(path: Path, step: int) -> dict:
     path.write_text("".join(kept), encoding="utf-8")
     return json.loads(kept[-1]) if kept else {}
 
+
+def read_metrics(path: Path) -> list[dict]:
+    "The lines of metrics.jsonl, oldest first; nothing without the file."
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    return [json.loads(line) for line in lines]
+
 # %% ../nbs/12_run.ipynb #resumable
 RESUMABLE = {
     "output_dir",
     "logging_steps",
+    "log_completions",
+    "num_completions_to_print",
     "eval_steps",
     "eval_on_start",
     "save_steps",
@@ -169,8 +180,11 @@ def differences(saved: dict, now: dict) -> str:
     saved = json.loads(to_json(saved))  # an earlier release wrote infinity as JSON has none
     saved = {**saved, "method": RENAMED.get(saved.get("method"), saved.get("method"))}
     free = RESUMABLE - (EVALUATION if now.get("budget_quantile") is not None else set())
+    if saved.get("max_steps", 0) < now.get("max_steps", 0):
+        free = free | {"max_steps"}  # a further stretch
     different = [k for k in now if k not in free and saved.get(k) != now[k]]
-    return "; ".join(f"{k} was {saved.get(k)!r}, now {now[k]!r}" for k in different)
+    said = "; ".join(f"{k} was {saved.get(k)!r}, now {now[k]!r}" for k in different)
+    return said + (" (a run can be made longer, not shorter)" if "max_steps" in different else "")
 
 
 def check_resumable(saved: dict, now: dict, checkpoint: Path) -> None:
@@ -180,6 +194,34 @@ def check_resumable(saved: dict, now: dict, checkpoint: Path) -> None:
             f"resume_from_checkpoint={str(checkpoint)!r} belongs to a run with other settings: "
             f"{different}"
         )
+
+# %% ../nbs/12_run.ipynb #stretch
+def first_stretch(settings: dict) -> dict:
+    "The updates that a run is planned with, and the peak of its learning rate."
+    peak = settings["learning_rate"]
+    return {"from": 0, "max_steps": settings["max_steps"], "learning_rate": peak}
+
+
+def rate_factor(settings, planned: int) -> Callable[[int], float]:
+    """update, from 0 -> share of the peak learning rate in a run planned with so many updates.
+
+    After them the last share stays. settings: with lr_scheduler_type, lr_scheduler_kwargs and
+    warmup_steps.
+    """
+    how, more = (settings.warmup_steps, planned), settings.lr_scheduler_kwargs
+    optimizer = torch.optim.SGD([torch.zeros(1)], 1.0)
+    share = get_scheduler(settings.lr_scheduler_type, optimizer, *how, more).lr_lambdas[0]
+    return lambda update: share(min(update, planned - 1))
+
+# %% ../nbs/12_run.ipynb #hold-rate
+def hold_last_rate(scheduler, settings, planned: int) -> None:
+    "Have a scheduler of torch, and its optimiser now, follow `rate_factor`."
+    share = rate_factor(settings, planned)
+    scheduler.lr_lambdas = [share for _ in scheduler.lr_lambdas]
+    rates = [peak * share(scheduler.last_epoch) for peak in scheduler.base_lrs]
+    for group, rate in zip(scheduler.optimizer.param_groups, rates):
+        group["lr"] = rate
+    scheduler._last_lr = rates
 
 # %% ../nbs/12_run.ipynb #earlier-run
 @rule
@@ -301,7 +343,8 @@ def measured_rows(measured: tuple[int, dict] | None) -> list[str]:
     step, r = measured
     if "accuracy" not in r:  # several sets by name
         return [row for name in r for row in (f"| **{name}** | |", *measured_rows((step, r[name])))]
-    rows = [f"| evaluated | after update {step}, {r['n_eval']:g} completions |"]
+    judged = f", {r['n_verdict']:g} of them with a verdict" if "n_verdict" in r else ""
+    rows = [f"| evaluated | after update {step}, {r['n_eval']:g} completions{judged} |"]
     for name in ("accuracy", "satisfaction_rate", "accuracy_within_budget"):
         interval = f"[{r[f'{name}_low']:.3f}, {r[f'{name}_high']:.3f}]"
         found = f"{r[name]:.3f}, 95% interval {interval}"
@@ -330,12 +373,12 @@ def repeat_code(args: CMDPConfig, command: str | None) -> list[str]:
     "How to repeat the run: its command, or the settings that are not the defaults."
     if command:
         return ["The command:", "", "```bash", command, "```"]
-    name, changes = nearest_recipe(args)
+    name, changes = followed_recipe(args)
     make, words = ("CMDPConfig.from_recipe", [repr(name)]) if name else ("CMDPConfig", [])
     words += [f"{k}={value!r}" for k, value in changes.items() if k not in RESUMABLE]
     release = version("cmdp_nbdev")
     return [
-        f"Settings, where they are not those of cmdp_nbdev {release}:",
+        f"Settings, where they are not the defaults of cmdp_nbdev {release}:",
         "",
         "```python",
         f"{make}({', '.join(words)})",
@@ -440,6 +483,8 @@ class Run:
         self.global_step, self.method_state, self.next_state = 0, {}, {}
         self.last, self.due, self.should_stop = {}, [], False
         self.keep_trackers = False  # open at the end of the training, for what comes after it
+        self.written = None  # the last completions, what they earned and what they spent
+        self.watch, self.stretches = Watch(job.args), [first_stretch(asdict(job.args))]
         self.output_dir = self.measured = self.vocab_size = None
         self.tokenizer_settings = tokenizer_settings(job.tokenizer)
 
@@ -578,8 +623,10 @@ def begin(self: Run, resume_from_checkpoint: str | os.PathLike | bool | None = N
     elif (folder / "metrics.jsonl").exists() and config.exists():  # killed before its first one
         before = json.loads(config.read_text(encoding="utf-8"))
         check_resumable(before, self.settings(), folder)
+        self.go_further(before, before.get("stretches"))
     if self.is_main_process:
         self.last = keep_metrics(folder / "metrics.jsonl", self.global_step or -1)
+        self.watch.see_again(read_metrics(folder / "metrics.jsonl"))
     self.due = [self.write_config, self.open_trackers, self.first_evaluation]
     self.output_dir = folder
     self.catch_up()
@@ -595,7 +642,9 @@ def claim(self: Run, resuming: bool) -> Path:
 def first_evaluation(self: Run) -> None:
     "With eval_on_start: what the student is worth before the first update."
     if self.args.eval_on_start and self.global_step == 0:
-        self.log({"step": 0} | self.evaluation())
+        self.last = {"step": 0} | self.evaluation()
+        self.log(self.last)
+        self.due.insert(1, "on_evaluate")
 
 # %% ../nbs/12_run.ipynb #settings
 @patch
@@ -614,6 +663,8 @@ def write_config(self: Run) -> None:
     more |= {"numbers": self.job.numbers, "models": self.job.models}
     if self.job.bound:
         more["bound"] = self.job.bound
+    if len(self.stretches) > 1:
+        more["stretches"] = self.stretches
     config = run_config(self.args, **more, **self.run_info)
     text = to_json(config, indent=1) + "\n"
     (self.output_dir / "config.json").write_text(text, encoding="utf-8")
@@ -648,15 +699,20 @@ def count_update(self: Run, metrics: dict) -> None:
     "The weights have moved: count the update, keep the method's state, note what is due."
     self.method_state, self.global_step = self.next_state, self.global_step + 1
     self.last = metrics
-    self.due = [self.evaluate_if_due, self.log_last, self.save_if_due, self.call_back]
+    updated = [self.evaluate_if_due, self.log_last, self.log_completions, self.save_if_due]
+    updated.append(self.look)
+    self.due = [*updated, "on_step_end"]
 
 
 @patch
 def catch_up(self: Run) -> None:
-    "Do what is due."
+    "Do what is due; an event, which is a text, is told once, even where a callback raises."
     while self.due:
-        self.due[0]()
-        del self.due[:1]
+        if isinstance(self.due[0], str):
+            self.fire(self.due.pop(0))
+        else:
+            self.due[0]()
+            del self.due[:1]
 
 # %% ../nbs/12_run.ipynb #due
 @patch
@@ -664,6 +720,7 @@ def evaluate_if_due(self: Run) -> None:
     "Every `eval_steps`, add an evaluation to the update's metrics."
     if self.args.eval_steps and self.global_step % self.args.eval_steps == 0:
         self.last |= self.evaluation()
+        self.due.insert(1, "on_evaluate")
 
 
 @patch
@@ -677,14 +734,37 @@ def save_if_due(self: Run) -> None:
     "A checkpoint every `save_steps`."
     if self.args.save_steps and self.global_step % self.args.save_steps == 0:
         self.save_checkpoint()
+        self.due.insert(1, "on_save")
 
 
 @patch
-def call_back(self: Run) -> None:
-    "Call the callbacks, once."
-    self.due.clear()
-    for callback in self.callbacks:
-        callback(self, self.last)
+def fire(self: Run, event: str) -> None:
+    "Tell the callbacks of an event, see watch.events_of."
+    tell_callbacks(event, self.callbacks, self, self.last)
+
+# %% ../nbs/12_run.ipynb #look
+@patch(as_prop=True)
+def problems(self: Run) -> list[str]:
+    "Why the run cannot learn, as far as its last updates show; nothing if it can."
+    return list(self.watch.problems.values())
+
+
+@patch
+def look(self: Run) -> None:
+    "Say why the run cannot learn, each reason once."
+    for sentence in self.watch.see(self.last):
+        self.warn(f"update {self.global_step}: {sentence}")
+
+
+@patch
+def warn(self: Run, line: str) -> None:
+    "A line above the bar, or a warning where bars are switched off; by one process."
+    if not self.is_main_process:
+        return
+    if self.args.disable_tqdm or os.environ.get("TQDM_DISABLE"):
+        warnings.warn(line, stacklevel=2)
+    else:
+        say(line)
 
 # %% ../nbs/12_run.ipynb #stop
 @patch
@@ -698,6 +778,40 @@ def training_bar(self: Run) -> tqdm:
     "The progress bar of a training, shown by one process."
     hidden = self.args.disable_tqdm or not self.is_main_process
     return progress(self.args.max_steps, self.global_step, self.args.method, hidden)
+
+
+@patch
+def show(self: Run, bar: tqdm) -> None:
+    "Move the bar on by an update; every `logging_steps` it says what was measured."
+    bar.update()
+    if self.global_step % self.args.logging_steps == 0:
+        names = {"satisfaction_rate": "kept", "learning_rate": "lr", "tokens_per_second": "tok/s"}
+        numbers = self.last | self.pace(self.last)
+        keys = ("reward", "satisfaction_rate", "kl_mean", "learning_rate", "tokens_per_second")
+        shown = {names.get(k, k): f"{numbers[k]:.3g}" for k in (*keys, "memory_gib")}
+        bar.set_postfix(shown, refresh=False)
+
+
+@patch
+def pace(self: Run, metrics: dict) -> dict[str, float]:
+    "Of an update: tokens written a second, and GiB of memory. Not in metrics.jsonl."
+    if "seconds" not in metrics:
+        return {}
+    args, processes = self.args, self.accelerator.num_processes
+    size = args.per_device_train_batch_size * args.gradient_accumulation_steps * processes
+    speed = metrics["length_mean"] * size / metrics["seconds"]
+    return {"tokens_per_second": speed, "memory_gib": memory_gib(self.accelerator.device)}
+
+# %% ../nbs/12_run.ipynb #finish
+@patch
+def finish(self: Run) -> dict:
+    "The end of a training: say what is still wrong with it; the metrics of the last update."
+    for sentence in self.problems:
+        self.warn(f"after {self.global_step} updates: {sentence}")
+    self.fire("on_train_end")
+    if self.global_step >= self.args.max_steps and not self.keep_trackers:
+        self.close()
+    return self.last
 
 # %% ../nbs/12_run.ipynb #log
 @patch
@@ -715,10 +829,44 @@ def open_trackers(self: Run) -> None:
 def log(self: Run, metrics: dict) -> None:
     "Report to the trackers every `logging_steps`, and append to metrics.jsonl."
     if metrics["step"] % self.args.logging_steps == 0:
-        self.track(metrics)
+        self.track(metrics | self.pace(metrics))
     if self.is_main_process:
         with open(self.output_dir / "metrics.jsonl", "a", encoding="utf-8") as f:
             f.write(to_json(metrics) + "\n")
+
+# %% ../nbs/12_run.ipynb #completion-rows
+def completion_rows(step: int, rollout: Rollout, reward: Tensor, spent: Tensor) -> list[dict]:
+    "A dict for every completion of an update; reward and spent (B,)."
+    names = ("prompt", "completion", "reward", "spent", "terminated")
+    numbers = (reward.tolist(), spent.tolist(), rollout.terminated.tolist())
+    rows = zip(rollout.prompts, rollout.completions, *numbers)
+    return [{"step": step, **dict(zip(names, row))} for row in rows]
+
+
+def completion_line(row: dict, width: int = 60) -> str:
+    "One of them as a line."
+    ends = (
+        x if isinstance(x, str) else x[-1]["content"] for x in (row["prompt"], row["completion"])
+    )
+    prompt, completion = (f"{text[-width:]!r}" for text in ends)
+    cut = "" if row["terminated"] else " (cut off)"
+    return f"  reward {row['reward']:.3g}, spent {row['spent']:.3g}: {prompt} → {completion}{cut}"
+
+# %% ../nbs/12_run.ipynb #log-completions
+@patch
+def log_completions(self: Run) -> None:
+    "With log_completions, every `logging_steps`: keep an update's completions, show a few."
+    args, step = self.args, self.global_step
+    if not (args.log_completions and self.is_main_process) or step % args.logging_steps:
+        return
+    rows = completion_rows(step, *self.written)
+    folder = self.output_dir / "completions"
+    folder.mkdir(exist_ok=True)
+    text = "".join(to_json(row) + "\n" for row in rows)
+    (folder / f"completions_{step:05d}.jsonl").write_text(text, encoding="utf-8")
+    shown = rows[: args.num_completions_to_print]
+    head = f"update {step}, {len(shown)} of {len(rows)} completions:"
+    say("\n".join([head, *map(completion_line, shown)]), args.disable_tqdm)
 
 # %% ../nbs/12_run.ipynb #track
 @patch
@@ -951,7 +1099,8 @@ def card(self: Run) -> str:
 @patch
 def save_checkpoint(self: Run) -> Path:
     "Write `checkpoint-<step>` and delete the oldest ones beyond save_total_limit."
-    about = {"budget": self.budget.limit, "args": self.settings()}
+    about = {"budget": self.budget.limit, "args": self.settings(), "stretches": self.stretches}
+    about["callbacks"] = callback_states(self.callbacks)
     where, state = (self.output_dir, self.global_step), self.method_state
     final = write_checkpoint(*where, self.accelerator, state, about)
     if keep := self.args.save_total_limit:
@@ -972,8 +1121,33 @@ def load_checkpoint(self: Run, checkpoint: str | os.PathLike) -> None:
 def go_on_from(self: Run, saved: dict, method_state: dict) -> None:
     "Take up a checkpoint's number of updates, the method's state, and a budget that was chosen."
     self.method_state, self.global_step = method_state, saved["global_step"]
+    restore_callbacks(self.callbacks, saved.get("callbacks", []))
+    self.go_further(saved["args"], saved.get("stretches"))
     if self.args.budget_quantile is not None and self.global_step > self.args.distill_steps:
         self.choose_budget(float(saved["budget"]))
+
+# %% ../nbs/12_run.ipynb #go-further
+@patch
+def go_further(self: Run, before: dict, stretches: list | None) -> None:
+    "Take up the stretches of an earlier start, of settings `before`; a larger max_steps adds one."
+    self.stretches = stretches or [first_stretch(before)]
+    planned, done, now = (*(self.stretches[k]["max_steps"] for k in (0, -1)), self.args.max_steps)
+    if now > done:
+        peak, shares = self.args.learning_rate, [rate_factor(self.args, n) for n in (planned, now)]
+        rate, other = (peak * share(done) for share in shares)
+        stretch = {"from": done, "max_steps": now, "learning_rate": rate}
+        self.stretches = [*self.stretches, stretch]
+        line = f"max_steps raised from {done} to {now}: the learning rate stays at its last, "
+        line += f"{rate:.3g} (planned with {now} updates it would be {other:.3g} here)"
+        say(line, self.args.disable_tqdm or not self.is_main_process)
+    if len(self.stretches) > 1:
+        self.hold_rate()
+
+
+@patch
+def hold_rate(self: Run) -> None:
+    "The learning rate of a run that has more updates than it was planned with."
+    hold_last_rate(self.scheduler, self.args, self.stretches[0]["max_steps"])
 
 # %% ../nbs/12_run.ipynb #make-optimizer
 def make_optimizer(model, args: CMDPConfig) -> tuple[torch.optim.AdamW, object]:

@@ -16,7 +16,7 @@ from datasets import Dataset
 from fastcore.basics import patch
 
 from .budget import Budget, row_budget
-from .config import CMDPConfig
+from .config import CMDPConfig, refuse
 from .cost import Cost, Score, score_tokens
 from .evaluate import Earned, earn, earned_metrics, step_metrics
 from .mdp import Rollout, select
@@ -26,6 +26,7 @@ from .objective import Batch, Signal, check_finite, signal_loss
 from .preflight import checkpoint_gradients, is_function, load_job, preflight
 from .rollout import completion_logits, generate, given_rollout, teacher_rows
 from .run import Run, make_accelerator, make_optimizer, model_name, uninterrupted
+from .watch import callback_problems
 
 # %% auto #0
 __all__ = ['CMDPTrainer']
@@ -43,8 +44,9 @@ class CMDPTrainer(Run):
     preflight.as_datasets; eval_dataset may be several sets by name (metrics
     `eval_<name>_accuracy`, ...). processing_class: tokenizer, folder or name; None = the model's.
     eval_metrics: further scores of evaluations, name -> function as for rewards. callbacks:
-    functions `(trainer, metrics)`, called after every update. constraints: further budgets,
-    name -> (cost function, Budget), see reward.call_cost, kept through the reward.
+    functions `(trainer, metrics)`, called after every update, or objects with events, see
+    watch.events_of. constraints: further budgets, name -> (cost function, Budget), see
+    reward.call_cost, kept through the reward.
     Raises ValueError, one line for everything that cannot work, before any update.
     """
 
@@ -62,6 +64,7 @@ class CMDPTrainer(Run):
         constraints: dict[str, tuple[Callable, Budget]] | None = None,
     ):
         args = args or CMDPConfig()
+        refuse(callback_problems(callbacks, args))
         given = (train_dataset, eval_dataset, processing_class, constraints)
         job = load_job(model, teacher, reward_funcs, args, *given)
         names = {"student": model_name(model), "teacher": model_name(teacher)}
@@ -194,6 +197,7 @@ def _measure(self: CMDPTrainer, rollout, earned, scores, batch, signal, limit) -
     "The update's metrics."
     kl, task = torch.cat([score.kl for score in scores]), replace(batch, rewards=earned.task)
     terminated, correct_at = rollout.terminated, self.args.correct_at
+    self.written = rollout, earned.task, limit.spent(batch.cost, batch.mask)
     metrics = step_metrics(task, kl, signal, limit, terminated, correct_at)
     return metrics | earned_metrics(earned, self.reward_funcs)
 
@@ -231,16 +235,12 @@ def train(self: CMDPTrainer, resume_from_checkpoint: str | None = None) -> dict[
     "Run until `max_steps` or `stop()`; returns the metrics of the last update."
     self.should_stop = False
     self.begin(resume_from_checkpoint or self.args.resume_from_checkpoint)
-    args, shown = self.args, ("reward", "satisfaction_rate", "kl_mean")
+    self.fire("on_train_begin")
     with self.training_bar() as bar:
-        while self.global_step < args.max_steps and not self.should_stop:
-            metrics = self.step()
-            bar.update()
-            if self.global_step % args.logging_steps == 0:
-                bar.set_postfix({k: f"{metrics[k]:.2f}" for k in shown}, refresh=False)
-    if self.global_step >= args.max_steps and not self.keep_trackers:
-        self.close()
-    return self.last
+        while self.global_step < self.args.max_steps and not self.should_stop:
+            self.step()
+            self.show(bar)
+    return self.finish()
 
 # %% ../nbs/13_trainer.ipynb #moved
 __getattr__ = forwards("trainer", "run", "preflight", "evaluate", "config")

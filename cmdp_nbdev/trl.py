@@ -57,8 +57,9 @@ from cmdp_nbdev.rollout import (
     reading,
     teacher_rows,
 )
-from .run import check_resumable, prompt_order
+from .run import check_resumable, hold_last_rate, prompt_order
 from .trainer import CMDPTrainer
+from .watch import callback_states
 
 try:
     from trl import GRPOConfig, GRPOTrainer
@@ -491,7 +492,9 @@ def answer(self: BudgetGRPOTrainer) -> tuple[Signal, Tensor]:
     run, rollout = self.run, self.rollout
     batch = Batch.of(rollout, self.earned.modified, self.scores, self.earned.charged)
     kl = torch.cat([score.kl for score in self.scores])
-    held = (batch, run.limit(rollout), self.earned, rollout.terminated, kl)
+    limit = run.limit(rollout)
+    run.written = rollout, self.earned.task, limit.spent(batch.cost, batch.mask)
+    held = (batch, limit, self.earned, rollout.terminated, kl)
     batch, limit, earned, ended, kl = map(self.everywhere, held)
     signal = run.signal(batch, limit)
     task = replace(batch, rewards=earned.task)
@@ -569,13 +572,15 @@ def before_update(self: TRLTrainer) -> None:
     self.began = time.perf_counter()
     self.rate = self.grpo.lr_scheduler.get_last_lr()[0]
     if args.eval_on_start and self.global_step == 0:
-        self.log({"step": 0} | self.evaluation())
+        self.last = {"step": 0} | self.evaluation()
+        self.log(self.last)
+        self.fire("on_evaluate")
     if args.budget_quantile is not None and self.global_step == args.distill_steps:
         self.choose_budget(self.suggest_budget(args.budget_quantile))
 
 # %% ../nbs/14_trl.ipynb #callback
 class BeforeUpdate(TrainerCallback):
-    "Has transformers call `before_update` when a rollout is about to be sampled."
+    "Has transformers call the run before a rollout is sampled, and where only it knows when."
 
     def __init__(self, run: TRLTrainer):
         self.run = run
@@ -585,6 +590,17 @@ class BeforeUpdate(TrainerCallback):
         if state.global_step % args.num_iterations == 0:
             self.run.before_update()
 
+    def on_train_begin(self, *unused, **unused_too):
+        "Called when the scheduler has been made, and read from a checkpoint."
+        run = self.run
+        if len(run.stretches) > 1:
+            planned = run.stretches[0]["max_steps"] * run.args.num_iterations
+            hold_last_rate(run.grpo.lr_scheduler, run.grpo_args, planned)
+
+    def on_save(self, *unused, **unused_too):
+        "Called when a checkpoint has been written."
+        self.run.fire("on_save")
+
 # %% ../nbs/14_trl.ipynb #after-update
 @patch
 def after_update(self: TRLTrainer, loss: float, grad_norm: float) -> dict[str, float]:
@@ -593,7 +609,7 @@ def after_update(self: TRLTrainer, loss: float, grad_norm: float) -> dict[str, f
     metrics["learning_rate"] = self.rate
     self.count_update(metrics | self.metrics | {"seconds": time.perf_counter() - self.began})
     self.catch_up()
-    self.bar.update()
+    self.show(self.bar)
     if self.should_stop:
         self.grpo.control.should_training_stop = True
     return self.last
@@ -606,7 +622,8 @@ def log(self: BudgetGRPOTrainer, logs: dict, start_time: float | None = None) ->
     if "grad_norm" in logs:
         if self.state.global_step % self.args.num_iterations:
             return
-        logs |= run.after_update(logs["loss"], logs["grad_norm"])
+        updated = run.after_update(logs["loss"], logs["grad_norm"])
+        logs |= updated | run.pace(updated)
         if run.global_step % run.args.logging_steps:
             return
     GRPOTrainer.log(self, logs, start_time)
@@ -636,11 +653,14 @@ def train(self: TRLTrainer, resume_from_checkpoint: str | None = None) -> dict[s
             "this run was stopped; a new trainer with resume_from_checkpoint='auto' goes on from "
             "its newest checkpoint"
         )
+    self.fire("on_train_begin")
+    if self.should_stop:
+        return self.finish()
     self.begun = True
     self.grpo.add_callback(BeforeUpdate(self))
     with self.training_bar() as self.bar, quiet():
         self.grpo.train(self.checkpoint)
-    return self.last
+    return self.finish()
 
 # %% ../nbs/14_trl.ipynb #step
 @patch
@@ -653,6 +673,18 @@ def step(self: TRLTrainer):
 def save_checkpoint(self: TRLTrainer) -> None:
     "Have TRL write `checkpoint-<optimiser steps>` when this update has ended."
     self.grpo.control.should_save = True
+
+
+@patch
+def save_if_due(self: TRLTrainer) -> None:
+    "A checkpoint every `save_steps`; TRL says when it is written."
+    if self.args.save_steps and self.global_step % self.args.save_steps == 0:
+        self.save_checkpoint()
+
+
+@patch
+def hold_rate(self: TRLTrainer) -> None:
+    "Nothing yet: TRL makes the scheduler when training begins."
 
 # %% ../nbs/14_trl.ipynb #save-state
 @patch
@@ -672,6 +704,8 @@ def state(self: TRLTrainer) -> dict:
         "method_state": self.method_state,
         "budget": self.budget.limit,
         "args": self.settings(),
+        "stretches": self.stretches,
+        "callbacks": callback_states(self.callbacks),
     }
 
 # %% ../nbs/14_trl.ipynb #read-run-state

@@ -35,9 +35,11 @@ from cmdp_nbdev.evaluate import (
     to_json,
     where_nats_went,
 )
+from cmdp_nbdev.model import char_tokenizer
 from cmdp_nbdev.objective import Batch, Signal
 from cmdp_nbdev.plot import nats_figure
 from cmdp_nbdev.reward import OFFERED, length_cost
+from cmdp_nbdev.task import chain_reward
 
 
 def record(prompt, correct=True, spent=0.5, kl=0.5, reward=1.0, **more) -> dict:
@@ -614,6 +616,36 @@ def test_names_that_do_not_collide(make_trainer, held_out, tmp_path):
     trainer = make_trainer(train_dataset=train, eval_dataset=data, eval_metrics={"mine": sometimes})
     result, records = trainer.evaluate(return_records=True)
     assert "mine" in result and any(r["completion"] != "1" for r in records)
+
+
+@pytest.fixture
+def folders(pair, tmp_path):
+    "A student and its teacher as somebody else saved them."
+    for name, model in zip(("student", "teacher"), pair):
+        model.save_pretrained(tmp_path / name)
+        pair[2].save_pretrained(tmp_path / name)
+    return tmp_path / "student", tmp_path / "teacher"
+
+
+@pytest.mark.parametrize("tokenizer", [None, "object", "folder"])
+def test_models_by_folder_are_judged_as_the_objects(pair, folders, held_out, tokenizer):
+    "Whoever did not train the student has folders; the numbers are the same to the last digit."
+    tokenizer = {"object": pair[2], "folder": folders[0]}.get(tokenizer)
+    expected = evaluate(*pair[:2], held_out, pair[2], chain_reward)
+    assert evaluate(*folders, held_out, tokenizer, chain_reward) == expected
+    assert evaluate(str(folders[0]), pair[1], held_out, tokenizer, chain_reward) == expected
+    assert evaluate(pair[0], folders[1], held_out, tokenizer, chain_reward) == expected
+
+
+def test_evaluating_refuses_what_it_cannot_judge(pair, folders, held_out):
+    "One sentence with the argument's name, before anything is sampled."
+    with pytest.raises(FileNotFoundError, match="model='no/folder/here': there is no such folder"):
+        evaluate("no/folder/here", pair[1], held_out, pair[2], chain_reward)
+    with pytest.raises(ValueError, match="reward_funcs must be functions .*got None"):
+        evaluate(*pair[:2], held_out, pair[2], None)
+    char_tokenizer("9876543210+-*=;#").save_pretrained(folders[1])
+    with pytest.raises(ValueError, match="do not share a tokenizer"):
+        evaluate(*folders, held_out, None, chain_reward)
 
 
 def test_strict_json():

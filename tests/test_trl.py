@@ -219,6 +219,49 @@ def test_a_resumed_run_is_the_same_run(make, tmp_path):
     assert resumed.train() == last  # nothing left to do
 
 
+class Diary:
+    "Writes down what it is told."
+
+    def __init__(self):
+        self.told = []
+
+    def on_evaluate(self, trainer, metrics):
+        self.told.append(("evaluate", metrics["step"], "eval_accuracy" in metrics))
+
+    def on_save(self, trainer, metrics):
+        self.told.append(("save", metrics["step"], (trainer.output_dir / "checkpoint-2").exists()))
+
+    def on_train_end(self, trainer, metrics):
+        self.told.append(("end", metrics["step"], True))
+
+    def state_dict(self):
+        return {"told": self.told}
+
+    def load_state_dict(self, state):
+        self.told = state["told"]
+
+
+def test_events_and_a_longer_run(make, tmp_path):
+    "Told as in our loop; the further updates keep the last learning rate; completions are kept."
+    config = dict(per_device_train_batch_size=4, num_generations=2, max_completion_length=8)
+    config |= dict(save_steps=2, eval_steps=2, lr_scheduler_type="linear", learning_rate=1e-3)
+    first, diary = Diary(), Diary()
+    make(**config, max_steps=2, log_completions=True, logging_steps=2, callbacks=[first]).train()
+    assert first.told == [("evaluate", 2, True), ("save", 2, True), ("end", 2, True)]
+    longer = make(**config, max_steps=4, callbacks=[diary])
+    longer.train("auto")
+    told = [("evaluate", 4, True), ("save", 4, True), ("end", 4, True)]
+    assert diary.told == [("evaluate", 2, True), *told]  # the state that the checkpoint had
+    lines = read_lines(tmp_path / "run" / "metrics.jsonl")
+    assert [m["learning_rate"] for m in lines] == [1e-3, 5e-4, 5e-4, 5e-4]
+    assert longer.stretches[1] == {"from": 2, "max_steps": 4, "learning_rate": 5e-4}
+    (kept,) = (tmp_path / "run" / "completions").iterdir()
+    rows = read_lines(kept)
+    assert len(rows) == 4 and sum(r["spent"] for r in rows) / 4 == pytest.approx(
+        lines[1]["spent_mean"]
+    )
+
+
 def test_a_checkpoint_belongs_to_its_run_and_engine(make, make_trainer, tmp_path):
     "Other settings are named; checkpoints of the other engine are refused on both sides."
     make(max_steps=1, save_steps=1).train()

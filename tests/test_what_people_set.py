@@ -145,10 +145,14 @@ def test_what_is_taken(name):
 
 NOT_TAKEN = {
     "True for a number": (dict(seed=True), "seed must be a whole number >= 0, got True"),
-    "True for a rate": (dict(learning_rate=True), "learning_rate must be > 0, got True"),
+    "True for a rate": (
+        dict(learning_rate=True),
+        "learning_rate must be a finite number > 0, got True",
+    ),
     "True for a method's": (dict(method_kwargs={"target": True}), "target.*got True"),
-    "no rate": (dict(learning_rate=None), "learning_rate must be > 0, got None"),
-    "word": (dict(learning_rate="fast"), "learning_rate must be > 0, got 'fast'"),
+    "no end of a rate": (dict(learning_rate=float("inf")), "rate must be a finite number.*got inf"),
+    "no rate": (dict(learning_rate=None), "learning_rate must be a finite number > 0, got None"),
+    "word": (dict(learning_rate="fast"), "learning_rate must be a finite number > 0, got 'fast'"),
     "a number for a list": (dict(reward_weights=1.0), "reward_weights.*list of numbers.*got 1.0"),
     "nan": (dict(correct_at=float("nan")), "correct_at must be a finite number, got nan"),
     "date": (dict(output_dir=Odd), "output_dir must be a folder .*got <class"),
