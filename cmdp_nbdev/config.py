@@ -439,7 +439,7 @@ class CMDPConfig:
     num_iterations: Count = setting(1, "optimiser steps per rollout; > 1 uses the clipped ratio")
     epsilon: Positive = setting(0.2, "lower clip of the ratio")
     epsilon_high: Positive | None = setting(None, "upper clip of the ratio; None = epsilon")
-    learning_rate: Positive = setting(1e-5, "peak learning rate of AdamW")
+    learning_rate: Finite = setting(1e-5, "peak learning rate of AdamW")
     lr_scheduler_type: Schedule = setting(
         "cosine_with_min_lr",
         "how the learning rate goes on, by transformers' name; not those that follow evaluations",
@@ -453,7 +453,7 @@ class CMDPConfig:
     weight_decay: NotNegative = setting(0.0, "decoupled weight decay of AdamW")
     adam_beta1: Decay = setting(0.9, "AdamW beta1")
     adam_beta2: Decay = setting(0.999, "AdamW beta2")
-    adam_epsilon: Positive = setting(1e-8, "AdamW epsilon")
+    adam_epsilon: Finite = setting(1e-8, "AdamW epsilon")
     max_grad_norm: Positive = setting(1.0, "gradient norm above which gradients are scaled down")
     gradient_checkpointing: bool = setting(
         False, "recompute activations in the backward pass: less memory, more time"
@@ -486,6 +486,10 @@ class CMDPConfig:
         "report to the progress bar and the trackers every so many updates (metrics.jsonl gets "
         "every update)",
     )
+    log_completions: bool = setting(
+        False, "keep the completions of every logging_steps-th update in completions/, show some"
+    )
+    num_completions_to_print: Count = setting(4, "how many of them are shown")
     save_steps: Index = setting(0, "checkpoint every so many updates, 0 = none")
     save_total_limit: Count | None = setting(None, "keep only the newest checkpoints; None = all")
     resume_from_checkpoint: Checkpoint | None = setting(
