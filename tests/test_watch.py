@@ -56,7 +56,13 @@ CANNOT = {
     ),
     "weights_move": ({"grad_norm": 0.0}, {}, "no weight moved.*mean multiplier 3"),
 }
-LIKE = dict(max_completion_length=32, per_device_train_batch_size=128, num_generations=8)
+LIKE = dict(
+    budget=20,
+    gradient_accumulation_steps=1,
+    max_completion_length=32,
+    per_device_train_batch_size=128,
+    num_generations=8,
+)
 
 
 @pytest.mark.parametrize("rule", CANNOT)
@@ -249,7 +255,7 @@ def test_early_stopping(settings, values, stopped):
     class Run:
         "As far as the callback looks."
 
-        args, is_main_process, stops = CMDPConfig(disable_tqdm=True), True, 0
+        args, is_main_process, stops = CMDPConfig(budget=1, disable_tqdm=True), True, 0
 
         def stop(self):
             self.stops += 1
@@ -345,7 +351,7 @@ def test_raised_in_the_middle(make_trainer):
     longer = make_trainer(**{**short, "max_steps": 6})
     longer.train("auto")
     used = [m["learning_rate"] for m in read_lines(longer.output_dir / "metrics.jsonl")]
-    share = rate_factor(CMDPConfig(**short), 4)
+    share = rate_factor(longer.args, 4)
     assert used == pytest.approx([1e-3 * share(k) for k in (0, 1, 2, 3, 3, 3)])
 
 
