@@ -11,7 +11,6 @@ from numbers import Real
 import numpy as np
 import torch
 from fastcore.basics import patch
-from scipy.stats import beta as _beta
 from torch import Tensor
 
 from .mdp import masked
@@ -176,9 +175,11 @@ def satisfaction_interval(
     k, n = _count(satisfied, n)
     if not 0 < level < 1:
         raise ValueError(f"level must lie strictly between 0 and 1, got {level}")
+    from scipy.stats import beta  # as long to import as half of torch: not for `--help`
+
     a = (1 - level) / 2
-    low = 0.0 if k == 0 else float(_beta.ppf(a, k, n - k + 1))
-    high = 1.0 if k == n else float(_beta.ppf(1 - a, k + 1, n - k))
+    low = 0.0 if k == 0 else float(beta.ppf(a, k, n - k + 1))
+    high = 1.0 if k == n else float(beta.ppf(1 - a, k + 1, n - k))
     return low, high
 
 # %% ../nbs/02_budget.ipynb #suggest

@@ -24,29 +24,28 @@ import numpy as np
 import torch
 import yaml
 from fastcore.basics import patch
-from transformers import SchedulerType, get_scheduler
-from transformers.optimization import TYPE_TO_SCHEDULER_FUNCTION
 
 from .budget import Budget
 from .cost import COSTS, KINDS, Cost
+from .mdp import OURS, Sampling
 from .methods import METHODS, RENAMED, find_method
 from .objective import SCALES, Batch, Signal
 from .reward import UPDATE
-from .rollout import OURS, Sampling
 
 # %% auto #0
-__all__ = ['UNFIT', 'WORDS', 'SWITCH', 'KIND', 'Folder', 'Checkpoint', 'Trackers', 'Positive', 'Finite', 'NotNegative', 'Share',
-           'Inside', 'Nucleus', 'Decay', 'Count', 'Index', 'Number', 'Scale', 'Schedule', 'Device', 'Switch',
-           'config_rule', 'FOLLOWERS', 'DTYPES', 'DICTS', 'RECIPES', 'Range', 'one_of', 'Kind', 'as_float', 'as_int',
-           'as_bool', 'as_text', 'as_list', 'as_none', 'as_path', 'as_checkpoint', 'as_trackers', 'as_switch',
-           'setting', 'with_ranges', 'ranges', 'kinds', 'read_fields', 'range_problems', 'Settings', 'as_settings',
-           'CMDPConfig', 'Rules', 'refuse', 'distillation_is_a_part_of_the_run', 'a_quantile_needs_a_distilled_student',
-           'a_limit_that_moves_has_a_start_and_a_way', 'one_precision', 'the_chat_template_is_told_its_own_switches',
-           'groups_stay_whole', 'the_teachers_completions_are_used', 'the_method_knows_its_settings', 'Unsaid',
-           'schedule_settings', 'follow_schedule', 'the_schedule_is_known_beforehand',
-           'the_schedule_knows_its_settings', 'the_schedule_gives_rates', 'the_method_has_groups_to_compare',
-           'a_score_function_needs_its_own_completions', 'distillation_follows_a_gradient', 'trial_batch',
-           'trial_problems', 'price_problems', 'one_dtype', 'check_config', 'field_problems', 'recipe']
+__all__ = ['UNFIT', 'WORDS', 'SWITCH', 'KIND', 'Folder', 'Checkpoint', 'Trackers', 'SCHEDULES', 'Positive', 'Finite',
+           'NotNegative', 'Share', 'Inside', 'Nucleus', 'Decay', 'Count', 'Index', 'Number', 'Scale', 'Schedule',
+           'Device', 'Switch', 'config_rule', 'FOLLOWERS', 'DTYPES', 'DICTS', 'RECIPES', 'Range', 'one_of', 'Kind',
+           'as_float', 'as_int', 'as_bool', 'as_text', 'as_list', 'as_none', 'as_path', 'as_checkpoint', 'as_trackers',
+           'as_switch', 'setting', 'with_ranges', 'ranges', 'kinds', 'read_fields', 'range_problems', 'Settings',
+           'as_settings', 'CMDPConfig', 'Rules', 'refuse', 'distillation_is_a_part_of_the_run',
+           'a_quantile_needs_a_distilled_student', 'a_limit_that_moves_has_a_start_and_a_way', 'one_precision',
+           'the_chat_template_is_told_its_own_switches', 'groups_stay_whole', 'the_teachers_completions_are_used',
+           'the_method_knows_its_settings', 'Unsaid', 'schedule_settings', 'follow_schedule',
+           'the_schedule_is_known_beforehand', 'the_schedule_knows_its_settings', 'the_schedule_gives_rates',
+           'the_method_has_groups_to_compare', 'a_score_function_needs_its_own_completions',
+           'distillation_follows_a_gradient', 'trial_batch', 'trial_problems', 'price_problems', 'one_dtype',
+           'check_config', 'field_problems', 'recipe']
 
 # %% ../nbs/10_config.ipynb #range
 UNFIT = (TypeError, ValueError, OverflowError, RuntimeError)  # what a value of another kind raises
@@ -169,6 +168,10 @@ Checkpoint = Annotated[str, Kind("a checkpoint folder, 'auto' or True", as_check
 Trackers = Annotated[str, Kind("a tracker's name or a list of names", as_trackers)]
 
 # %% ../nbs/10_config.ipynb #types
+SCHEDULES = (  # transformers' SchedulerType: importing that takes longer than importing torch
+    "linear cosine cosine_with_restarts polynomial constant constant_with_warmup inverse_sqrt "
+    "reduce_lr_on_plateau cosine_with_min_lr cosine_warmup_with_min_lr warmup_stable_decay greedy"
+).split()
 Positive = Annotated[float, Range("> 0", lambda v: v > 0)]
 Finite = Annotated[float, Range("a finite number > 0", lambda v: 0 < v < float("inf"))]
 NotNegative = Annotated[float, Range(">= 0", lambda v: v >= 0)]
@@ -180,7 +183,7 @@ Count = Annotated[int, Range("a whole number >= 1", lambda v: v >= 1 and v == in
 Index = Annotated[int, Range("a whole number >= 0", lambda v: v >= 0 and v == int(v))]
 Number = Annotated[float, Range("a finite number", math.isfinite)]
 Scale = Annotated[str, one_of(*SCALES)]
-Schedule = Annotated[str, one_of(*(kind.value for kind in SchedulerType))]
+Schedule = Annotated[str, one_of(*SCHEDULES)]
 Device = Annotated[str, Range("auto or cpu", lambda v: v in ("auto", "cpu"))]
 Switch = Annotated[
     str,
@@ -682,8 +685,10 @@ class Unsaid(Settings):
 
 def schedule_settings(kind: str) -> dict[str, Parameter]:
     "The settings of a scheduler of transformers, by name."
+    from transformers.optimization import TYPE_TO_SCHEDULER_FUNCTION
+
     given = ("optimizer", "num_warmup_steps", "num_training_steps", "last_epoch")
-    known = signature(TYPE_TO_SCHEDULER_FUNCTION[SchedulerType(kind)]).parameters
+    known = signature(TYPE_TO_SCHEDULER_FUNCTION[kind]).parameters
     return {name: p for name, p in known.items() if name not in given}
 
 
@@ -700,7 +705,7 @@ FOLLOWERS = ("reduce_lr_on_plateau", "greedy")
 @config_rule
 def the_schedule_is_known_beforehand(c: CMDPConfig):
     if c.lr_scheduler_type in FOLLOWERS:
-        others = ", ".join(k.value for k in SchedulerType if k.value not in FOLLOWERS)
+        others = ", ".join(k for k in SCHEDULES if k not in FOLLOWERS)
         yield (
             f"lr_scheduler_type={c.lr_scheduler_type!r} follows a metric of evaluations, which a "
             f"run does not tell it; choose one of {others}"
@@ -731,6 +736,8 @@ def _said(c: CMDPConfig) -> str:
 def the_schedule_gives_rates(c: CMDPConfig):
     if [*the_schedule_is_known_beforehand(c), *the_schedule_knows_its_settings(c)]:
         return
+    from transformers import get_scheduler
+
     optimizer = torch.optim.SGD([torch.zeros(1)], c.learning_rate)
     about = (c.warmup_steps, c.max_steps, dict(c.lr_scheduler_kwargs))
     try:

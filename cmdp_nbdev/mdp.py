@@ -13,8 +13,8 @@ from fastcore.basics import patch
 from torch import Tensor
 
 # %% auto #0
-__all__ = ['transition', 'completion_mask', 'position_ids', 'masked', 'trajectory_cost', 'to_go', 'Rollout', 'toy_rollout',
-           'state', 'select', 'to_device', 'trim']
+__all__ = ['OURS', 'transition', 'completion_mask', 'position_ids', 'masked', 'trajectory_cost', 'to_go', 'Rollout',
+           'toy_rollout', 'state', 'select', 'to_device', 'trim', 'Sampling']
 
 # %% ../nbs/00_mdp.ipynb #transition
 def transition(state: Tensor, action: int | Tensor) -> Tensor:
@@ -163,3 +163,26 @@ def trim(rollout: Rollout) -> Rollout:
         x = getattr(rollout, name)
         new[name] = None if x is None else x[:, :t]
     return replace(rollout, **new)
+
+# %% ../nbs/00_mdp.ipynb #sampling
+OURS = frozenset(("messages", "tokenize", "add_generation_prompt", "continue_final_message"))
+
+
+@dataclass(frozen=True)
+class Sampling:
+    "How completions are written. Raises ValueError, naming the argument, for a bad value."
+
+    num_generations: int = 1  # completions per prompt, >= 1
+    max_completion_length: int = 32  # tokens, EOS included, >= 1
+    temperature: float = 1.0  # >= 0; 0 takes the most probable token
+    top_p: float = 1.0  # nucleus sampling, in (0, 1]
+    chat_template_kwargs: dict | None = None  # told to the chat template; none of OURS
+
+    def __post_init__(self):
+        for name in ("num_generations", "max_completion_length"):
+            if not getattr(self, name) >= 1:
+                raise ValueError(f"{name} must be a whole number >= 1, got {getattr(self, name)}")
+        if not self.temperature >= 0:
+            raise ValueError(f"temperature must be >= 0, got {self.temperature}")
+        if not 0 < self.top_p <= 1:
+            raise ValueError(f"top_p must be in (0, 1], got {self.top_p}")

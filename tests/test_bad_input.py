@@ -669,7 +669,7 @@ CLI = {
     "unknown method": ("--method ppo", "method 'ppo' is unknown; choose one of"),
     "negative budget": ("--budget -1", "budget.*>= 0.*-1"),
     "unknown option": ("--budgett 1", "--budgett"),
-    "number that is none": ("--max_steps ten", "--max_steps.*'ten'"),
+    "number that is none": ("--max_steps ten", "max_steps must be a whole number >= 1.*'ten'"),
     "YAML that is none": ("--config {yaml}", "--config"),
     "YAML that does not exist": ("--config no.yaml", "--config no.yaml"),
     "unknown reward module": (

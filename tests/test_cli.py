@@ -4,16 +4,21 @@ import csv
 import dataclasses
 import importlib.util
 import json
+import re
 from datetime import datetime
 
 import pytest
 import torch
 from conftest import python, read_lines
 from datasets import Dataset
+from transformers import SchedulerType
 
-from cmdp_nbdev.cli import RunArguments, build_parser, main, parse_args
+from cmdp_nbdev import __version__
+from cmdp_nbdev.cli import cmdp, main, prepare_main
+from cmdp_nbdev.config import SCHEDULES
 from cmdp_nbdev.methods import METHODS
 from cmdp_nbdev.model import char_tokenizer, tiny_model
+from cmdp_nbdev.options import COMMANDS, DISTILL, RunArguments, build_parser, parse_args
 from cmdp_nbdev.trainer import CMDPConfig, CMDPTrainer
 
 CPU = "--device cpu --disable_tqdm".split()
@@ -350,3 +355,102 @@ def test_an_unknown_engine_is_refused(tmp_path, capsys):
     "A misspelt engine must not train with the other one."
     assert main(["--engine", "tlr", "--output_dir", str(tmp_path / "run"), *FAST]) == 2
     assert "engine must be one of native, trl, got 'tlr'" in capsys.readouterr().err
+
+
+# ---- one command ----------------------------------------------------------------------------
+
+LIGHT = """
+import sys
+from cmdp_nbdev import options
+from cmdp_nbdev.cli import cmdp
+
+assert cmdp(["distill", "--bugdet", "1", "--max_steps", "many"]) == 2
+for command in options.COMMANDS.values():
+    options.build_parser(command).format_help()
+heavy = {"transformers", "datasets", "peft", "trl", "scipy.stats", "cmdp_nbdev.trainer"}
+print(sorted(heavy & set(sys.modules)))
+"""
+
+
+def test_help_and_refusals_do_not_wait_for_a_runs_libraries():
+    "Ten seconds for a help text, or to be told of a typing error, are nine too many."
+    done = python("-c", LIGHT)
+    assert done.stdout.strip() == "[]"
+    assert done.stderr.strip().splitlines() == [
+        "cmdp distill: error: unknown option --bugdet; did you mean --budget?",
+        "max_steps must be a whole number >= 1, got 'many'",
+    ]
+
+
+def test_schedules_are_those_of_transformers():
+    "They are written down, since importing them takes longer than importing torch."
+    assert SCHEDULES == [kind.value for kind in SchedulerType]
+
+
+def test_versions(capsys):
+    "A bug report needs them, from the command and from its aliases."
+    assert cmdp(["--version"]) == main(["--version"]) == prepare_main(["--version"]) == 0
+    said = capsys.readouterr().out.splitlines()
+    assert len(said) == 3 and len(set(said)) == 1
+    assert f"cmdp_nbdev {__version__} (torch " in said[0]
+
+
+def test_help_is_in_groups_and_one_spelling(capsys):
+    "The ten that matter come first; `--a-b` is read, and not shown."
+    text = build_parser().format_help()
+    places = [text.index(f"\n  --{name} ") for name in DISTILL.first.split()]
+    assert len(places) == 10 and places == sorted(places)
+    assert places[-1] < min(text.index(f"\n{name}:") for name in DISTILL.sections.values())
+    assert not re.search(r"--\w+-", text)
+    assert cmdp([]) == 0
+    listed = capsys.readouterr().out
+    assert all(f"\n  {name} " in listed for name in COMMANDS)
+    assert parse_args(["--max-steps=7", "--gradient-checkpointing"])[1]["max_steps"] == 7
+
+
+TYPED = {
+    "a subcommand": (["distil"], "cmdp: error: unknown command 'distil'; did you mean distill?"),
+    "a stray word": (["distill", "runs"], "unexpected 'runs': an option begins with --"),
+    "no value": (["distill", "--budget"], "argument --budget: expected one argument"),
+    "a beginning": (["distill", "--max_step", "1"], "--max_step; did you mean --max_steps?"),
+    "of prepare": (["prepare", "--steps", "3"], "unknown option --steps; did you mean"),
+    "a shell": (["--print_completion", "ksh"], "must be one of bash, zsh, "),
+}
+
+
+@pytest.mark.parametrize("name", TYPED)
+def test_one_line_for_a_slip(name, capsys):
+    "What was typed and what was meant, without fifty lines of usage."
+    words, said = TYPED[name]
+    assert cmdp(words) == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert said in line
+
+
+def test_print_config_says_where_values_come_from_and_is_read_back(tmp_path, monkeypatch, capsys):
+    "Default, recipe, file or command line; the same run again from the file it makes."
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a.yaml").write_text("method: soft\nmethod_kwargs: {lam: 2}\nlearning_rate: 1e-5\n")
+    words = ["--config", "a.yaml", "--budget", "0.5", "--chat_template_kwargs", "a=é,b=true"]
+    assert cmdp(["distill", *words, "--print_config"]) == 0
+    text = capsys.readouterr().out
+    for line in (
+        r"student: null +# default",
+        r"max_steps: 600 +# recipe embedded",
+        r"method_kwargs: \{lam: 2\} +# file a.yaml",
+        r"budget: 0.5 +# command line",
+    ):
+        assert re.search(f"(?m)^{line}$", text), line
+    (tmp_path / "b.yaml").write_text(text, encoding="utf-8")
+    assert parse_args(["--config", "b.yaml"]) == parse_args(words)
+    assert not [p for p in tmp_path.iterdir() if p.is_dir()]
+    assert cmdp(["distill", "--student", "s", "--print_config"]) == 0
+    assert "recipe" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh"])
+def test_completion_knows_commands_options_and_words(shell, capsys):
+    "Written once for a shell, by shtab."
+    assert cmdp(["--print_completion", shell]) == 0
+    text = capsys.readouterr().out
+    assert all(word in text for word in ("prepare", "--max_steps", "cmdp-rate", "inverse_sqrt"))

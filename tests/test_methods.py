@@ -19,13 +19,14 @@ from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from cmdp_nbdev.budget import Budget
-from cmdp_nbdev.cli import main, parse_args
+from cmdp_nbdev.cli import main
 from cmdp_nbdev.cost import Cost, token_cost, token_logps
 from cmdp_nbdev.evaluate import evaluate
 from cmdp_nbdev.mdp import Rollout, masked
 from cmdp_nbdev.methods import METHODS, method_settings, register_method
 from cmdp_nbdev.model import char_tokenizer
 from cmdp_nbdev.objective import STD_OFFSET, Batch, Signal, group_advantage, signal_loss
+from cmdp_nbdev.options import parse_args
 from cmdp_nbdev.reward import call_cost, constrained_reward, length_cost
 from cmdp_nbdev.rollout import completion_logits, generate, given_rollout
 from cmdp_nbdev.run import fold_seed

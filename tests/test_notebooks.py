@@ -166,7 +166,7 @@ def test_every_setting_says_what_it_means():
     "`--help` is made of these; a field without unit and range cannot be set."
     import dataclasses
 
-    from cmdp_nbdev.cli import RunArguments
+    from cmdp_nbdev.options import RunArguments
     from cmdp_nbdev.trainer import CMDPConfig
 
     for cls in (CMDPConfig, RunArguments):

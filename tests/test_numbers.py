@@ -13,9 +13,10 @@ from transformers import AutoModelForCausalLM
 
 from cmdp_nbdev import model as model_room
 from cmdp_nbdev import preflight, processor
-from cmdp_nbdev.cli import RunArguments, parse_args, with_threads
+from cmdp_nbdev.distil import with_threads
 from cmdp_nbdev.evaluate import evaluate
 from cmdp_nbdev.model import char_tokenizer, check_pair, outline, tiny_model
+from cmdp_nbdev.options import RunArguments, parse_args
 from cmdp_nbdev.prepare import PrepareArguments, cross_entropy, decided_bf16, load_fast, rank_splits
 from cmdp_nbdev.processor import available_cores, core_quota, suitable_threads
 from cmdp_nbdev.task import chain_dataset, chain_reward

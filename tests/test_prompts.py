@@ -15,10 +15,10 @@ from tokenizers.pre_tokenizers import WhitespaceSplit
 from tokenizers.processors import TemplateProcessing
 from transformers import ByT5Tokenizer, LlamaTokenizer, PerceiverTokenizer
 
-from cmdp_nbdev.cli import parse_args
 from cmdp_nbdev.evaluate import evaluate_records
 from cmdp_nbdev.judge import likelihood, text_of
 from cmdp_nbdev.model import char_tokenizer, load_tokenizer, tiny_model
+from cmdp_nbdev.options import parse_args
 from cmdp_nbdev.prepare import WEIGHTS, collate, worked_dataset
 from cmdp_nbdev.rollout import encode_prompts, generate, given_rollout, prompt_texts
 from cmdp_nbdev.widgets.records import record_rollout

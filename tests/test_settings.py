@@ -55,8 +55,9 @@ def test_installed_metadata_agrees(ini):
     assert plain == {name_of(r) for r in ini["requirements"].split()}
     scripts = {e.name: e.value for e in found.entry_points if e.group == "console_scripts"}
     assert scripts == {
+        "cmdp": "cmdp_nbdev.cli:cmdp",
         "cmdp-distill": "cmdp_nbdev.cli:main",
-        "cmdp-prepare": "cmdp_nbdev.prepare:main",
+        "cmdp-prepare": "cmdp_nbdev.cli:prepare_main",
     }
 
 

@@ -8,9 +8,11 @@ import pytest
 from datasets import Dataset, DatasetDict
 
 from cmdp_nbdev import tasks
-from cmdp_nbdev.cli import RunArguments, main, own_task
+from cmdp_nbdev.cli import main
+from cmdp_nbdev.distil import own_task
 from cmdp_nbdev.judge import arithmetic_steps, arithmetic_validity
 from cmdp_nbdev.model import char_tokenizer, tiny_model
+from cmdp_nbdev.options import RunArguments
 from cmdp_nbdev.tasks import (
     SYSTEM_PROMPTS,
     final_answer,

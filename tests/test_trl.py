@@ -18,7 +18,8 @@ from transformers import AutoModelForCausalLM  # noqa: E402
 from trl import GRPOTrainer  # noqa: E402
 
 from cmdp_nbdev.budget import Budget  # noqa: E402
-from cmdp_nbdev.cli import describe_teacher, main  # noqa: E402
+from cmdp_nbdev.cli import main  # noqa: E402
+from cmdp_nbdev.distil import describe_teacher  # noqa: E402
 from cmdp_nbdev.methods import METHODS  # noqa: E402
 from cmdp_nbdev.reward import length_cost  # noqa: E402
 from cmdp_nbdev.task import ChainTask, chain_dataset, chain_reward  # noqa: E402

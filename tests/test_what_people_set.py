@@ -21,8 +21,10 @@ from datasets import Dataset, DatasetDict
 from transformers import SchedulerType
 
 from cmdp_nbdev.budget import suggest_budget as quantile_budget
-from cmdp_nbdev.cli import RunArguments, command_of, load_prompts, main, parse_args
+from cmdp_nbdev.cli import main
 from cmdp_nbdev.config import Settings
+from cmdp_nbdev.distil import load_prompts
+from cmdp_nbdev.options import RunArguments, command_of, parse_args
 from cmdp_nbdev.preflight import as_datasets, check_trackers
 from cmdp_nbdev.run import run_settings
 from cmdp_nbdev.task import chain_reward
@@ -515,7 +517,7 @@ BAD_OPTIONS = {
     "a number": ("student: 3", "student must be a folder.*got 3"),
     "a word": ("n_train: many", "n_train.*'many'"),
     "a list": ("dataset: [a, b]", r"dataset must be .*got \['a', 'b'\]"),
-    "keys that are no names": ("1: 2\nx: 3", "unknown option 1, x"),
+    "keys that are no names": ("1: 2\nx: 3", r"unknown option 1\n.*unknown option x"),
     "another encoding": (b"output_dir: \xe9", "a.yaml"),
     "nothing": ("n_eval:", "n_eval must be >= 1, got None"),
     "a date": ("output_dir: 2024-01-01", "output_dir must be a folder.*datetime"),
@@ -538,7 +540,8 @@ def test_options_that_are_refused(tmp_path, capsys, name):
 def test_ascii_locale(tmp_path):
     "An accent in a YAML file, where the locale has none."
     (tmp_path / "a.yaml").write_text("system_prompt: déjà vu\n", encoding="utf-8")
-    ask = "import sys; from cmdp_nbdev.cli import parse_args as p; print(ascii(p(sys.argv[1:])[0]))"
+    ask = "import sys; from cmdp_nbdev.options import parse_args as p; "
+    ask += "print(ascii(p(sys.argv[1:])[0]))"
     env = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "PYTHONPATH": str(ROOT)}
     done = python("-c", ask, "--config", tmp_path / "a.yaml", env=env)
     assert r"d\xe9j\xe0 vu" in done.stdout

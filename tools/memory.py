@@ -30,8 +30,8 @@ from transformers import (
 )
 from transformers.models.mllama.configuration_mllama import MllamaTextConfig
 
-from cmdp_nbdev.cli import parse_args
 from cmdp_nbdev.model import char_tokenizer
+from cmdp_nbdev.options import parse_args
 from cmdp_nbdev.trainer import CMDPConfig, CMDPTrainer
 
 # The models, by the part of their config.json that decides sizes
