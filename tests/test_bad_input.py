@@ -647,7 +647,8 @@ def test_loading_another_architecture_is_refused(make_trainer, finished, pair):
 # ---- the command line ------------------------------------------------------------------
 
 # words in braces are files that the fixture below makes
-PAIR = "--student {student} --teacher {student}"
+OWN = "--teacher {student} --budget 20 --max_completion_length 32"
+PAIR = f"--student {{student}} {OWN}"
 DATA = "--dataset {jsonl} --eval_dataset {jsonl}"
 CLI = {
     "student alone": ("--student x", "teacher, dataset, eval_dataset, reward missing"),
@@ -694,7 +695,7 @@ CLI = {
         "dataset='no.jsonl' could not be loaded",
     ),
     "student that does not exist": (
-        f"--student no/such/folder --teacher {{student}} {DATA} --reward broken_reward:g",
+        f"--student no/such/folder {OWN} {DATA} --reward broken_reward:g",
         "(student|model)='no/such/folder'",
     ),
 }

@@ -51,7 +51,7 @@ def test_help_names_everything():
     for method in METHODS:
         assert f"\n  {method} " in text
     assert "examples:" in text
-    assert "default: 0.8" in text
+    assert "default: 1e-05" in text
 
 
 @pytest.fixture(scope="module")
@@ -256,7 +256,7 @@ def test_data_with_dates(tmp_path, monkeypatch):
     (tmp_path / "date_rewards.py").write_text(reward)
     monkeypatch.chdir(tmp_path)
     pair = "--student s --teacher s --dataset d.parquet --eval_dataset d.parquet"
-    more = "--reward date_rewards:f --output_dir out --max_completion_length 4"
+    more = "--budget 20 --reward date_rewards:f --output_dir out --max_completion_length 4"
     assert main([*pair.split(), *more.split(), *FAST]) == 0
     assert (tmp_path / "out" / "summary.json").is_file()
 
