@@ -425,6 +425,7 @@ def run_command(values: dict) -> None:
         datasets.disable_progress_bars()
     if quiet or run.student is None:
         hf_logging.disable_progress_bar()
+    check_options(run)
     if values["method"] == "all":
         if values["method_kwargs"]:
             only = "belong to one method and cannot be combined with method 'all'"

@@ -15,7 +15,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, fields, replace
+from dataclasses import asdict, replace
 from importlib.metadata import version
 from pathlib import Path
 
@@ -37,7 +37,7 @@ from transformers import (
 )
 
 from .budget import suggest_budget as quantile_budget
-from .config import CMDPConfig, as_checkpoint
+from .config import CMDPConfig, as_checkpoint, followed_recipe
 from .evaluate import evaluate_records, summarize, to_json
 from .mdp import Rollout
 from .methods import RENAMED
@@ -378,15 +378,15 @@ def repeat_code(args: CMDPConfig, command: str | None) -> list[str]:
     "How to repeat the run: its command, or the settings that are not the defaults."
     if command:
         return ["The command:", "", "```bash", command, "```"]
-    defaults, named = CMDPConfig(), [f.name for f in fields(args) if f.name not in RESUMABLE]
-    changed = [k for k in named if getattr(args, k) != getattr(defaults, k)]
-    call = ", ".join(f"{k}={getattr(args, k)!r}" for k in changed)
+    name, changes = followed_recipe(args)
+    make, words = ("CMDPConfig.from_recipe", [repr(name)]) if name else ("CMDPConfig", [])
+    words += [f"{k}={value!r}" for k, value in changes.items() if k not in RESUMABLE]
     release = version("cmdp_nbdev")
     return [
         f"Settings, where they are not the defaults of cmdp_nbdev {release}:",
         "",
         "```python",
-        f"CMDPConfig({call})",
+        f"{make}({', '.join(words)})",
         "```",
     ]
 
