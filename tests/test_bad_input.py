@@ -81,7 +81,7 @@ more distillation than steps: distill_steps=5
 no iterations: num_iterations=0
     num_iterations must be .*>= 1, got 0
 nan learning rate: learning_rate=NAN
-    learning_rate must be > 0, got nan
+    learning_rate must be a finite number > 0, got nan
 negative seed: seed=-1
     seed must be a whole number >= 0, got -1
 half a seed: seed=0.5
