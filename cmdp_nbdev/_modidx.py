@@ -818,6 +818,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                 'cmdp_nbdev.run.bound_text': ('run.html#bound_text', 'cmdp_nbdev/run.py'),
                                 'cmdp_nbdev.run.check_resumable': ('run.html#check_resumable', 'cmdp_nbdev/run.py'),
                                 'cmdp_nbdev.run.check_saved': ('run.html#check_saved', 'cmdp_nbdev/run.py'),
+                                'cmdp_nbdev.run.check_unused': ('run.html#check_unused', 'cmdp_nbdev/run.py'),
                                 'cmdp_nbdev.run.checkpoints': ('run.html#checkpoints', 'cmdp_nbdev/run.py'),
                                 'cmdp_nbdev.run.claim_output_dir': ('run.html#claim_output_dir', 'cmdp_nbdev/run.py'),
                                 'cmdp_nbdev.run.claim_student': ('run.html#claim_student', 'cmdp_nbdev/run.py'),
