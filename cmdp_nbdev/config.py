@@ -12,7 +12,7 @@ import os
 import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field, fields
+from dataclasses import MISSING, dataclass, field, fields
 from enum import Enum
 from importlib.resources import files
 from inspect import Parameter, signature
@@ -35,17 +35,18 @@ from .reward import UPDATE
 # %% auto #0
 __all__ = ['UNFIT', 'WORDS', 'SWITCH', 'KIND', 'Folder', 'Checkpoint', 'Trackers', 'SCHEDULES', 'Positive', 'Finite',
            'NotNegative', 'Share', 'Inside', 'Nucleus', 'Decay', 'Count', 'Index', 'Number', 'Scale', 'Schedule',
-           'Device', 'Switch', 'config_rule', 'FOLLOWERS', 'DTYPES', 'DICTS', 'RECIPES', 'Range', 'one_of', 'Kind',
-           'as_float', 'as_int', 'as_bool', 'as_text', 'as_list', 'as_none', 'as_path', 'as_checkpoint', 'as_trackers',
-           'as_switch', 'setting', 'with_ranges', 'ranges', 'kinds', 'read_fields', 'range_problems', 'Settings',
-           'as_settings', 'CMDPConfig', 'Rules', 'refuse', 'distillation_is_a_part_of_the_run',
-           'a_quantile_needs_a_distilled_student', 'a_limit_that_moves_has_a_start_and_a_way', 'one_precision',
-           'the_chat_template_is_told_its_own_switches', 'groups_stay_whole', 'the_teachers_completions_are_used',
-           'the_method_knows_its_settings', 'Unsaid', 'schedule_settings', 'follow_schedule',
-           'the_schedule_is_known_beforehand', 'the_schedule_knows_its_settings', 'the_schedule_gives_rates',
-           'the_method_has_groups_to_compare', 'a_score_function_needs_its_own_completions',
-           'distillation_follows_a_gradient', 'trial_batch', 'trial_problems', 'price_problems', 'one_dtype',
-           'check_config', 'field_problems', 'recipe']
+           'Device', 'Switch', 'config_rule', 'FOLLOWERS', 'DTYPES', 'DICTS', 'RECIPES', 'DECISIVE', 'Range', 'one_of',
+           'Kind', 'as_float', 'as_int', 'as_bool', 'as_text', 'as_list', 'as_none', 'as_path', 'as_checkpoint',
+           'as_trackers', 'as_switch', 'setting', 'with_ranges', 'ranges', 'kinds', 'read_fields', 'range_problems',
+           'Settings', 'as_settings', 'CMDPConfig', 'Rules', 'refuse', 'distillation_is_a_part_of_the_run',
+           'a_quantile_needs_a_distilled_student', 'a_budget_is_stated_or_chosen',
+           'a_limit_that_moves_has_a_start_and_a_way', 'one_precision', 'the_chat_template_is_told_its_own_switches',
+           'groups_stay_whole', 'the_teachers_completions_are_used', 'the_method_knows_its_settings', 'Unsaid',
+           'schedule_settings', 'follow_schedule', 'the_schedule_is_known_beforehand',
+           'the_schedule_knows_its_settings', 'the_schedule_gives_rates', 'the_method_has_groups_to_compare',
+           'a_score_function_needs_its_own_completions', 'distillation_follows_a_gradient', 'trial_batch',
+           'trial_problems', 'price_problems', 'one_dtype', 'check_config', 'field_problems', 'recipe', 'changed',
+           'followed_recipe', 'in_force']
 
 # %% ../nbs/10_config.ipynb #range
 UNFIT = (TypeError, ValueError, OverflowError, RuntimeError)  # what a value of another kind raises
@@ -122,8 +123,8 @@ def as_list(read: Callable, value) -> list:
 
 
 def as_none(value) -> None:
-    "None, and nothing else."
-    if value is not None:
+    "None, also as a word, and nothing else."
+    if value is not None and str(value).lower() not in ("none", "null"):
         raise TypeError("not None")
 
 # %% ../nbs/10_config.ipynb #read-paths
@@ -328,10 +329,10 @@ class CMDPConfig:
     method_kwargs: Settings = setting(
         {}, "settings of the method as a dict, JSON or 'key=value,key=value', e.g. 'target=0.95'"
     )
-    budget: float = setting(
-        0.8,
+    budget: float | None = setting(
+        None,
         "limit d on the divergence of one trajectory, >= 0; nats per sequence for 'sum', nats per "
-        "token for 'mean' and 'prefix_mean'",
+        "token for 'mean' and 'prefix_mean'; None = budget_quantile chooses it",
     )
     aggregate: str = setting(
         "sum", "how the budget adds up per-token costs: sum, mean or prefix_mean"
@@ -412,15 +413,13 @@ class CMDPConfig:
     beta: float = setting(0.5, "teacher's weight in the jsd mixture, in [0, 1]")
     floor: float = setting(0.0, "uniform share mixed into the denominator of the KL, in [0, 1)")
     kl_chunk_size: Count | None = setting(
-        None,
-        "token positions converted to float32 at a time; None = all (large vocabularies need e.g. "
-        "1024)",
+        512, "token positions converted to float32 at a time; None = all at once"
     )
     # sampling
     num_generations: Count = setting(
         8, "completions per prompt (two or more for methods that compare them)"
     )
-    max_completion_length: Count = setting(32, "tokens per completion, EOS included")
+    max_completion_length: Count = setting(256, "tokens per completion, EOS included")
     temperature: Positive = setting(1.0, "sampling temperature while training")
     top_p: Nucleus = setting(1.0, "nucleus sampling while training")
     truncated_reward: Number | None = setting(
@@ -435,15 +434,15 @@ class CMDPConfig:
         None, "weight of each reward function; None = 1 each"
     )
     # optimisation
-    max_steps: Count = setting(600, "updates")
-    per_device_train_batch_size: Count = setting(128, "completions per forward pass and device")
+    max_steps: Count = setting(300, "updates")
+    per_device_train_batch_size: Count = setting(8, "completions per forward pass and device")
     gradient_accumulation_steps: Count = setting(
-        1, "forward passes per update; the result does not depend on the split"
+        8, "forward passes per update; the result does not depend on the split"
     )
     num_iterations: Count = setting(1, "optimiser steps per rollout; > 1 uses the clipped ratio")
     epsilon: Positive = setting(0.2, "lower clip of the ratio")
     epsilon_high: Positive | None = setting(None, "upper clip of the ratio; None = epsilon")
-    learning_rate: Finite = setting(1.5e-3, "peak learning rate of AdamW")
+    learning_rate: Finite = setting(1e-5, "peak learning rate of AdamW")
     lr_scheduler_type: Schedule = setting(
         "cosine_with_min_lr",
         "how the learning rate goes on, by transformers' name; not those that follow evaluations",
@@ -480,7 +479,7 @@ class CMDPConfig:
     )
     eval_num_generations: Count = setting(1, "completions per evaluation prompt")
     per_device_eval_batch_size: Count = setting(
-        256, "completions per evaluation forward pass and device"
+        8, "completions per evaluation forward pass and device"
     )
     correct_at: Number = setting(1.0, "an answer is correct if its total reward is at least this")
     # output
@@ -513,8 +512,9 @@ class CMDPConfig:
 # %% ../nbs/10_config.ipynb #objects
 @patch
 def budget_object(self: CMDPConfig) -> Budget:
-    "The `Budget` that these settings describe."
-    return Budget(self.budget, self.aggregate, self.burn_in)
+    "The `Budget` that these settings describe; no limit until budget_quantile has chosen one."
+    limit = math.inf if self.budget is None else self.budget
+    return Budget(limit, self.aggregate, self.burn_in)
 
 
 @patch(as_prop=True)
@@ -603,6 +603,16 @@ def a_quantile_needs_a_distilled_student(c: CMDPConfig):
         yield (
             f"budget_quantile={c.budget_quantile} reads the budget off a distilled student: set "
             f"distill_steps between 1 and max_steps - 1, got {c.distill_steps}"
+        )
+
+# %% ../nbs/10_config.ipynb #rule-budget
+@config_rule
+def a_budget_is_stated_or_chosen(c: CMDPConfig):
+    if c.budget is None and c.budget_quantile is None:
+        yield (
+            "budget is missing: state the nats that a completion may spend, e.g. budget=20, or "
+            "budget_quantile=0.8 with distill_steps=100 to have it read off a distilled student, "
+            "as budget.suggest_budget does"
         )
 
 # %% ../nbs/10_config.ipynb #rule-anneal
@@ -781,7 +791,7 @@ def distillation_follows_a_gradient(c: CMDPConfig):
 # %% ../nbs/10_config.ipynb #trial
 def trial_batch(c: CMDPConfig) -> Batch:
     "One completion within the budget and one that breaks it, for a method to answer."
-    two, over = torch.ones(2, 2), 2 * min(c.budget, 1e6) + 1
+    two, over = torch.ones(2, 2), 2 * min(c.budget_object().limit, 1e6) + 1
     costs = defaultdict(lambda: two, dict.fromkeys(METHODS[c.method].costs, two))
     costs["divergence"] = torch.tensor([[0.0, 0.0], [over, over]])
     return Batch(torch.tensor([0.0, 1.0]), torch.zeros(2), two, -two, -two, costs)
@@ -926,6 +936,53 @@ def recipe(name: str) -> dict:
 def from_recipe(cls: CMDPConfig, name: str, **changes) -> CMDPConfig:
     "The settings of a recipe, and what is changed in it."
     return cls(**recipe(name) | changes)
+
+# %% ../nbs/10_config.ipynb #changed
+def changed(settings, base: dict) -> dict:
+    "The fields of a dataclass that are not as `base` or, where that is silent, its defaults say."
+    found = {}
+    for f in fields(settings):
+        default = f.default if f.default_factory is MISSING else f.default_factory()
+        value = getattr(settings, f.name)
+        if value != base.get(f.name, default) and not isinstance(value, Unsaid):
+            found[f.name] = value
+    return found
+
+
+def followed_recipe(c: CMDPConfig) -> tuple[str | None, dict]:
+    "The recipe of which more than half is kept (None: the defaults), and what is changed in it."
+    for path in sorted(RECIPES.glob("*.yaml")):
+        base = recipe(path.stem)
+        changes = changed(c, base)
+        if 2 * len(changes.keys() & base.keys()) < len(base):
+            return path.stem, changes
+    return None, changed(c, {})
+
+# %% ../nbs/10_config.ipynb #in-force
+DECISIVE = (
+    "method aggregate learning_rate max_steps num_generations per_device_train_batch_size "
+    "gradient_accumulation_steps max_completion_length"
+).split()
+
+
+def in_force(c: CMDPConfig) -> str:
+    "Which recipe a run follows, where it does not, and the settings that decide most; one line."
+    name, changes = followed_recipe(c)
+    base = f"recipe {name}" if name else "defaults of CMDPConfig"
+    if other := [field for field in DECISIVE if field in changes]:
+        base += f" but for {', '.join(other)}"
+    size = f"{c.per_device_train_batch_size} x {c.gradient_accumulation_steps}"
+    return (
+        f"{base}: {c.method}, {_limit(c)}, learning rate {c.learning_rate:g}, {c.max_steps} "
+        f"updates of {size} completions of at most {c.max_completion_length} tokens"
+    )
+
+
+def _limit(c: CMDPConfig) -> str:
+    "The budget in words."
+    if c.budget_quantile is not None:
+        return f"budget chosen after {c.distill_steps} updates ({c.aggregate})"
+    return f"budget {c.budget:g} nats{' per token' * (c.aggregate != 'sum')} ({c.aggregate})"
 
 # %% ../nbs/10_config.ipynb #schedules
 @patch

@@ -27,7 +27,7 @@ from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, PretrainedConfig, PreTrain
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from .budget import Budget, row_budget
-from .config import CMDPConfig, Rules, as_trackers, refuse
+from .config import CMDPConfig, Rules, as_trackers, in_force, refuse
 from cmdp_nbdev.cost import (
     DenseRows,
     TeacherRows,
@@ -439,6 +439,7 @@ def load_job(
     given, inside = (model, teacher), innermost(teacher)
     check_identity(model, inside)
     args = settle(args, model, teacher)
+    say(in_force(args), args.disable_tqdm)
     if line := first_line(args, model, teacher):
         say(line, args.disable_tqdm)
     what = "processing_class" if processing_class else "model"

@@ -454,12 +454,14 @@ def healing_config(
     "Settings of a healing on completions of at most `longest` tokens; it resumes by itself."
     return CMDPConfig(
         method="gkd",
+        budget=math.inf,
         lmbda=0.0,
         divergence="forward_kl",
         num_generations=1,
         max_completion_length=longest,
         max_steps=steps,
         per_device_train_batch_size=batch_size,
+        gradient_accumulation_steps=1,
         learning_rate=learning_rate,
         warmup_steps=min(20, steps // 10),
         bf16=bf16,

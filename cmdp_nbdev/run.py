@@ -15,7 +15,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, fields, replace
+from dataclasses import asdict, replace
 from importlib.metadata import version
 from pathlib import Path
 
@@ -37,7 +37,7 @@ from transformers import (
 )
 
 from .budget import suggest_budget as quantile_budget
-from .config import CMDPConfig, as_checkpoint
+from .config import CMDPConfig, as_checkpoint, followed_recipe
 from .evaluate import evaluate_records, summarize, to_json
 from .mdp import Rollout
 from .methods import RENAMED
@@ -65,13 +65,13 @@ from .watch import Watch, callback_states, restore_callbacks, tell_callbacks
 
 # %% auto #0
 __all__ = ['RESUMABLE', 'EVALUATION', 'CARD', 'UNPROVEN', 'OF_A_STUDENT', 'prompt_order', 'fold_seed', 'claim_output_dir',
-           'keep_metrics', 'read_metrics', 'run_settings', 'differences', 'check_resumable', 'first_stretch',
-           'rate_factor', 'hold_last_rate', 'an_earlier_run_is_this_one', 'earlier_run', 'the_folder_can_be_written',
-           'run_config', 'write_checkpoint', 'checkpoints', 'newest_checkpoint', 'read_state', 'read_checkpoint',
-           'model_name', 'measured_rows', 'bound_text', 'repeat_code', 'model_card', 'make_accelerator', 'Run',
-           'uninterrupted', 'completion_rows', 'completion_line', 'judged_generation', 'tokenizer_settings',
-           'restore_tokenizer', 'saving_probe', 'full_precision', 'probe_logps', 'policy_gap', 'rounding', 'load_back',
-           'unwrapped', 'check_saved', 'put_in_place', 'claim_student', 'make_optimizer']
+           'check_unused', 'keep_metrics', 'read_metrics', 'run_settings', 'differences', 'check_resumable',
+           'first_stretch', 'rate_factor', 'hold_last_rate', 'an_earlier_run_is_this_one', 'earlier_run',
+           'the_folder_can_be_written', 'run_config', 'write_checkpoint', 'checkpoints', 'newest_checkpoint',
+           'read_state', 'read_checkpoint', 'model_name', 'measured_rows', 'bound_text', 'repeat_code', 'model_card',
+           'make_accelerator', 'Run', 'uninterrupted', 'completion_rows', 'completion_line', 'judged_generation',
+           'tokenizer_settings', 'restore_tokenizer', 'saving_probe', 'full_precision', 'probe_logps', 'policy_gap',
+           'rounding', 'load_back', 'unwrapped', 'check_saved', 'put_in_place', 'claim_student', 'make_optimizer']
 
 # %% ../nbs/12_run.ipynb #prompt-order
 def prompt_order(size: int, start: int, count: int, seed: int) -> list[int]:
@@ -109,12 +109,17 @@ def claim_output_dir(path: str | os.PathLike | None, method: str, resuming: bool
         raise OSError(
             f"output_dir={str(folder)!r} cannot be written: {reason}; choose another folder"
         ) from e
-    if not resuming and (folder / "metrics.jsonl").exists():
+    check_unused(folder, resuming)
+    return folder
+
+
+def check_unused(path: str | os.PathLike | None, resuming: bool) -> None:
+    "Raise FileExistsError for a folder that holds a run, unless that is resumed."
+    if path and not resuming and (Path(path).expanduser() / "metrics.jsonl").exists():
         raise FileExistsError(
-            f"output_dir={str(folder)!r} holds a run already; choose another folder or resume it "
+            f"output_dir={str(path)!r} holds a run already; choose another folder or resume it "
             "with resume_from_checkpoint='auto'"
         )
-    return folder
 
 # %% ../nbs/12_run.ipynb #new-folder
 def _new_folder(method: str) -> Path:
@@ -373,15 +378,15 @@ def repeat_code(args: CMDPConfig, command: str | None) -> list[str]:
     "How to repeat the run: its command, or the settings that are not the defaults."
     if command:
         return ["The command:", "", "```bash", command, "```"]
-    defaults, named = CMDPConfig(), [f.name for f in fields(args) if f.name not in RESUMABLE]
-    changed = [k for k in named if getattr(args, k) != getattr(defaults, k)]
-    call = ", ".join(f"{k}={getattr(args, k)!r}" for k in changed)
+    name, changes = followed_recipe(args)
+    make, words = ("CMDPConfig.from_recipe", [repr(name)]) if name else ("CMDPConfig", [])
+    words += [f"{k}={value!r}" for k, value in changes.items() if k not in RESUMABLE]
     release = version("cmdp_nbdev")
     return [
         f"Settings, where they are not the defaults of cmdp_nbdev {release}:",
         "",
         "```python",
-        f"CMDPConfig({call})",
+        f"{make}({', '.join(words)})",
         "```",
     ]
 

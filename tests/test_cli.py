@@ -51,7 +51,7 @@ def test_help_names_everything():
     for method in METHODS:
         assert f"\n  {method} " in text
     assert "examples:" in text
-    assert "default: 0.8" in text
+    assert "default: 1e-05" in text
 
 
 @pytest.fixture(scope="module")
@@ -256,7 +256,7 @@ def test_data_with_dates(tmp_path, monkeypatch):
     (tmp_path / "date_rewards.py").write_text(reward)
     monkeypatch.chdir(tmp_path)
     pair = "--student s --teacher s --dataset d.parquet --eval_dataset d.parquet"
-    more = "--reward date_rewards:f --output_dir out --max_completion_length 4"
+    more = "--budget 20 --reward date_rewards:f --output_dir out --max_completion_length 4"
     assert main([*pair.split(), *more.split(), *FAST]) == 0
     assert (tmp_path / "out" / "summary.json").is_file()
 
@@ -454,3 +454,11 @@ def test_completion_knows_commands_options_and_words(shell, capsys):
     assert cmdp(["--print_completion", shell]) == 0
     text = capsys.readouterr().out
     assert all(word in text for word in ("prepare", "--max_steps", "cmdp-rate", "inverse_sqrt"))
+
+
+def test_the_help_of_prepare_says_how_bf16_is_switched_off(capsys):
+    "It once had an option `--no_bf16` whose help was `bfloat16 autocast`."
+    with pytest.raises(SystemExit, match="0"):
+        cmdp(["prepare", "--help"])
+    said = " ".join(capsys.readouterr().out.split())
+    assert "no_bf16" not in said and "--bf16 [TEXT] bfloat16 autocast; auto:" in said

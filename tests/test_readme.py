@@ -2,14 +2,20 @@
 
 import json
 import re
+import shlex
+from functools import wraps
+from inspect import signature
 
 import pytest
 from conftest import ROOT
 
+from cmdp_nbdev.cli import main
 from cmdp_nbdev.model import char_tokenizer, tiny_model
+from cmdp_nbdev.trainer import CMDPTrainer
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 EXAMPLE = re.findall(r"^```python\n(.*?)^```", README, re.M | re.S)
+(COMMAND,) = re.findall(r"^```bash\n(cmdp-distill --student.*?)^```", README, re.M | re.S)
 
 
 def test_the_front_page_is_short():
@@ -45,7 +51,7 @@ def folder(tmp_path, monkeypatch):
 def test_the_example_runs_as_copied(folder, capsys):
     "The first own code that a reader tries; only the number of updates is smaller here."
     (code,) = EXAMPLE
-    short = code.replace("max_steps=300", "max_steps=2")
+    short = code.replace("budget=20", "budget=20, max_steps=2")
     assert short != code
     exec(compile(short, "README.md", "exec"), {})
     rate = float(capsys.readouterr().out.splitlines()[-1])
@@ -53,9 +59,34 @@ def test_the_example_runs_as_copied(folder, capsys):
     assert (folder / "runs" / "mine" / "student" / "model.safetensors").is_file()
 
 
-def test_the_example_is_gentle():
-    "Settings that a pretrained model survives, and that are fast on any processor."
+class Asked(Exception):
+    "Ends a program where it would have made its trainer."
+
+
+def trainer_asked_for(monkeypatch, program) -> dict:
+    "What a program gives to the trainer."
+
+    def asked(self, *args, **kwargs):
+        raise Asked(signature(CMDPTrainer).bind(*args, **kwargs).arguments)
+
+    with monkeypatch.context() as patch, pytest.raises(Asked) as given:
+        patch.setattr(CMDPTrainer, "__init__", wraps(CMDPTrainer.__init__)(asked))
+        program()
+    return given.value.args[0]
+
+
+def test_the_example_and_its_command_are_the_same_run(folder, monkeypatch):
+    "Option by option: models, reward, data, and every setting, on values that a model survives."
     (code,) = EXAMPLE
-    settings = {k: float(v) for k, v in re.findall(r"(\w+)=([\d.e-]+)", code)}
-    assert settings["learning_rate"] <= 1e-5
-    assert "bf16" not in code  # fifty times slower on a processor without bfloat16 instructions
+    program, *words = shlex.split(COMMAND.replace("\\\n", " "))
+    (folder / "my_rewards.py").write_text(re.search(r"def correct.*?\n\n", code, re.S).group())
+    here = trainer_asked_for(monkeypatch, lambda: exec(compile(code, "README.md", "exec"), {}))
+    there = trainer_asked_for(monkeypatch, lambda: main(words))
+    assert program == "cmdp-distill" and here["args"].learning_rate <= 1e-5
+    for name in ("model", "teacher", "args"):
+        assert here[name] == there[name]
+    for name in ("train_dataset", "eval_dataset"):
+        assert here[name].to_list() == there[name].to_list()
+    (reward,) = there["reward_funcs"]
+    for function in (here["reward_funcs"], reward):
+        assert function(["1", "12"], ["2", "2"]) == [0.0, 1.0]

@@ -534,7 +534,7 @@ def test_bad_options(args, message, capsys, tmp_path, monkeypatch):
     if args[1].startswith("reasoning") and not have("reasoning_gym"):
         pytest.skip("the extra 'math' is not installed")
     monkeypatch.chdir(tmp_path)
-    assert main(["--student", "s", "--teacher", "s", *args]) == 2
+    assert main(["--student", "s", "--teacher", "s", "--budget", "20", *args]) == 2
     err = capsys.readouterr().err
     assert message in err
     assert err.count("\n") == 1

@@ -180,7 +180,7 @@ def _controls(self: LiveTrainer, v: dict) -> list[dict]:
         if method == args.method:  # a run may have been configured beyond a slider's range
             c["value"] = args.method_kwargs.get(c["name"], c["value"])
             c["min"], c["max"] = min(c["min"], c["value"]), max(c["max"], c["value"])
-    d = min(float(args.budget), self.top)
+    d = min(args.budget_object().limit, self.top)
     return [
         buttons("run", "training", start="start", pause="pause", step="one step", stop="stop"),
         slider("d", "budget d", 0, self.top, self.top / 200, d, "nats"),
