@@ -31,6 +31,7 @@ from cmdp_nbdev.config import (
     Settings,
     Switch,
     as_switch,
+    changed,
     field_problems,
     kinds,
     one_of,
@@ -573,12 +574,10 @@ UNSAID = ("eval_on_start", "resume_from_checkpoint", "disable_tqdm")
 def command_of(run: RunArguments, config: CMDPConfig) -> str:
     "The command line of a run: every option that is not at its default."
     words = ["cmdp-distill"]
-    base = CMDPConfig(**base_settings(run.student))
-    for given, default in ((run, RunArguments()), (config, base)):
-        for f in dataclasses.fields(given):
-            value = getattr(given, f.name)
-            if value != getattr(default, f.name) and f.name not in UNSAID:
-                words += [f"--{f.name}", *_words(value)]
+    given = changed(run, {}) | changed(config, base_settings(run.student))
+    for name, value in given.items():
+        if name not in UNSAID:
+            words += [f"--{name}", *_words(value)]
     return shlex.join(words)
 
 
