@@ -9,6 +9,7 @@ import torch
 from conftest import embedded, read_lines
 from datasets import Dataset
 
+from cmdp_nbdev import distil
 from cmdp_nbdev.budget import Budget
 from cmdp_nbdev.cli import main
 from cmdp_nbdev.model import char_tokenizer, tiny_model
@@ -80,7 +81,7 @@ more distillation than steps: distill_steps=5
 no iterations: num_iterations=0
     num_iterations must be .*>= 1, got 0
 nan learning rate: learning_rate=NAN
-    learning_rate must be > 0, got nan
+    learning_rate must be a finite number > 0, got nan
 negative seed: seed=-1
     seed must be a whole number >= 0, got -1
 half a seed: seed=0.5
@@ -548,7 +549,7 @@ AUTO = {"resume_from_checkpoint": "auto"}
             {**AUTO, "budget": 0.5, "learning_rate": 1e-4},
             "budget was 0.8, now 0.5; learning_rate was 0.0015, now 0.0001",
         ),
-        ({**AUTO, "max_steps": 3}, "max_steps was 2, now 3"),
+        ({**AUTO, "max_steps": 1}, "max_steps was 2, now 1"),
     ],
 )
 def test_a_refused_run_leaves_the_saved_one_alone(make_trainer, finished, config, match):
@@ -766,9 +767,10 @@ def test_yaml(text, match, tmp_path, capsys):
     assert not (tmp_path / "run" / "metrics.jsonl").exists()
 
 
-def test_cli_does_not_overwrite_a_run(finished, capsys):
-    "The same command twice must not destroy the first result."
+def test_cli_does_not_overwrite_a_run(finished, capsys, monkeypatch):
+    "The same command twice must not destroy the first result; said before a model is loaded."
     folder, before = finished
+    monkeypatch.setattr(distil, "default_pair", lambda: pytest.fail("was loaded"))
     small = "--max_steps 1 --n_eval 8 --per_device_train_batch_size 8 --device cpu --disable_tqdm"
     code = main(["--output_dir", str(folder), *small.split()])
     assert code == 2

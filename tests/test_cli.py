@@ -454,3 +454,11 @@ def test_completion_knows_commands_options_and_words(shell, capsys):
     assert cmdp(["--print_completion", shell]) == 0
     text = capsys.readouterr().out
     assert all(word in text for word in ("prepare", "--max_steps", "cmdp-rate", "inverse_sqrt"))
+
+
+def test_the_help_of_prepare_says_how_bf16_is_switched_off(capsys):
+    "It once had an option `--no_bf16` whose help was `bfloat16 autocast`."
+    with pytest.raises(SystemExit, match="0"):
+        cmdp(["prepare", "--help"])
+    said = " ".join(capsys.readouterr().out.split())
+    assert "no_bf16" not in said and "--bf16 [TEXT] bfloat16 autocast; auto:" in said
