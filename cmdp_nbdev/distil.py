@@ -42,6 +42,7 @@ from cmdp_nbdev.plot import (
 )
 from .preflight import recorded
 from .processor import say, suitable_threads
+from .run import check_unused
 from .task import chain_dataset, chain_frontier, chain_reward, step_validity
 from .tasks import TASKS, file_kind, load_rows, open_task, task_kind, with_template
 from .trainer import CMDPTrainer
@@ -225,6 +226,7 @@ def build_trainer(run: RunArguments, config: CMDPConfig) -> CMDPTrainer:
     "The trainer that the options describe; raises before any long work if they cannot work."
     check_options(run)
     engine(run.engine)
+    check_unused(config.output_dir, bool(config.resume_from_checkpoint))
     if run.student is None:
         trainer = embedded_trainer(run, config)
     else:
