@@ -24,6 +24,8 @@ from cmdp_nbdev.config import (
     CMDPConfig,
     Folder,
     Kind,
+    NotNegative,
+    Number,
     Positive,
     Range,
     Settings,
@@ -44,18 +46,19 @@ from cmdp_nbdev.config import (
 from .methods import METHODS, method_settings
 
 # %% auto #0
-__all__ = ['Engine', 'AtLeastTwenty', 'AtLeastOne', 'NotBelowZero', 'CHAIN_SUM', 'METHODS_ABOUT', 'EXAMPLES', 'DISTILL',
-           'PREPARE', 'COMMANDS', 'PLACEHOLDERS', 'WORDS_OF', 'FIRST', 'UNSAID', 'RunArguments', 'PrepareArguments',
-           'argument_problems', 'Command', 'method_lines', 'defaults_of', 'reader', 'item_kinds', 'add_option',
-           'headings', 'Parser', 'build_parser', 'unknown_option', 'read_options', 'one_spelling', 'word_problems',
-           'Typed', 'base_settings', 'layered', 'read_values', 'parse', 'parse_args', 'config_text', 'command_of',
-           'completion_script', 'choices']
+__all__ = ['Engine', 'AtLeastTwenty', 'AtLeastOne', 'NotBelowZero', 'Aggregate', 'CHAIN_SUM', 'METHODS_ABOUT', 'EXAMPLES',
+           'DISTILL', 'PREPARE', 'EVALUATE', 'COMMANDS', 'PLACEHOLDERS', 'WORDS_OF', 'FIRST', 'UNSAID', 'RunArguments',
+           'PrepareArguments', 'argument_problems', 'EvaluateArguments', 'Command', 'method_lines', 'defaults_of',
+           'reader', 'item_kinds', 'add_option', 'headings', 'Parser', 'build_parser', 'unknown_option', 'read_options',
+           'one_spelling', 'word_problems', 'Typed', 'base_settings', 'layered', 'read_values', 'parse', 'parse_args',
+           'config_text', 'command_of', 'completion_script', 'choices']
 
 # %% ../nbs/18_options.ipynb #types
 Engine = Annotated[str, one_of("native", "trl")]
 AtLeastTwenty = Annotated[int, Range(">= 20", lambda v: v >= 20)]
 AtLeastOne = Annotated[int, Range(">= 1", lambda v: v >= 1)]
 NotBelowZero = Annotated[int, Range(">= 0", lambda v: v >= 0)]
+Aggregate = Annotated[str, one_of("sum", "mean", "prefix_mean")]
 
 # %% ../nbs/18_options.ipynb #options
 @with_ranges
@@ -195,6 +198,59 @@ def argument_problems(args: PrepareArguments) -> Iterator[str]:
         forms = ", ".join(f"{kind}:..." for kind in TASKS)
         yield f"dataset={args.dataset!r} must look like {forms}"
 
+# %% ../nbs/18_options.ipynb #evaluate-arguments
+@with_ranges
+@dataclass
+class EvaluateArguments:
+    "Which student is judged against which teacher, on which prompts and budgets."
+
+    student: Folder | None = setting(None, "student: a folder or hub name")
+    teacher: Folder | None = setting(
+        None, "teacher: a folder or hub name with the student's tokenizer"
+    )
+    dataset: Folder | None = setting(
+        None,
+        "prompts: a .jsonl, .csv, .tsv, .parquet, .arrow or .txt file, a folder or a hub name "
+        "(split test), with a column 'prompt'; or gsm8k:SOURCE, math:SOURCE or "
+        "reasoning_gym:NAME[,setting=value,...]",
+    )
+    budget: list[float] | None = setting(
+        None,
+        "limits on what a completion may spend, nats; several are judged from the same "
+        "completions; none = quantiles of what is spent",
+    )
+    reward: list[str] | None = setting(
+        None,
+        "reward functions as module:function (TRL signature); none = the dataset's own grader, or "
+        "no accuracy",
+    )
+    num_generations: AtLeastOne = setting(1, "completions per prompt")
+    max_completion_length: AtLeastOne | None = setting(
+        None,
+        "tokens per completion, EOS included; none = max_new_tokens of the student's "
+        "generation_config, else the dataset's longest 'completion' or 'solution'",
+    )
+    temperature: NotNegative = setting(1.0, "sampling temperature, 0 = greedy")
+    n_eval: AtLeastOne = setting(1024, "prompts at most")
+    output_dir: Folder | None = setting(None, "folder to write; None = runs/evaluate-<time>")
+    aggregate: Aggregate = setting("sum", "how the budget adds up per-token costs")
+    divergence: str = setting("reverse_kl", "per-token cost, a key of cost.COSTS")
+    kl_chunk_size: AtLeastOne | None = setting(
+        1024, "token positions converted to float32 at a time; None = all"
+    )
+    correct_at: Number = setting(1.0, "an answer is correct if its total reward is at least this")
+    prompt_template: str | None = setting(
+        None, "how 'prompt' is put to the model: chat, plain, or a text with {prompt} in it"
+    )
+    system_prompt: str | None = setting(
+        None, "a text before all prompts, or the name of one: hash, boxed, think"
+    )
+    chat_template_kwargs: Settings = setting({}, "what the chat template is told")
+    per_device_eval_batch_size: AtLeastOne = setting(64, "completions per forward pass")
+    num_threads: AtLeastOne | None = setting(None, "CPU threads; none = what suits the student")
+    seed: NotBelowZero = setting(0, "fixes what is sampled")
+    disable_tqdm: bool = setting(False, "no progress bar")
+
 # %% ../nbs/18_options.ipynb #command-record
 @dataclass(frozen=True)
 class Command:
@@ -265,7 +321,20 @@ PREPARE = Command(
     (PrepareArguments,),
     "base dataset output_dir student_layers teacher_steps heal_steps",
 )
-COMMANDS = {command.name: command for command in (DISTILL, PREPARE)}
+EVALUATE = Command(
+    "evaluate",
+    "examine",
+    "Judge a student against a teacher: what its completions spend, which share of them keeps each "
+    "budget, and what they earn. Whoever trained it; one sampling for all budgets.",
+    (EvaluateArguments,),
+    "student teacher dataset budget reward num_generations max_completion_length temperature "
+    "n_eval output_dir",
+    epilog="""examples:
+  cmdp evaluate --student ./student --teacher ./teacher --dataset prompts.jsonl
+  cmdp evaluate --student ./student --teacher ./teacher --dataset prompts.jsonl \\
+      --budget 10 20 40 --reward my_rewards:correct --num_generations 4""",
+)
+COMMANDS = {command.name: command for command in (DISTILL, PREPARE, EVALUATE)}
 
 # %% ../nbs/18_options.ipynb #defaults
 def defaults_of(command: Command) -> dict:

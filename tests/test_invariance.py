@@ -131,8 +131,10 @@ def test_padding_changes_neither_loss_nor_gradients(case, left, right):
         assert m2[k] == pytest.approx(m[k], rel=max(tolerance, 1e-5)), k
 
 
-@pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("size,steps", [(4, 4), (2, 8), (8, 2)])
+SPLITS = [*((method, 4, 4) for method in METHODS), ("cmdp-rate", 2, 8), ("cmdp", 8, 2)]
+
+
+@pytest.mark.parametrize("method,size,steps", SPLITS)
 def test_splitting_the_batch_changes_neither_loss_nor_gradients(case, method, size, steps):
     "Less memory per pass must not mean another experiment."
     make, tolerance = case

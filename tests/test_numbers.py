@@ -392,7 +392,7 @@ def test_the_line_comes_before_anything_is_loaded(folders, monkeypatch):
     monkeypatch.setattr(preflight, "load_tokenizer", lambda *given: sys.exit("loading"))
     with pytest.raises(SystemExit):
         build(folders)
-    assert len(said) == 1 and said[0].startswith(f"student {folders / 's'}: ")
+    assert len(said) == 2 and said[1].startswith(f"student {folders / 's'}: ")
 
 
 @pytest.fixture

@@ -58,6 +58,7 @@ def test_installed_metadata_agrees(ini):
         "cmdp": "cmdp_nbdev.cli:cmdp",
         "cmdp-distill": "cmdp_nbdev.cli:main",
         "cmdp-prepare": "cmdp_nbdev.cli:prepare_main",
+        "cmdp-evaluate": "cmdp_nbdev.cli:evaluate_main",
     }
 
 

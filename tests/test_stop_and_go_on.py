@@ -144,8 +144,16 @@ def test_an_error_between_two_steps_of_the_optimiser(make_trainer):
     assert again.train("auto")["step"] == 3 and again.half_made == 0
 
 
+@pytest.fixture
+def terminal():
+    "Ctrl-C as in a terminal, also where the tests run in the background and inherit another."
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @pytest.mark.parametrize("iterations", [1, 2])
-def test_ctrl_c_while_the_weights_move_waits(iterations, make_trainer, tmp_path):
+def test_ctrl_c_while_the_weights_move_waits(iterations, make_trainer, tmp_path, terminal):
     "Half a step of the optimiser cannot be taken back, so the update is finished first."
     settings = {**TINY, "num_iterations": iterations, "eval_steps": 0}
     trainer = make_trainer(**settings, output_dir=str(tmp_path / "whole"))
@@ -176,7 +184,7 @@ def test_ctrl_c_in_an_optimiser_that_has_not_moved_anything(make_trainer, whole)
     assert same(trainer, whole)
 
 
-def test_ctrl_c_is_as_before_outside_of_the_block():
+def test_ctrl_c_is_as_before_outside_of_the_block(terminal):
     with uninterrupted(), uninterrupted():
         pass
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler

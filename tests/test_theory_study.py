@@ -83,10 +83,9 @@ def test_the_fixed_gate_has_the_gradient_of_its_objective():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", ["cmdp-rate", "smooth-gate"])
-def test_a_job_gives_its_rows_again(method):
-    "Whoever reruns a row must get it (smooth methods: where a gate chatters, rounding decides)."
-    job = next(j for j in study.plan() if j.method == method and j.budget == 0.5)
+def test_a_job_gives_its_rows_again():
+    "Whoever reruns a row must get it (a smooth method: where a gate chatters, rounding decides)."
+    job = next(j for j in study.plan() if j.method == "cmdp-rate" and j.budget == 0.5)
     old = [row for row in ROWS if study.key(row) in job.keys]
     for a, b in zip(old, study.train(study.Forest(), job), strict=True):
         assert (a["seed"], a["start"]) == (b["seed"], b["start"])

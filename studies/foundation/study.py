@@ -7,7 +7,7 @@
     python studies/foundation/study.py readme    writes them into README.md, between its two marks
 
 Each run is one row of <stage>.csv and is not repeated. All runs share model, data, steps, batch and
-learning rate (the defaults of CMDPConfig); GRPO was given a second, lower rate, too. Rows called
+learning rate (recipe `embedded`); GRPO was given a second, lower rate, too. Rows called
 `smooth-gate` are of the default of that time: no run can repeat them, see README.md.
 """
 

@@ -20,7 +20,7 @@
 Each run is one row of <stage>.csv; a run that is in the file is not repeated, so a stopped study
 goes on where it was. `--only TEXT` runs the rows whose name contains it, `--seeds N` those of the
 first N seeds, `--workers N` that many at a time, one thread each. All runs share model, data,
-steps, batch and schedule (the defaults of CMDPConfig) unless the row's `config` says otherwise.
+steps, batch and schedule (recipe `embedded`) unless the row's `config` says otherwise.
 """
 
 import argparse
