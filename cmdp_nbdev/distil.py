@@ -23,7 +23,7 @@ from datasets import Dataset
 from transformers.utils import logging as hf_logging
 
 from .config import CMDPConfig, range_problems, read_fields, refuse
-from .evaluate import to_json
+from .evaluate import Nats, to_json, where_nats_went
 from .judge import arithmetic_validity
 from .methods import METHODS
 from .model import default_pair, outline
@@ -31,6 +31,7 @@ from .options import RunArguments, command_of
 from cmdp_nbdev.plot import (
     frontier_figure,
     multiplier_curves,
+    nats_figure,
     read_jsonl,
     remaining_fan,
     report_html,
@@ -49,8 +50,9 @@ from .trainer import CMDPTrainer
 # %% auto #0
 __all__ = ['OWN', 'OWN_TOO', 'SUMMARY', 'COPY_LIMIT', 'load_reward', 'load_prompts', 'with_prompts', 'own_task', 'check_options',
            'engine', 'with_threads', 'embedded_trainer', 'own_trainer', 'describe_teacher', 'build_trainer', 'distil',
-           'train_until_stopped', 'exact_optimum', 'summarise', 'start_of', 'write_run', 'pictures', 'format_summary',
-           'headline', 'run_all', 'all_configs', 'write_table', 'comparison', 'run_command']
+           'train_until_stopped', 'exact_optimum', 'summarise', 'start_of', 'nats_of', 'numbers_of', 'write_run',
+           'pictures', 'format_summary', 'headline', 'run_all', 'all_configs', 'write_table', 'comparison',
+           'run_command']
 
 # %% ../nbs/19_distil.ipynb #reward
 def load_reward(spec: str) -> Callable:
@@ -246,7 +248,6 @@ def distil(run: RunArguments, config: CMDPConfig) -> dict:
     trainer.keep_trackers = True
     train_until_stopped(trainer)
     result, records = trainer.evaluate(return_records=True)
-    trainer.track({"step": trainer.global_step} | {f"eval_{k}": v for k, v in result.items()})
     trainer.close()
     optimum = exact_optimum(run, trainer)
     seconds = time.perf_counter() - began
@@ -254,6 +255,7 @@ def distil(run: RunArguments, config: CMDPConfig) -> dict:
     if not trainer.is_main_process:
         return {}
     summary = summarise(trainer, result, seconds, optimum)
+    summary |= nats_of(trainer, records)
     write_run(trainer, records, summary)
     return summary | {"output_dir": str(trainer.output_dir)}
 
@@ -298,6 +300,8 @@ def summarise(trainer: CMDPTrainer, result: dict, seconds: float, optimum: float
         summary["optimal_accuracy"] = optimum
     if args.budget_quantile is not None:
         summary |= {k: getattr(args, k) for k in ("budget_quantile", "distill_steps")}
+    if trainer.problems:
+        summary["problems"] = trainer.problems
     return summary | start_of(trainer)
 
 # %% ../nbs/19_distil.ipynb #start
@@ -309,6 +313,17 @@ def start_of(trainer: CMDPTrainer) -> dict:
     if trainer.args.budget_quantile is not None:  # there was no budget yet
         names = [k for k in names if k not in ("satisfaction_rate", "accuracy_within_budget")]
     return {f"start_{k}": found[f"eval_{k}"] for k in names if f"eval_{k}" in found}
+
+# %% ../nbs/19_distil.ipynb #nats
+def nats_of(trainer: CMDPTrainer, records: list[dict]) -> dict:
+    "The ten most expensive token texts, and the nats by place, see evaluate.where_nats_went."
+    went = where_nats_went(records, trainer.processing_class)
+    return {"nats_by_token": went.tokens[:10], "nats_by_position": went.positions}
+
+
+def numbers_of(summary: dict) -> dict:
+    "A summary without its lists."
+    return {k: v for k, v in summary.items() if not isinstance(v, list)}
 
 # %% ../nbs/19_distil.ipynb #write
 COPY_LIMIT = 500_000_000  # bytes
@@ -326,7 +341,7 @@ def write_run(trainer: CMDPTrainer, records: list[dict], summary: dict) -> None:
     (out / "summary.json").write_text(text, encoding="utf-8")
     args = trainer.args
     title = f"{args.method}, budget {trainer.budget.limit:g} ({args.aggregate})"
-    page = report_html(pictures(trainer, records), title, summary)
+    page = report_html(pictures(trainer, records), title, numbers_of(summary))
     (out / "report.html").write_text(page, encoding="utf-8")
 
 # %% ../nbs/19_distil.ipynb #pictures
@@ -339,6 +354,7 @@ def pictures(trainer: CMDPTrainer, records: list[dict]) -> list:
         spent_histogram(records, budget),
         remaining_fan(records, budget),
         token_heatmap(records, trainer.processing_class),
+        nats_figure(where_nats_went(records, trainer.processing_class)),
         multiplier_curves(budget),
     ]
 
@@ -350,6 +366,9 @@ def format_summary(s: dict) -> str:
     if "optimal_accuracy" in s:
         best, where = s["optimal_accuracy"], "accuracy at satisfaction 1 under the stated teacher"
         lines.append(f"{'exact optimum':24}{'':8}{best:8.3f}   {where}")
+    if s.get("nats_by_token"):
+        lines += ["", str(Nats(s["nats_by_token"], []))]
+    lines += [f"\nafter {s['steps']} updates: {problem}" for problem in s.get("problems", ())]
     return "\n".join(lines)
 
 
@@ -371,7 +390,8 @@ def headline(s: dict) -> str:
     if "budget_quantile" in s:
         when = f"after {s['distill_steps']} updates of distillation"
         how += f", chosen: quantile {s['budget_quantile']:g} {when}"
-    size = f"{s['n_eval']} held-out prompts, {s['steps']} updates, {s['seconds']:.0f} s"
+    judged = f" ({s['n_verdict']} with a verdict)" if "n_verdict" in s else ""
+    size = f"{s['n_eval']} held-out prompts{judged}, {s['steps']} updates, {s['seconds']:.0f} s"
     return f"{s['method']}, budget {s['budget']:g} {unit} ({how}), {size}"
 
 # %% ../nbs/19_distil.ipynb #run-all
@@ -398,7 +418,8 @@ def all_configs(values: dict, out: Path) -> list[CMDPConfig]:
 
 # %% ../nbs/19_distil.ipynb #write-table
 def write_table(rows: list[dict], path: Path) -> None:
-    "Summaries as a CSV file, one a line; a column for every key that one of them has."
+    "Summaries as a CSV file, one a line; a column for every number that one of them has."
+    rows = [numbers_of(row) for row in rows]
     with open(path, "w", newline="", encoding="utf-8") as f:
         writer = csv.DictWriter(f, list(dict.fromkeys(k for r in rows for k in r)))
         writer.writeheader()
