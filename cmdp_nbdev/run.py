@@ -69,9 +69,10 @@ __all__ = ['RESUMABLE', 'EVALUATION', 'CARD', 'UNPROVEN', 'OF_A_STUDENT', 'promp
            'first_stretch', 'rate_factor', 'hold_last_rate', 'an_earlier_run_is_this_one', 'earlier_run',
            'the_folder_can_be_written', 'run_config', 'write_checkpoint', 'checkpoints', 'newest_checkpoint',
            'read_state', 'read_checkpoint', 'model_name', 'measured_rows', 'bound_text', 'repeat_code', 'model_card',
-           'make_accelerator', 'Run', 'uninterrupted', 'completion_rows', 'completion_line', 'judged_generation',
-           'tokenizer_settings', 'restore_tokenizer', 'saving_probe', 'full_precision', 'probe_logps', 'policy_gap',
-           'rounding', 'load_back', 'unwrapped', 'check_saved', 'put_in_place', 'claim_student', 'make_optimizer']
+           'make_accelerator', 'Run', 'as_logged', 'uninterrupted', 'completion_rows', 'completion_line',
+           'judged_generation', 'tokenizer_settings', 'restore_tokenizer', 'saving_probe', 'full_precision',
+           'probe_logps', 'policy_gap', 'rounding', 'load_back', 'unwrapped', 'check_saved', 'put_in_place',
+           'claim_student', 'make_optimizer']
 
 # %% ../nbs/12_run.ipynb #prompt-order
 def prompt_order(size: int, start: int, count: int, seed: int) -> list[int]:
@@ -534,10 +535,11 @@ def trainer_state(self: Run) -> TrainerState:
 
 # %% ../nbs/12_run.ipynb #evaluate
 @patch
-def evaluate(self: Run, dataset=None, return_records: bool = False):
+def evaluate(self: Run, dataset=None, return_records: bool = False, report: bool = True):
     """Metrics of the glossary on `dataset` (default: eval_dataset); also records, if asked for.
 
-    Of several sets by name: `<name>_accuracy` and so on, and their records by name.
+    Of several sets by name: `<name>_accuracy` and so on, and their records by name. Of
+    eval_dataset, once the run has begun, the trackers get them, unless `report` is False.
     """
     self.warn_of_earlier_run()
     own = dataset is None or dataset is self.eval_dataset
@@ -552,6 +554,8 @@ def evaluate(self: Run, dataset=None, return_records: bool = False):
         self.measured = self.global_step, found if isinstance(data, dict) else found[""]
     result = {f"{name}_{k}" if name else k: v for name, r in found.items() for k, v in r.items()}
     records = records if isinstance(data, dict) else records[""]
+    if own and report and self.output_dir is not None:
+        self.track({"step": self.global_step} | as_logged(result))
     return (result, records) if return_records else result
 
 # %% ../nbs/12_run.ipynb #warn-of-earlier-run
@@ -599,7 +603,7 @@ def records(self: Run, data: Dataset) -> list[dict]:
 @patch
 def suggest_budget(self: Run, quantile: float = 0.8) -> float:
     "Limit that this share of the student's completions of eval_dataset would keep."
-    records = self.evaluate(return_records=True)[1]
+    records = self.evaluate(return_records=True, report=False)[1]
     if isinstance(records, dict):
         records = [record for rows in records.values() for record in rows]
     return quantile_budget([r["spent"] for r in records], quantile)
@@ -688,9 +692,13 @@ def write_config(self: Run) -> None:
 # %% ../nbs/12_run.ipynb #evaluation
 @patch
 def evaluation(self: Run) -> dict:
-    "An evaluation's metrics as the log names them."
-    measured = self.evaluate().items()
-    return {f"eval_{k}": v for k, v in measured if not isinstance(v, str)}
+    "An evaluation's metrics as the log names them; they are reported with their update."
+    return as_logged(self.evaluate(report=False))
+
+
+def as_logged(result: dict) -> dict:
+    "The numbers of an evaluation as the log names them."
+    return {f"eval_{k}": v for k, v in result.items() if not isinstance(v, str)}
 
 # %% ../nbs/12_run.ipynb #whole
 @contextmanager
