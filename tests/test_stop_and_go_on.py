@@ -128,6 +128,22 @@ def test_an_error_in_the_backward_pass(inside, call, make_trainer, whole):
     assert same(trainer, whole)
 
 
+def test_an_error_between_two_steps_of_the_optimiser(make_trainer):
+    "The first step cannot be taken back: nothing is trained on top of it; a checkpoint goes on."
+    settings = {**TINY, "num_iterations": 2}
+    trainer = make_trainer(**settings)
+    Once(trainer.accelerator, "backward", 11, torch.OutOfMemoryError)  # of update 3
+    with pytest.raises(torch.OutOfMemoryError):
+        trainer.train()
+    for go_on in (trainer.train, trainer.step):
+        with pytest.raises(
+            RuntimeError, match="update 3 broke off after 1 of its num_iterations=2"
+        ):
+            go_on()
+    again = make_trainer(**settings)
+    assert again.train("auto")["step"] == 3 and again.half_made == 0
+
+
 @pytest.fixture
 def terminal():
     "Ctrl-C as in a terminal, also where the tests run in the background and inherit another."
