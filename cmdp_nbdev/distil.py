@@ -53,8 +53,8 @@ from .tasks import TASKS, file_kind, load_rows, open_task, task_kind, with_templ
 from .trainer import CMDPTrainer
 
 # %% auto #0
-__all__ = ['OWN', 'OWN_TOO', 'LORA', 'SUMMARY', 'COPY_LIMIT', 'load_reward', 'load_prompts', 'with_prompts', 'own_task',
-           'check_options', 'engine', 'with_threads', 'adapter_problems', 'with_adapters', 'embedded_trainer',
+__all__ = ['LORA', 'OWN', 'OWN_TOO', 'SUMMARY', 'COPY_LIMIT', 'load_reward', 'load_prompts', 'with_prompts', 'own_task',
+           'adapter_problems', 'with_adapters', 'check_options', 'engine', 'with_threads', 'embedded_trainer',
            'own_trainer', 'describe_teacher', 'build_trainer', 'distil', 'train_until_stopped', 'exact_optimum',
            'summarise', 'start_of', 'nats_of', 'numbers_of', 'write_run', 'pictures', 'format_summary', 'headline',
            'run_all', 'all_configs', 'write_table', 'comparison', 'run_command']
@@ -111,6 +111,39 @@ def own_task(run: RunArguments) -> tuple[list[Callable], Dataset, Dataset, dict[
     rewards = [load_reward(r) for r in run.reward] if run.reward else [TASKS[kind]]
     metrics = {"reasoning_validity": arithmetic_validity} if kind else {}
     return rewards, train, held_out, metrics
+
+# %% ../nbs/19_distil.ipynb #adapters
+LORA = ("lora_r", "lora_alpha", "lora_dropout", "lora_target_modules")
+
+
+def adapter_problems(run: RunArguments) -> Iterator[str]:
+    "One sentence for options of adapters that nothing reads, one for a package that is missing."
+    given = [name for name in LORA if getattr(run, name) != getattr(RunArguments(), name)]
+    if given and not run.use_peft:
+        yield f"{', '.join(given)} given without use_peft; add --use_peft"
+    if run.use_peft and importlib.util.find_spec("peft") is None:
+        yield 'use_peft needs the package peft; run: pip install "cmdp_nbdev[lora]"'
+
+
+def with_adapters(run: RunArguments, config: CMDPConfig):
+    "The student with adapters of peft. Raises ValueError, naming the option, where none fit."
+    from peft import LoraConfig, get_peft_model
+
+    names = run.lora_target_modules
+    settings = LoraConfig(
+        r=run.lora_r,
+        lora_alpha=run.lora_alpha,
+        lora_dropout=run.lora_dropout,
+        target_modules="all-linear" if names == ["all-linear"] else names,
+        task_type="CAUSAL_LM",
+    )
+    base = load_model(run.student, "student", **{"dtype": "float32"} | config.model_init_kwargs)
+    with torch.random.fork_rng():
+        torch.manual_seed(config.seed)
+        try:
+            return get_peft_model(base, settings)
+        except ValueError as e:
+            raise ValueError(f"lora_target_modules={names}: {e}") from e
 
 # %% ../nbs/19_distil.ipynb #check-options
 OWN = ("teacher", "dataset", "eval_dataset", "reward")  # what a student of one's own needs
@@ -175,39 +208,6 @@ def with_threads(run: RunArguments, config: CMDPConfig) -> RunArguments:
     begun = recorded(config).get("numbers", {}).get("threads")
     size, _ = outline(run.student, **config.model_init_kwargs)
     return dataclasses.replace(run, num_threads=run.num_threads or begun or suitable_threads(size))
-
-# %% ../nbs/19_distil.ipynb #adapters
-LORA = ("lora_r", "lora_alpha", "lora_dropout", "lora_target_modules")
-
-
-def adapter_problems(run: RunArguments) -> Iterator[str]:
-    "One sentence for options of adapters that nothing reads, one for a package that is missing."
-    given = [name for name in LORA if getattr(run, name) != getattr(RunArguments(), name)]
-    if given and not run.use_peft:
-        yield f"{', '.join(given)} given without use_peft; add --use_peft"
-    if run.use_peft and importlib.util.find_spec("peft") is None:
-        yield 'use_peft needs the package peft; run: pip install "cmdp_nbdev[lora]"'
-
-
-def with_adapters(run: RunArguments, config: CMDPConfig):
-    "The student with adapters of peft. Raises ValueError, naming the option, where none fit."
-    from peft import LoraConfig, get_peft_model
-
-    names = run.lora_target_modules
-    settings = LoraConfig(
-        r=run.lora_r,
-        lora_alpha=run.lora_alpha,
-        lora_dropout=run.lora_dropout,
-        target_modules="all-linear" if names == ["all-linear"] else names,
-        task_type="CAUSAL_LM",
-    )
-    base = load_model(run.student, "student", **{"dtype": "float32"} | config.model_init_kwargs)
-    with torch.random.fork_rng():
-        torch.manual_seed(config.seed)
-        try:
-            return get_peft_model(base, settings)
-        except ValueError as e:
-            raise ValueError(f"lora_target_modules={names}: {e}") from e
 
 # %% ../nbs/19_distil.ipynb #trainers
 def embedded_trainer(run: RunArguments, config: CMDPConfig) -> CMDPTrainer:

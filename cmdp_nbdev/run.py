@@ -488,6 +488,7 @@ class Run:
         self.budget, self.run_info = job.args.budget_object(), {}
         self.global_step, self.method_state, self.next_state = 0, {}, {}
         self.last, self.due, self.should_stop = {}, [], False
+        self.half_made = 0  # optimiser steps of an update that is not counted yet
         self.keep_trackers = False  # open at the end of the training, for what comes after it
         self.written = None  # the last completions, what they earned and what they spent
         self.watch, self.stretches = Watch(job.args), [first_stretch(asdict(job.args))]
@@ -619,7 +620,17 @@ def choose_budget(self: Run, limit: float) -> None:
 # %% ../nbs/12_run.ipynb #begin
 @patch
 def begin(self: Run, resume_from_checkpoint: str | os.PathLike | bool | None = None) -> None:
-    "Begin or resume the run; the second time, finish what an interruption left undone."
+    """Begin or resume the run; the second time, finish what an interruption left undone.
+
+    Raises RuntimeError if an update broke off in the middle, which cannot be taken back.
+    """
+    if self.half_made:
+        raise RuntimeError(
+            f"update {self.global_step + 1} broke off after {self.half_made} of its "
+            f"num_iterations={self.args.num_iterations} optimiser steps, and its weights are those "
+            "of no whole update; a new trainer with resume_from_checkpoint='auto' goes on from "
+            "the newest checkpoint"
+        )
     if self.output_dir is not None:
         return self.catch_up()
     checkpoint = as_checkpoint(resume_from_checkpoint or False)
@@ -711,7 +722,7 @@ def uninterrupted() -> Iterator[None]:
 def count_update(self: Run, metrics: dict) -> None:
     "The weights have moved: count the update, keep the method's state, note what is due."
     self.method_state, self.global_step = self.next_state, self.global_step + 1
-    self.last = metrics
+    self.last, self.half_made = metrics, 0
     updated = [self.evaluate_if_due, self.log_last, self.log_completions, self.save_if_due]
     updated.append(self.look)
     self.due = [*updated, "on_step_end"]
