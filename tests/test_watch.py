@@ -355,6 +355,14 @@ def test_raised_in_the_middle(make_trainer):
     assert used == pytest.approx([1e-3 * share(k) for k in (0, 1, 2, 3, 3, 3)])
 
 
+def test_a_checkpoint_says_nothing(make_trainer, capsys, caplog):
+    "Tied weights are written once; a notice about them broke the bar at every checkpoint."
+    trainer = make_trainer(max_steps=1, save_steps=1, **FEW)
+    assert trainer.student.config.tie_word_embeddings
+    trainer.train()
+    assert "shared tensor" not in caplog.text + "".join(capsys.readouterr())
+
+
 # ------------------------------------------------------------------ completions
 
 
