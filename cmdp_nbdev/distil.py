@@ -8,13 +8,12 @@ from __future__ import annotations
 import csv
 import dataclasses
 import hashlib
-import importlib
 import importlib.util
 import math
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import datasets
@@ -22,11 +21,17 @@ import torch
 from datasets import Dataset
 from transformers.utils import logging as hf_logging
 
-from .config import CMDPConfig, range_problems, read_fields, refuse
+from cmdp_nbdev.config import (
+    CMDPConfig,
+    load_function,
+    range_problems,
+    read_fields,
+    refuse,
+)
 from .evaluate import Nats, to_json, where_nats_went
 from .judge import arithmetic_validity
 from .methods import METHODS
-from .model import default_pair, outline
+from .model import default_pair, load_model, outline
 from .options import RunArguments, command_of
 from cmdp_nbdev.plot import (
     frontier_figure,
@@ -48,28 +53,16 @@ from .tasks import TASKS, file_kind, load_rows, open_task, task_kind, with_templ
 from .trainer import CMDPTrainer
 
 # %% auto #0
-__all__ = ['OWN', 'OWN_TOO', 'SUMMARY', 'COPY_LIMIT', 'load_reward', 'load_prompts', 'with_prompts', 'own_task', 'check_options',
-           'engine', 'with_threads', 'embedded_trainer', 'own_trainer', 'describe_teacher', 'build_trainer', 'distil',
-           'train_until_stopped', 'exact_optimum', 'summarise', 'start_of', 'nats_of', 'numbers_of', 'write_run',
-           'pictures', 'format_summary', 'headline', 'run_all', 'all_configs', 'write_table', 'comparison',
-           'run_command']
+__all__ = ['LORA', 'OWN', 'OWN_TOO', 'SUMMARY', 'COPY_LIMIT', 'load_reward', 'load_prompts', 'with_prompts', 'own_task',
+           'adapter_problems', 'with_adapters', 'check_options', 'engine', 'with_threads', 'embedded_trainer',
+           'own_trainer', 'describe_teacher', 'build_trainer', 'distil', 'train_until_stopped', 'exact_optimum',
+           'summarise', 'start_of', 'nats_of', 'numbers_of', 'write_run', 'pictures', 'format_summary', 'headline',
+           'run_all', 'all_configs', 'write_table', 'comparison', 'run_command']
 
 # %% ../nbs/19_distil.ipynb #reward
 def load_reward(spec: str) -> Callable:
-    """The function named by 'module:function', with the working directory importable.
-
-    Raises ValueError naming what is missing.
-    """
-    module, _, name = spec.partition(":")
-    if not name:
-        raise ValueError(f"reward={spec!r} must look like module:function")
-    sys.path.insert(0, os.getcwd())
-    try:
-        return getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError) as e:
-        raise ValueError(f"reward={spec!r} could not be loaded: {e}") from e
-    finally:
-        sys.path.pop(0)
+    "The reward function named by 'module:function'; see config.load_function."
+    return load_function(spec, "reward")
 
 # %% ../nbs/19_distil.ipynb #prompts
 def load_prompts(
@@ -119,14 +112,53 @@ def own_task(run: RunArguments) -> tuple[list[Callable], Dataset, Dataset, dict[
     metrics = {"reasoning_validity": arithmetic_validity} if kind else {}
     return rewards, train, held_out, metrics
 
+# %% ../nbs/19_distil.ipynb #adapters
+LORA = ("lora_r", "lora_alpha", "lora_dropout", "lora_target_modules")
+
+
+def adapter_problems(run: RunArguments) -> Iterator[str]:
+    "One sentence for options of adapters that nothing reads, one for a package that is missing."
+    given = [name for name in LORA if getattr(run, name) != getattr(RunArguments(), name)]
+    if given and not run.use_peft:
+        yield f"{', '.join(given)} given without use_peft; add --use_peft"
+    if run.use_peft and importlib.util.find_spec("peft") is None:
+        yield 'use_peft needs the package peft; run: pip install "cmdp_nbdev[lora]"'
+
+
+def with_adapters(run: RunArguments, config: CMDPConfig):
+    "The student with adapters of peft. Raises ValueError, naming the option, where none fit."
+    from peft import LoraConfig, get_peft_model
+
+    names = run.lora_target_modules
+    settings = LoraConfig(
+        r=run.lora_r,
+        lora_alpha=run.lora_alpha,
+        lora_dropout=run.lora_dropout,
+        target_modules="all-linear" if names == ["all-linear"] else names,
+        task_type="CAUSAL_LM",
+    )
+    base = load_model(run.student, "student", **{"dtype": "float32"} | config.model_init_kwargs)
+    with torch.random.fork_rng():
+        torch.manual_seed(config.seed)
+        try:
+            return get_peft_model(base, settings)
+        except ValueError as e:
+            raise ValueError(f"lora_target_modules={names}: {e}") from e
+
 # %% ../nbs/19_distil.ipynb #check-options
 OWN = ("teacher", "dataset", "eval_dataset", "reward")  # what a student of one's own needs
-OWN_TOO = ("prompt_template", "system_prompt", "num_shots", "n_train")  # and what it may have
+OWN_TOO = (
+    "prompt_template",
+    "system_prompt",
+    "num_shots",
+    "n_train",
+    "use_peft",
+)  # and what it may have
 
 
 def check_options(run: RunArguments) -> None:
     "Raises ValueError, naming the options, for a run that cannot work."
-    refuse([*read_fields(run), *range_problems(run)])
+    refuse([*read_fields(run), *range_problems(run), *adapter_problems(run)])
     if run.student is None:
         _refuse_given(run)
     else:
@@ -194,7 +226,8 @@ def own_trainer(run: RunArguments, config: CMDPConfig) -> CMDPTrainer:
     say(f"reading {run.dataset}", config.disable_tqdm)
     rewards, *data, metrics = own_task(run)
     make = engine(run.engine)
-    return make(run.student, run.teacher, rewards, config, *data, eval_metrics=metrics)
+    student = with_adapters(run, config) if run.use_peft else run.student
+    return make(student, run.teacher, rewards, config, *data, run.student, metrics)
 
 # %% ../nbs/19_distil.ipynb #teacher
 def describe_teacher(teacher) -> dict:
@@ -413,7 +446,10 @@ def run_all(run: RunArguments, values: dict) -> list[dict]:
 
 def all_configs(values: dict, out: Path) -> list[CMDPConfig]:
     "One configuration a method, each with a folder in `out`."
-    own = ({"method": m, "method_kwargs": {}, "output_dir": str(out / m)} for m in METHODS)
+    own = (
+        {"method": m, "method_kwargs": {}, "output_dir": str(out / m.replace(":", "."))}
+        for m in METHODS
+    )
     return [CMDPConfig(**values | settings) for settings in own]
 
 # %% ../nbs/19_distil.ipynb #write-table

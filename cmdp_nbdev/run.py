@@ -125,7 +125,7 @@ def check_unused(path: str | os.PathLike | None, resuming: bool) -> None:
 # %% ../nbs/12_run.ipynb #new-folder
 def _new_folder(method: str) -> Path:
     "runs/<method>-<time>, with a number behind it if that exists."
-    name = f"runs/{method}-{time.strftime('%Y%m%d-%H%M%S')}"
+    name = f"runs/{method.replace(':', '.')}-{time.strftime('%Y%m%d-%H%M%S')}"
     folder, n = Path(name), 1
     while folder.exists():
         n += 1
