@@ -226,8 +226,10 @@ def own_trainer(run: RunArguments, config: CMDPConfig) -> CMDPTrainer:
     say(f"reading {run.dataset}", config.disable_tqdm)
     rewards, *data, metrics = own_task(run)
     make = engine(run.engine)
-    student = with_adapters(run, config) if run.use_peft else run.student
-    return make(student, run.teacher, rewards, config, *data, run.student, metrics)
+    student, tokenizer = run.student, None  # the student's
+    if run.use_peft:
+        student, tokenizer = with_adapters(run, config), run.student
+    return make(student, run.teacher, rewards, config, *data, tokenizer, metrics)
 
 # %% ../nbs/19_distil.ipynb #teacher
 def describe_teacher(teacher) -> dict:
