@@ -57,9 +57,9 @@ def run_command(name: str, argv: list[str], prog: str) -> int:
     if "--version" in argv:
         print(version_text())
         return 0
-    options = import_module("cmdp_nbdev.options")
-    command = options.COMMANDS[name]
     try:
+        options = import_module("cmdp_nbdev.options")
+        command = options.COMMANDS[name]
         typed = options.parse(command, argv, prog)
         if typed.print_config:
             print(options.config_text(command, typed), end="")
@@ -67,6 +67,9 @@ def run_command(name: str, argv: list[str], prog: str) -> int:
             import_module(f"cmdp_nbdev.{command.module}").run_command(typed.values)
     except EXPECTED as e:
         return complain(prog, e)
+    except KeyboardInterrupt:
+        print(f"{prog}: interrupted", file=sys.stderr)
+        return 130
     return 0
 
 

@@ -10,10 +10,12 @@ import json
 import math
 import os
 import re
+import sys
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import MISSING, dataclass, field, fields
+from dataclasses import MISSING, dataclass, field, fields, replace
 from enum import Enum
+from importlib import import_module
 from importlib.resources import files
 from inspect import Parameter, signature
 from pathlib import Path
@@ -26,9 +28,9 @@ import yaml
 from fastcore.basics import patch
 
 from .budget import Budget
-from .cost import COSTS, KINDS, Cost
+from .cost import COSTS, KINDS, Cost, register_cost
 from .mdp import OURS, Sampling
-from .methods import METHODS, RENAMED, find_method
+from .methods import METHODS, RENAMED, find_method, register_method
 from .objective import SCALES, Batch, Signal
 from .reward import UPDATE
 
@@ -45,8 +47,8 @@ __all__ = ['UNFIT', 'WORDS', 'SWITCH', 'KIND', 'Folder', 'Checkpoint', 'Trackers
            'schedule_settings', 'follow_schedule', 'the_schedule_is_known_beforehand',
            'the_schedule_knows_its_settings', 'the_schedule_gives_rates', 'the_method_has_groups_to_compare',
            'a_score_function_needs_its_own_completions', 'distillation_follows_a_gradient', 'trial_batch',
-           'trial_problems', 'price_problems', 'one_dtype', 'check_config', 'field_problems', 'recipe', 'changed',
-           'followed_recipe', 'in_force']
+           'trial_problems', 'price_problems', 'one_dtype', 'check_config', 'load_function', 'own_problems',
+           'field_problems', 'recipe', 'changed', 'followed_recipe', 'in_force']
 
 # %% ../nbs/10_config.ipynb #range
 UNFIT = (TypeError, ValueError, OverflowError, RuntimeError)  # what a value of another kind raises
@@ -325,7 +327,9 @@ class CMDPConfig:
     """
 
     # what is maximised, and under which budget
-    method: str = setting("cmdp-rate", "name of the objective: a key of methods.METHODS")
+    method: str = setting(
+        "cmdp-rate", "name of the objective: a key of methods.METHODS, or module:function"
+    )
     method_kwargs: Settings = setting(
         {}, "settings of the method as a dict, JSON or 'key=value,key=value', e.g. 'target=0.95'"
     )
@@ -400,7 +404,8 @@ class CMDPConfig:
     # the cost
     divergence: str = setting(
         "reverse_kl",
-        "per-token cost, a key of cost.COSTS: reverse_kl, forward_kl, jsd, log_ratio or surprisal",
+        "per-token cost, a key of cost.COSTS: reverse_kl, forward_kl, jsd, log_ratio, surprisal or "
+        "module:function",
     )
     student_temperature: Finite = setting(
         1.0,
@@ -903,12 +908,50 @@ def _as_settings(name: str, value) -> Settings | None:
     except (ValueError, TypeError) as e:
         raise ValueError(f"{name}={value!r} is neither a dict nor JSON nor 'key=value,...'") from e
 
+# %% ../nbs/10_config.ipynb #load-function
+def load_function(spec: str, what: str) -> Callable:
+    """The function named by 'module:function', with the working directory importable.
+
+    Raises ValueError naming the option `what` and what is missing.
+    """
+    module, _, name = spec.partition(":")
+    if not name:
+        raise ValueError(f"{what}={spec!r} must look like module:function")
+    sys.path.insert(0, os.getcwd())
+    try:
+        return getattr(import_module(module), name)
+    except (ImportError, AttributeError) as e:
+        raise ValueError(f"{what}={spec!r} could not be loaded: {e}") from e
+    finally:
+        sys.path.pop(0)
+
+# %% ../nbs/10_config.ipynb #own
+def own_problems(c: CMDPConfig) -> Iterator[str]:
+    "Register a method and a divergence that are given as module:function; says what cannot be."
+    rooms = ("method", METHODS, register_method), ("divergence", COSTS, register_cost)
+    for what, known, register in rooms:
+        spec = getattr(c, what)
+        if ":" not in spec or spec in known:
+            continue
+        try:
+            function = load_function(spec, what)
+        except ValueError as e:
+            yield str(e)
+            continue
+        same = [entry for entry in known.values() if entry.function is function]
+        if same:
+            known[spec] = replace(same[0], name=spec)
+        else:
+            register(spec)(function)
+
 # %% ../nbs/10_config.ipynb #field-problems
 def field_problems(c: CMDPConfig) -> Iterator[str]:
     "What is wrong with single fields; makes them what their types say."
     wrong = list(read_fields(c))
     yield from wrong
     yield from range_problems(c)
+    wrong = wrong or list(own_problems(c))
+    yield from wrong
     if wrong:
         return
     if c.method not in METHODS and c.method not in RENAMED:

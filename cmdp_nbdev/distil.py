@@ -8,13 +8,12 @@ from __future__ import annotations
 import csv
 import dataclasses
 import hashlib
-import importlib
 import importlib.util
 import math
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import datasets
@@ -22,15 +21,22 @@ import torch
 from datasets import Dataset
 from transformers.utils import logging as hf_logging
 
-from .config import CMDPConfig, range_problems, read_fields, refuse
-from .evaluate import to_json
+from cmdp_nbdev.config import (
+    CMDPConfig,
+    load_function,
+    range_problems,
+    read_fields,
+    refuse,
+)
+from .evaluate import Nats, to_json, where_nats_went
 from .judge import arithmetic_validity
 from .methods import METHODS
-from .model import default_pair, outline
+from .model import default_pair, load_model, outline
 from .options import RunArguments, command_of
 from cmdp_nbdev.plot import (
     frontier_figure,
     multiplier_curves,
+    nats_figure,
     read_jsonl,
     remaining_fan,
     report_html,
@@ -47,27 +53,16 @@ from .tasks import TASKS, file_kind, load_rows, open_task, task_kind, with_templ
 from .trainer import CMDPTrainer
 
 # %% auto #0
-__all__ = ['OWN', 'OWN_TOO', 'SUMMARY', 'COPY_LIMIT', 'load_reward', 'load_prompts', 'with_prompts', 'own_task', 'check_options',
-           'engine', 'with_threads', 'embedded_trainer', 'own_trainer', 'describe_teacher', 'build_trainer', 'distil',
-           'train_until_stopped', 'exact_optimum', 'summarise', 'start_of', 'write_run', 'pictures', 'format_summary',
-           'headline', 'run_all', 'all_configs', 'write_table', 'comparison', 'run_command']
+__all__ = ['LORA', 'OWN', 'OWN_TOO', 'SUMMARY', 'COPY_LIMIT', 'load_reward', 'load_prompts', 'with_prompts', 'own_task',
+           'adapter_problems', 'with_adapters', 'check_options', 'engine', 'with_threads', 'embedded_trainer',
+           'own_trainer', 'describe_teacher', 'build_trainer', 'distil', 'train_until_stopped', 'exact_optimum',
+           'summarise', 'start_of', 'nats_of', 'numbers_of', 'write_run', 'pictures', 'format_summary', 'headline',
+           'run_all', 'all_configs', 'write_table', 'comparison', 'run_command']
 
 # %% ../nbs/19_distil.ipynb #reward
 def load_reward(spec: str) -> Callable:
-    """The function named by 'module:function', with the working directory importable.
-
-    Raises ValueError naming what is missing.
-    """
-    module, _, name = spec.partition(":")
-    if not name:
-        raise ValueError(f"reward={spec!r} must look like module:function")
-    sys.path.insert(0, os.getcwd())
-    try:
-        return getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError) as e:
-        raise ValueError(f"reward={spec!r} could not be loaded: {e}") from e
-    finally:
-        sys.path.pop(0)
+    "The reward function named by 'module:function'; see config.load_function."
+    return load_function(spec, "reward")
 
 # %% ../nbs/19_distil.ipynb #prompts
 def load_prompts(
@@ -117,14 +112,53 @@ def own_task(run: RunArguments) -> tuple[list[Callable], Dataset, Dataset, dict[
     metrics = {"reasoning_validity": arithmetic_validity} if kind else {}
     return rewards, train, held_out, metrics
 
+# %% ../nbs/19_distil.ipynb #adapters
+LORA = ("lora_r", "lora_alpha", "lora_dropout", "lora_target_modules")
+
+
+def adapter_problems(run: RunArguments) -> Iterator[str]:
+    "One sentence for options of adapters that nothing reads, one for a package that is missing."
+    given = [name for name in LORA if getattr(run, name) != getattr(RunArguments(), name)]
+    if given and not run.use_peft:
+        yield f"{', '.join(given)} given without use_peft; add --use_peft"
+    if run.use_peft and importlib.util.find_spec("peft") is None:
+        yield 'use_peft needs the package peft; run: pip install "cmdp_nbdev[lora]"'
+
+
+def with_adapters(run: RunArguments, config: CMDPConfig):
+    "The student with adapters of peft. Raises ValueError, naming the option, where none fit."
+    from peft import LoraConfig, get_peft_model
+
+    names = run.lora_target_modules
+    settings = LoraConfig(
+        r=run.lora_r,
+        lora_alpha=run.lora_alpha,
+        lora_dropout=run.lora_dropout,
+        target_modules="all-linear" if names == ["all-linear"] else names,
+        task_type="CAUSAL_LM",
+    )
+    base = load_model(run.student, "student", **{"dtype": "float32"} | config.model_init_kwargs)
+    with torch.random.fork_rng():
+        torch.manual_seed(config.seed)
+        try:
+            return get_peft_model(base, settings)
+        except ValueError as e:
+            raise ValueError(f"lora_target_modules={names}: {e}") from e
+
 # %% ../nbs/19_distil.ipynb #check-options
 OWN = ("teacher", "dataset", "eval_dataset", "reward")  # what a student of one's own needs
-OWN_TOO = ("prompt_template", "system_prompt", "num_shots", "n_train")  # and what it may have
+OWN_TOO = (
+    "prompt_template",
+    "system_prompt",
+    "num_shots",
+    "n_train",
+    "use_peft",
+)  # and what it may have
 
 
 def check_options(run: RunArguments) -> None:
     "Raises ValueError, naming the options, for a run that cannot work."
-    refuse([*read_fields(run), *range_problems(run)])
+    refuse([*read_fields(run), *range_problems(run), *adapter_problems(run)])
     if run.student is None:
         _refuse_given(run)
     else:
@@ -192,7 +226,8 @@ def own_trainer(run: RunArguments, config: CMDPConfig) -> CMDPTrainer:
     say(f"reading {run.dataset}", config.disable_tqdm)
     rewards, *data, metrics = own_task(run)
     make = engine(run.engine)
-    return make(run.student, run.teacher, rewards, config, *data, eval_metrics=metrics)
+    student = with_adapters(run, config) if run.use_peft else run.student
+    return make(student, run.teacher, rewards, config, *data, run.student, metrics)
 
 # %% ../nbs/19_distil.ipynb #teacher
 def describe_teacher(teacher) -> dict:
@@ -246,7 +281,6 @@ def distil(run: RunArguments, config: CMDPConfig) -> dict:
     trainer.keep_trackers = True
     train_until_stopped(trainer)
     result, records = trainer.evaluate(return_records=True)
-    trainer.track({"step": trainer.global_step} | {f"eval_{k}": v for k, v in result.items()})
     trainer.close()
     optimum = exact_optimum(run, trainer)
     seconds = time.perf_counter() - began
@@ -254,6 +288,7 @@ def distil(run: RunArguments, config: CMDPConfig) -> dict:
     if not trainer.is_main_process:
         return {}
     summary = summarise(trainer, result, seconds, optimum)
+    summary |= nats_of(trainer, records)
     write_run(trainer, records, summary)
     return summary | {"output_dir": str(trainer.output_dir)}
 
@@ -298,6 +333,8 @@ def summarise(trainer: CMDPTrainer, result: dict, seconds: float, optimum: float
         summary["optimal_accuracy"] = optimum
     if args.budget_quantile is not None:
         summary |= {k: getattr(args, k) for k in ("budget_quantile", "distill_steps")}
+    if trainer.problems:
+        summary["problems"] = trainer.problems
     return summary | start_of(trainer)
 
 # %% ../nbs/19_distil.ipynb #start
@@ -309,6 +346,17 @@ def start_of(trainer: CMDPTrainer) -> dict:
     if trainer.args.budget_quantile is not None:  # there was no budget yet
         names = [k for k in names if k not in ("satisfaction_rate", "accuracy_within_budget")]
     return {f"start_{k}": found[f"eval_{k}"] for k in names if f"eval_{k}" in found}
+
+# %% ../nbs/19_distil.ipynb #nats
+def nats_of(trainer: CMDPTrainer, records: list[dict]) -> dict:
+    "The ten most expensive token texts, and the nats by place, see evaluate.where_nats_went."
+    went = where_nats_went(records, trainer.processing_class)
+    return {"nats_by_token": went.tokens[:10], "nats_by_position": went.positions}
+
+
+def numbers_of(summary: dict) -> dict:
+    "A summary without its lists."
+    return {k: v for k, v in summary.items() if not isinstance(v, list)}
 
 # %% ../nbs/19_distil.ipynb #write
 COPY_LIMIT = 500_000_000  # bytes
@@ -326,7 +374,7 @@ def write_run(trainer: CMDPTrainer, records: list[dict], summary: dict) -> None:
     (out / "summary.json").write_text(text, encoding="utf-8")
     args = trainer.args
     title = f"{args.method}, budget {trainer.budget.limit:g} ({args.aggregate})"
-    page = report_html(pictures(trainer, records), title, summary)
+    page = report_html(pictures(trainer, records), title, numbers_of(summary))
     (out / "report.html").write_text(page, encoding="utf-8")
 
 # %% ../nbs/19_distil.ipynb #pictures
@@ -339,6 +387,7 @@ def pictures(trainer: CMDPTrainer, records: list[dict]) -> list:
         spent_histogram(records, budget),
         remaining_fan(records, budget),
         token_heatmap(records, trainer.processing_class),
+        nats_figure(where_nats_went(records, trainer.processing_class)),
         multiplier_curves(budget),
     ]
 
@@ -350,6 +399,9 @@ def format_summary(s: dict) -> str:
     if "optimal_accuracy" in s:
         best, where = s["optimal_accuracy"], "accuracy at satisfaction 1 under the stated teacher"
         lines.append(f"{'exact optimum':24}{'':8}{best:8.3f}   {where}")
+    if s.get("nats_by_token"):
+        lines += ["", str(Nats(s["nats_by_token"], []))]
+    lines += [f"\nafter {s['steps']} updates: {problem}" for problem in s.get("problems", ())]
     return "\n".join(lines)
 
 
@@ -371,7 +423,8 @@ def headline(s: dict) -> str:
     if "budget_quantile" in s:
         when = f"after {s['distill_steps']} updates of distillation"
         how += f", chosen: quantile {s['budget_quantile']:g} {when}"
-    size = f"{s['n_eval']} held-out prompts, {s['steps']} updates, {s['seconds']:.0f} s"
+    judged = f" ({s['n_verdict']} with a verdict)" if "n_verdict" in s else ""
+    size = f"{s['n_eval']} held-out prompts{judged}, {s['steps']} updates, {s['seconds']:.0f} s"
     return f"{s['method']}, budget {s['budget']:g} {unit} ({how}), {size}"
 
 # %% ../nbs/19_distil.ipynb #run-all
@@ -393,12 +446,16 @@ def run_all(run: RunArguments, values: dict) -> list[dict]:
 
 def all_configs(values: dict, out: Path) -> list[CMDPConfig]:
     "One configuration a method, each with a folder in `out`."
-    own = ({"method": m, "method_kwargs": {}, "output_dir": str(out / m)} for m in METHODS)
+    own = (
+        {"method": m, "method_kwargs": {}, "output_dir": str(out / m.replace(":", "."))}
+        for m in METHODS
+    )
     return [CMDPConfig(**values | settings) for settings in own]
 
 # %% ../nbs/19_distil.ipynb #write-table
 def write_table(rows: list[dict], path: Path) -> None:
-    "Summaries as a CSV file, one a line; a column for every key that one of them has."
+    "Summaries as a CSV file, one a line; a column for every number that one of them has."
+    rows = [numbers_of(row) for row in rows]
     with open(path, "w", newline="", encoding="utf-8") as f:
         writer = csv.DictWriter(f, list(dict.fromkeys(k for r in rows for k in r)))
         writer.writeheader()

@@ -469,6 +469,8 @@ def where_nats_went(records: list[dict], tokenizer, shown: int = 5, bins: int = 
 def _lines(self: Nats) -> Iterator[list[str]]:
     "The cells of both tables, line by line."
     for name, rows in (("token", self.tokens[: self.shown]), ("position", self.positions)):
+        if not rows:
+            continue
         yield [name, "nats", "share", "count", "mean"]
         for row in rows:
             where = json.dumps(row[name], ensure_ascii=False) if name == "token" else row[name]

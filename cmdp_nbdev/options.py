@@ -29,6 +29,7 @@ from cmdp_nbdev.config import (
     Positive,
     Range,
     Settings,
+    Share,
     Switch,
     as_switch,
     changed,
@@ -115,6 +116,15 @@ class RunArguments:
         "native",
         "native: our loop, one device; trl: inside TRL's GRPOTrainer, for several devices "
         "(pip install .[trl])",
+    )
+    use_peft: bool = setting(
+        False, "train low-rank adapters on the student instead of all of its weights (needs peft)"
+    )
+    lora_r: AtLeastOne = setting(16, "rank of the adapters")
+    lora_alpha: AtLeastOne = setting(32, "the adapters' output is multiplied by this / lora_r")
+    lora_dropout: Share = setting(0.05, "dropout before the adapters while training")
+    lora_target_modules: list[str] | None = setting(
+        None, "names of the layers that get adapters, or all-linear; none = peft's choice"
     )
 
 # %% ../nbs/18_options.ipynb #prepare-arguments
@@ -302,6 +312,7 @@ DISTILL = Command(
     "student teacher dataset eval_dataset reward budget method max_steps learning_rate output_dir",
     {
         "prompt_template": "prompts and process",
+        "use_peft": "low-rank adapters, by TRL's names",
         "method_kwargs": "what is maximised, under which budget",
         "model_init_kwargs": "the models and their prompts",
         "divergence": "the cost",
@@ -411,6 +422,7 @@ class Parser(argparse.ArgumentParser):
     "An ArgumentParser that refuses in one line, by ValueError."
 
     def error(self, message: str):
+        "Raise `message` instead of printing the usage and leaving."
         raise ValueError(message)
 
 

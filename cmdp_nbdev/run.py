@@ -69,9 +69,10 @@ __all__ = ['RESUMABLE', 'EVALUATION', 'CARD', 'UNPROVEN', 'OF_A_STUDENT', 'promp
            'first_stretch', 'rate_factor', 'hold_last_rate', 'an_earlier_run_is_this_one', 'earlier_run',
            'the_folder_can_be_written', 'run_config', 'write_checkpoint', 'checkpoints', 'newest_checkpoint',
            'read_state', 'read_checkpoint', 'model_name', 'measured_rows', 'bound_text', 'repeat_code', 'model_card',
-           'make_accelerator', 'Run', 'uninterrupted', 'completion_rows', 'completion_line', 'judged_generation',
-           'tokenizer_settings', 'restore_tokenizer', 'saving_probe', 'full_precision', 'probe_logps', 'policy_gap',
-           'rounding', 'load_back', 'unwrapped', 'check_saved', 'put_in_place', 'claim_student', 'make_optimizer']
+           'make_accelerator', 'Run', 'as_logged', 'uninterrupted', 'completion_rows', 'completion_line',
+           'judged_generation', 'tokenizer_settings', 'restore_tokenizer', 'saving_probe', 'full_precision',
+           'probe_logps', 'policy_gap', 'rounding', 'load_back', 'unwrapped', 'check_saved', 'put_in_place',
+           'claim_student', 'make_optimizer']
 
 # %% ../nbs/12_run.ipynb #prompt-order
 def prompt_order(size: int, start: int, count: int, seed: int) -> list[int]:
@@ -124,7 +125,7 @@ def check_unused(path: str | os.PathLike | None, resuming: bool) -> None:
 # %% ../nbs/12_run.ipynb #new-folder
 def _new_folder(method: str) -> Path:
     "runs/<method>-<time>, with a number behind it if that exists."
-    name = f"runs/{method}-{time.strftime('%Y%m%d-%H%M%S')}"
+    name = f"runs/{method.replace(':', '.')}-{time.strftime('%Y%m%d-%H%M%S')}"
     folder, n = Path(name), 1
     while folder.exists():
         n += 1
@@ -487,6 +488,7 @@ class Run:
         self.budget, self.run_info = job.args.budget_object(), {}
         self.global_step, self.method_state, self.next_state = 0, {}, {}
         self.last, self.due, self.should_stop = {}, [], False
+        self.half_made = 0  # optimiser steps of an update that is not counted yet
         self.keep_trackers = False  # open at the end of the training, for what comes after it
         self.written = None  # the last completions, what they earned and what they spent
         self.watch, self.stretches = Watch(job.args), [first_stretch(asdict(job.args))]
@@ -533,10 +535,11 @@ def trainer_state(self: Run) -> TrainerState:
 
 # %% ../nbs/12_run.ipynb #evaluate
 @patch
-def evaluate(self: Run, dataset=None, return_records: bool = False):
+def evaluate(self: Run, dataset=None, return_records: bool = False, report: bool = True):
     """Metrics of the glossary on `dataset` (default: eval_dataset); also records, if asked for.
 
-    Of several sets by name: `<name>_accuracy` and so on, and their records by name.
+    Of several sets by name: `<name>_accuracy` and so on, and their records by name. Of
+    eval_dataset, once the run has begun, the trackers get them, unless `report` is False.
     """
     self.warn_of_earlier_run()
     own = dataset is None or dataset is self.eval_dataset
@@ -551,6 +554,8 @@ def evaluate(self: Run, dataset=None, return_records: bool = False):
         self.measured = self.global_step, found if isinstance(data, dict) else found[""]
     result = {f"{name}_{k}" if name else k: v for name, r in found.items() for k, v in r.items()}
     records = records if isinstance(data, dict) else records[""]
+    if own and report and self.output_dir is not None:
+        self.track({"step": self.global_step} | as_logged(result))
     return (result, records) if return_records else result
 
 # %% ../nbs/12_run.ipynb #warn-of-earlier-run
@@ -598,7 +603,7 @@ def records(self: Run, data: Dataset) -> list[dict]:
 @patch
 def suggest_budget(self: Run, quantile: float = 0.8) -> float:
     "Limit that this share of the student's completions of eval_dataset would keep."
-    records = self.evaluate(return_records=True)[1]
+    records = self.evaluate(return_records=True, report=False)[1]
     if isinstance(records, dict):
         records = [record for rows in records.values() for record in rows]
     return quantile_budget([r["spent"] for r in records], quantile)
@@ -615,7 +620,17 @@ def choose_budget(self: Run, limit: float) -> None:
 # %% ../nbs/12_run.ipynb #begin
 @patch
 def begin(self: Run, resume_from_checkpoint: str | os.PathLike | bool | None = None) -> None:
-    "Begin or resume the run; the second time, finish what an interruption left undone."
+    """Begin or resume the run; the second time, finish what an interruption left undone.
+
+    Raises RuntimeError if an update broke off in the middle, which cannot be taken back.
+    """
+    if self.half_made:
+        raise RuntimeError(
+            f"update {self.global_step + 1} broke off after {self.half_made} of its "
+            f"num_iterations={self.args.num_iterations} optimiser steps, and its weights are those "
+            "of no whole update; a new trainer with resume_from_checkpoint='auto' goes on from "
+            "the newest checkpoint"
+        )
     if self.output_dir is not None:
         return self.catch_up()
     checkpoint = as_checkpoint(resume_from_checkpoint or False)
@@ -677,9 +692,13 @@ def write_config(self: Run) -> None:
 # %% ../nbs/12_run.ipynb #evaluation
 @patch
 def evaluation(self: Run) -> dict:
-    "An evaluation's metrics as the log names them."
-    measured = self.evaluate().items()
-    return {f"eval_{k}": v for k, v in measured if not isinstance(v, str)}
+    "An evaluation's metrics as the log names them; they are reported with their update."
+    return as_logged(self.evaluate(report=False))
+
+
+def as_logged(result: dict) -> dict:
+    "The numbers of an evaluation as the log names them."
+    return {f"eval_{k}": v for k, v in result.items() if not isinstance(v, str)}
 
 # %% ../nbs/12_run.ipynb #whole
 @contextmanager
@@ -703,7 +722,7 @@ def uninterrupted() -> Iterator[None]:
 def count_update(self: Run, metrics: dict) -> None:
     "The weights have moved: count the update, keep the method's state, note what is due."
     self.method_state, self.global_step = self.next_state, self.global_step + 1
-    self.last = metrics
+    self.last, self.half_made = metrics, 0
     updated = [self.evaluate_if_due, self.log_last, self.log_completions, self.save_if_due]
     updated.append(self.look)
     self.due = [*updated, "on_step_end"]

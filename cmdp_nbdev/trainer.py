@@ -188,6 +188,7 @@ def update(self: CMDPTrainer, rollout, batch, signal, scores, whole) -> tuple[fl
     whole.enter_context(uninterrupted())
     norm = self.accelerator.clip_grad_norm_(self.model.parameters(), args.max_grad_norm)
     self.optimizer.step()
+    self.half_made += 1
     self.optimizer.zero_grad()
     return float(total), float(norm)
 

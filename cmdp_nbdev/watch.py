@@ -26,7 +26,7 @@ __all__ = ['FEW', 'LONG', 'learning_rule', 'EVENTS', 'Seen', 'completions_end', 
            'callback_problems', 'callback_states', 'restore_callbacks', 'Best', 'EarlyStopping', 'KeepBest']
 
 # %% ../nbs/11_watch.ipynb #seen
-FEW, LONG = 3, 50  # updates that count as a beginning, and as a habit
+FEW, LONG = 3, 200  # updates that count as a beginning, and as a habit
 
 
 @dataclass
@@ -132,14 +132,14 @@ def the_multiplier_has_room(seen: Seen):
     lam, kept = seen.last("lam", LONG), seen.last("satisfaction_rate", LONG)
     if not name or not lam or min(lam) < 0.999 * options[name]:
         return
-    half = LONG // 2
-    if fmean(kept[half:]) > fmean(kept[:half]) + 0.02:
+    before, now = fmean(kept[: LONG // 2]), fmean(kept[LONG // 2 :])
+    if now > before + 0.05 or now > 0.9 * options.get("target", 1.0):
         return
     yield (
         f"the multiplier has stood at its upper bound {name}={options[name]:g} for {LONG} updates "
-        f"while {fmean(kept):.0%} of the completions keep the budget: raise the bound "
-        f"(method_kwargs={name}={2 * options[name]:g}) or the budget, distil longer first "
-        "(distill_steps), or lower learning_rate"
+        f"while no more than {now:.0%} of the completions keep the budget ({before:.0%} before): "
+        f"raise the bound (method_kwargs={name}={2 * options[name]:g}) or the budget, distil "
+        "first (distill_steps), or lower learning_rate"
     )
 
 # %% ../nbs/11_watch.ipynb #rule-gradient

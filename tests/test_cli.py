@@ -5,17 +5,20 @@ import dataclasses
 import importlib.util
 import json
 import re
+import sys
 from datetime import datetime
 
 import pytest
 import torch
 from conftest import python, read_lines
 from datasets import Dataset
+from safetensors.torch import load_file
 from transformers import SchedulerType
 
 from cmdp_nbdev import __version__
 from cmdp_nbdev.cli import cmdp, main, prepare_main
 from cmdp_nbdev.config import SCHEDULES
+from cmdp_nbdev.cost import COSTS
 from cmdp_nbdev.methods import METHODS
 from cmdp_nbdev.model import char_tokenizer, tiny_model
 from cmdp_nbdev.options import COMMANDS, DISTILL, RunArguments, build_parser, parse_args
@@ -462,3 +465,101 @@ def test_the_help_of_prepare_says_how_bf16_is_switched_off(capsys):
         cmdp(["prepare", "--help"])
     said = " ".join(capsys.readouterr().out.split())
     assert "no_bf16" not in said and "--bf16 [TEXT] bfloat16 autocast; auto:" in said
+
+
+# ---- methods, costs and adapters of one's own -----------------------------------------------
+
+OWN_ROOM = """
+from cmdp_nbdev.cost import register_cost
+from cmdp_nbdev.methods import register_method
+from cmdp_nbdev.objective import Signal, group_advantage
+
+
+def priced(batch, budget, state, *, price: float = 0.5, scale_rewards: str = "group"):
+    advantage = group_advantage(batch.rewards, batch.group_ids, scale_rewards)
+    return Signal(advantage, price + 0 * batch.cost)
+
+
+@register_method("own-pathwise", pathwise=True, rewardless=True)
+def pathwise(batch, budget, state):
+    return Signal(0 * batch.rewards, 1 + 0 * batch.cost)
+
+
+def squared(rows, cost):
+    return (rows.student.exp() - rows.teacher.exp()).square().sum(-1)
+"""
+
+
+@pytest.fixture
+def own_room(tmp_path, monkeypatch):
+    "A module in the working directory; afterwards nobody knows it."
+    (tmp_path / "own_room.py").write_text(OWN_ROOM)
+    monkeypatch.chdir(tmp_path)
+    yield
+    sys.modules.pop("own_room", None)
+    for known in (METHODS, COSTS):
+        for name in [name for name in known if name.startswith("own")]:
+            del known[name]
+
+
+def test_own_method_and_cost_from_the_terminal(own_room, tmp_path):
+    "A function in a file is a method: its keywords are its settings, config.json names it."
+    words = ["--method", "own_room:priced", "--method_kwargs", "price=0.25", "--seed", "3"]
+    words += ["--divergence", "own_room:squared", "--output_dir", "out", *FAST]
+    assert main(words) == 0
+    config = read(tmp_path / "out" / "config.json")
+    assert (config["method"], config["divergence"]) == ("own_room:priced", "own_room:squared")
+    updates = read_lines(tmp_path / "out" / "metrics.jsonl")[1:]
+    assert all(m["multiplier_mean"] == 0.25 for m in updates)
+    assert read(tmp_path / "out" / "summary.json")["spent_mean"] < 32
+    assert "--method own_room:priced" in (tmp_path / "out" / "student" / "README.md").read_text()
+
+
+def test_a_registered_method_keeps_what_it_was_registered_with(own_room):
+    "By its place in a module it is the same method."
+    config = CMDPConfig(method="own_room:pathwise", budget=1)
+    assert METHODS[config.method].pathwise and METHODS[config.method].rewardless
+    assert METHODS["own_room:pathwise"].function is METHODS["own-pathwise"].function
+
+
+OWN_WRONG = {
+    "a module": ("--method nowhere:mine", "method='nowhere:mine' could not be loaded: No module"),
+    "a function": (
+        "--divergence own_room:cubed",
+        "divergence='own_room:cubed' could not be loaded",
+    ),
+    "a setting": ("--method own_room:priced --method_kwargs cost=2", "has no setting cost; it has"),
+    "adapters of nothing": (f"{OWN} --lora_r 4", "lora_r given without use_peft; add --use_peft"),
+    "no student": ("--use_peft", "use_peft given without a student"),
+}
+
+
+@pytest.mark.parametrize("name", OWN_WRONG)
+def test_what_is_not_there_is_one_line(own_room, capsys, name):
+    "Named by its option, before anything is loaded."
+    options, said = OWN_WRONG[name]
+    assert cmdp(["distill", *options.split(), *CPU]) == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert said in line
+
+
+def test_low_rank_adapters_from_the_terminal(tmp_path, monkeypatch):
+    "TRL's options: only the adapters are trained, config.json holds them, the seed fixes them."
+    pytest.importorskip("peft")
+    for who, seed in (("s", 1), ("t", 2)):
+        save_model(tmp_path / who, seed)
+    rows = [json.dumps({"prompt": f"{i}+1=", "answer": "1", "level": i}) for i in range(9)]
+    for file in ("train.jsonl", "test.jsonl"):
+        (tmp_path / file).write_text("\n".join(rows))
+    (tmp_path / "own_cli_rewards.py").write_text(REWARDS)
+    monkeypatch.chdir(tmp_path)
+    given = OWN.replace("--output_dir out", "--use_peft --lora_r 2 --lora_target_modules q_proj")
+    for out in ("a", "b"):
+        assert main([*given.split(), *FAST, "--learning_rate", "1e-2", "--output_dir", out]) == 0
+    config = read(tmp_path / "a" / "config.json")
+    assert '"lora_alpha": 32' in json.dumps(config) and '"q_proj"' in json.dumps(config)
+    assert config["run"]["use_peft"] and config["run"]["lora_r"] == 2
+    weights = [load_file(tmp_path / out / "model.safetensors") for out in ("s", "a/student")]
+    changed = {k for k in weights[0] if not torch.equal(weights[0][k], weights[1][k])}
+    assert changed and all("q_proj" in k for k in changed)
+    assert summary_of(tmp_path / "a") == summary_of(tmp_path / "b")

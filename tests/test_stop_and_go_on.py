@@ -10,7 +10,7 @@ import torch
 from accelerate import tracking
 from conftest import embedded, flat, read_lines
 
-from cmdp_nbdev import cli
+from cmdp_nbdev import cli, distil
 from cmdp_nbdev.budget import Budget
 from cmdp_nbdev.methods import register_method
 from cmdp_nbdev.objective import Signal
@@ -126,6 +126,22 @@ def test_an_error_in_the_backward_pass(inside, call, make_trainer, whole):
         trainer.train()
     trainer.train()
     assert same(trainer, whole)
+
+
+def test_an_error_between_two_steps_of_the_optimiser(make_trainer):
+    "The first step cannot be taken back: nothing is trained on top of it; a checkpoint goes on."
+    settings = {**TINY, "num_iterations": 2}
+    trainer = make_trainer(**settings)
+    Once(trainer.accelerator, "backward", 11, torch.OutOfMemoryError)  # of update 3
+    with pytest.raises(torch.OutOfMemoryError):
+        trainer.train()
+    for go_on in (trainer.train, trainer.step):
+        with pytest.raises(
+            RuntimeError, match="update 3 broke off after 1 of its num_iterations=2"
+        ):
+            go_on()
+    again = make_trainer(**settings)
+    assert again.train("auto")["step"] == 3 and again.half_made == 0
 
 
 @pytest.fixture
@@ -283,6 +299,8 @@ def test_trackers_are_open_until_the_end(make_trainer, boards):
     assert trainer.train()["step"] == 3 and len(boards) == 1
     trainer.step()
     assert [b.rows for b in boards] == [[1, 2, 3], [4]]
+    trainer.evaluate()
+    assert [b.rows for b in boards] == [[1, 2, 3], [4, 4]]
 
 
 def test_a_tracker_that_fails_loses_no_line(make_trainer, boards, monkeypatch):
@@ -378,14 +396,14 @@ def test_strict_json_in_every_file(make_trainer):
 
 def test_the_command_without_verdicts(tmp_path, monkeypatch, capsys, boards):
     "null in the files, nothing in the table; the final evaluation reaches the tracker."
-    monkeypatch.setattr(cli, "chain_reward", never)
+    monkeypatch.setattr(distil, "chain_reward", never)
     out = tmp_path / "run"
     options = "--max_steps 1 --n_eval 8 --per_device_train_batch_size 8 --report_to tensorboard"
     assert cli.main(f"--output_dir {out} --device cpu --budget inf {options}".split()) == 0
     summary = strict(out / "summary.json")[0]
     assert (summary["accuracy"], summary["start_accuracy"], summary["n_verdict"]) == (None, None, 0)
     assert {r["correct"] for r in strict(out / "eval.jsonl")} == {None}
-    assert "accuracy" in cli.format_summary(summary | {"budget": 1.0})
+    assert "accuracy" in distil.format_summary(summary | {"budget": 1.0})
     assert "nan" not in capsys.readouterr().out
     assert [(b.rows, b.finished) for b in boards] == [([0, 1, 1], True)]
 

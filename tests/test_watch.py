@@ -9,6 +9,8 @@ import torch
 from conftest import flat, read_lines
 from transformers import AutoModelForCausalLM, TrainerCallback
 
+from cmdp_nbdev import distil
+from cmdp_nbdev.cli import main
 from cmdp_nbdev.config import CMDPConfig
 from cmdp_nbdev.run import rate_factor
 from cmdp_nbdev.watch import EVENTS, EarlyStopping, KeepBest, Watch, learning_problems
@@ -47,17 +49,27 @@ CANNOT = {
         {},
         "309 nats on average where 20 are allowed, 15.4 times",
     ),
-    "the_multiplier_has_room": (STUCK, {}, "upper bound max_scale=4 for 50 updates while 30%"),
+    "the_multiplier_has_room": (
+        STUCK,
+        {},
+        "upper bound max_scale=4 for 200 updates while no more than 30%",
+    ),
     "weights_move": ({"grad_norm": 0.0}, {}, "no weight moved.*mean multiplier 3"),
 }
-LIKE = dict(max_completion_length=32, per_device_train_batch_size=128, num_generations=8)
+LIKE = dict(
+    budget=20,
+    gradient_accumulation_steps=1,
+    max_completion_length=32,
+    per_device_train_batch_size=128,
+    num_generations=8,
+)
 
 
 @pytest.mark.parametrize("rule", CANNOT)
 def test_why_a_run_cannot_learn(rule):
     "Each reason by itself, with its numbers, also from the rows that a file has."
     changed, settings, said = CANNOT[rule]
-    rows = rows_of(50, **changed)
+    rows = rows_of(200, **changed)
     for given in (rows, json.loads(json.dumps(rows))):
         found = learning_problems(given, CMDPConfig(**LIKE, **settings))
         assert list(found) == [rule]
@@ -76,8 +88,9 @@ def test_why_a_run_cannot_learn(rule):
         (rows_of(**EQUAL, **{"accuracy": 1.0}), {}),  # all is learnt
         (rows_of(**FAR), {"method": "grpo"}),  # which has no budget
         ([{**r, "spent_mean": s} for r, s in zip(rows_of(**FAR), (309, 290, 260))], {}),
-        (rows_of(49, **STUCK), {}),
-        ([{**r, "satisfaction_rate": k / 50} for k, r in enumerate(rows_of(50, lam=4.0))], {}),
+        (rows_of(199, **STUCK), {}),
+        (rows_of(200, lam=4.0, satisfaction_rate=0.95), {}),
+        ([{**r, "satisfaction_rate": k / 300} for k, r in enumerate(rows_of(200, lam=4.0))], {}),
         ([{"step": 0, "eval_accuracy": 0.1}], {}),
         ([], {}),
     ],
@@ -242,7 +255,7 @@ def test_early_stopping(settings, values, stopped):
     class Run:
         "As far as the callback looks."
 
-        args, is_main_process, stops = CMDPConfig(disable_tqdm=True), True, 0
+        args, is_main_process, stops = CMDPConfig(budget=1, disable_tqdm=True), True, 0
 
         def stop(self):
             self.stops += 1
@@ -338,8 +351,16 @@ def test_raised_in_the_middle(make_trainer):
     longer = make_trainer(**{**short, "max_steps": 6})
     longer.train("auto")
     used = [m["learning_rate"] for m in read_lines(longer.output_dir / "metrics.jsonl")]
-    share = rate_factor(CMDPConfig(**short), 4)
+    share = rate_factor(longer.args, 4)
     assert used == pytest.approx([1e-3 * share(k) for k in (0, 1, 2, 3, 3, 3)])
+
+
+def test_a_checkpoint_says_nothing(make_trainer, capsys, caplog):
+    "Tied weights are written once; a notice about them broke the bar at every checkpoint."
+    trainer = make_trainer(max_steps=1, save_steps=1, **FEW)
+    assert trainer.student.config.tie_word_embeddings
+    trainer.train()
+    assert "shared tensor" not in caplog.text + "".join(capsys.readouterr())
 
 
 # ------------------------------------------------------------------ completions
@@ -410,3 +431,31 @@ def test_a_rate_is_over_what_has_a_verdict(make_trainer):
     assert metrics["accuracy"] == pytest.approx(1 - metrics["truncated_rate"], abs=0.3)
     assert found["accuracy"] > 0.5  # not halved
     assert "16 completions, 8 of them with a verdict" in trainer.card()
+
+
+def test_the_command_says_it_too(tmp_path, monkeypatch, capsys):
+    "Why nothing was learnt, where the nats went, and how many had a verdict."
+    monkeypatch.setattr(distil, "chain_reward", nothing)
+    out = tmp_path / "run"
+    options = "--max_steps 4 --n_eval 8 --per_device_train_batch_size 32 --num_generations 4"
+    assert main(f"--output_dir {out} --device cpu --eval_on_start false {options}".split()) == 0
+    summary = json.loads((out / "summary.json").read_text())
+    (problem,) = [p for p in summary["problems"] if "earned the same" in p]
+    assert sum(row["share"] for row in summary["nats_by_position"]) == pytest.approx(1)
+    printed = capsys.readouterr().out
+    assert f"after 4 updates: {problem}" in printed
+    top = summary["nats_by_token"][0]
+    assert f"{json.dumps(top['token'])}" in printed and f"{top['nats']:.2f}" in printed
+    assert "nats_by_token" not in (out / "report.html").read_text()
+    assert "8 held-out prompts (3 with a verdict), " in distil.headline(summary | {"n_verdict": 3})
+
+
+def test_a_second_ctrl_c_is_one_line(monkeypatch, capsys):
+    "The first one ends the training, see distil.train_until_stopped; the next ends the command."
+
+    def pressed(*unused):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(distil, "distil", pressed)
+    assert main([]) == 130
+    assert capsys.readouterr().err == "cmdp-distill: interrupted\n"

@@ -185,6 +185,15 @@ def test_settings_of_models_in_config_json():
     assert saved == {"quantization_config": str(Odd), "dtype": "float16"}
 
 
+def test_settings_are_read_back_from_json():
+    "Also those without a bound, of which JSON has no number."
+    endless = dict(budget=float("inf"), epsilon_high=float("inf"), max_grad_norm=float("inf"))
+    config = CMDPConfig(**endless, reward_weights=[1, 2], chat_template_kwargs={"think": False})
+    saved = json.loads(json.dumps(run_settings(config, {}), allow_nan=False))
+    saved.pop("constraints")
+    assert CMDPConfig(**saved) == config
+
+
 def test_all_trackers():
     "'all' are those that are installed."
     assert check_trackers("all") == check_trackers(["all"])
