@@ -64,6 +64,7 @@ def run_command(name: str, argv: list[str], prog: str) -> int:
         if typed.print_config:
             print(options.config_text(command, typed), end="")
         else:
+            options.check_folder(command, typed.values)
             import_module(f"cmdp_nbdev.{command.module}").run_command(typed.values)
     except EXPECTED as e:
         return complain(prog, e)

@@ -48,7 +48,7 @@ __all__ = ['UNFIT', 'WORDS', 'SWITCH', 'KIND', 'Folder', 'Checkpoint', 'Trackers
            'the_schedule_knows_its_settings', 'the_schedule_gives_rates', 'the_method_has_groups_to_compare',
            'a_score_function_needs_its_own_completions', 'distillation_follows_a_gradient', 'trial_batch',
            'trial_problems', 'price_problems', 'one_dtype', 'check_config', 'load_function', 'own_problems',
-           'field_problems', 'recipe', 'changed', 'followed_recipe', 'in_force']
+           'field_problems', 'check_unused', 'recipe', 'changed', 'followed_recipe', 'in_force']
 
 # %% ../nbs/10_config.ipynb #range
 UNFIT = (TypeError, ValueError, OverflowError, RuntimeError)  # what a value of another kind raises
@@ -961,6 +961,15 @@ def field_problems(c: CMDPConfig) -> Iterator[str]:
             make()
         except (ValueError, TypeError) as e:
             yield str(e)
+
+# %% ../nbs/10_config.ipynb #check-unused
+def check_unused(path: str | os.PathLike | None, resuming: bool) -> None:
+    "Raise FileExistsError for a folder that holds a run, unless that is resumed."
+    if path and not resuming and (Path(path).expanduser() / "metrics.jsonl").exists():
+        raise FileExistsError(
+            f"output_dir={str(path)!r} holds a run already; choose another folder or resume it "
+            "with resume_from_checkpoint='auto'"
+        )
 
 # %% ../nbs/10_config.ipynb #recipe
 RECIPES = Path(str(files("cmdp_nbdev"))) / "recipes"

@@ -23,6 +23,7 @@ from transformers.utils import logging as hf_logging
 
 from cmdp_nbdev.config import (
     CMDPConfig,
+    check_unused,
     load_function,
     range_problems,
     read_fields,
@@ -47,7 +48,6 @@ from cmdp_nbdev.plot import (
 )
 from .preflight import recorded
 from .processor import say, suitable_threads
-from .run import check_unused
 from .task import chain_dataset, chain_frontier, chain_reward, step_validity
 from .tasks import TASKS, file_kind, load_rows, open_task, task_kind, with_template
 from .trainer import CMDPTrainer
@@ -226,8 +226,10 @@ def own_trainer(run: RunArguments, config: CMDPConfig) -> CMDPTrainer:
     say(f"reading {run.dataset}", config.disable_tqdm)
     rewards, *data, metrics = own_task(run)
     make = engine(run.engine)
-    student = with_adapters(run, config) if run.use_peft else run.student
-    return make(student, run.teacher, rewards, config, *data, run.student, metrics)
+    student, tokenizer = run.student, None  # the student's
+    if run.use_peft:
+        student, tokenizer = with_adapters(run, config), run.student
+    return make(student, run.teacher, rewards, config, *data, tokenizer, metrics)
 
 # %% ../nbs/19_distil.ipynb #teacher
 def describe_teacher(teacher) -> dict:

@@ -33,7 +33,7 @@ from cmdp_nbdev.evaluate import (
     where_nats_went,
 )
 from .model import load_tokenizer, outline
-from .options import EvaluateArguments
+from .options import EVALUATE, EvaluateArguments, check_folder
 from cmdp_nbdev.plot import (
     nats_figure,
     remaining_fan,
@@ -272,14 +272,11 @@ def facts(self: Examination) -> dict:
 
 # %% ../nbs/19_examine.ipynb #check-arguments
 def check_arguments(args: EvaluateArguments) -> Path:
-    "The folder to write. Raises ValueError for what is missing, or a folder that is occupied."
+    "The folder to write. Raises ValueError for what is missing, FileExistsError if it is occupied."
     if missing := [n for n in ("student", "teacher", "dataset") if not getattr(args, n)]:
         raise ValueError(f"{', '.join(missing)} missing: an evaluation needs all three")
-    folder = args.output_dir or f"runs/evaluate-{time.strftime('%Y%m%d-%H%M%S')}"
-    folder = Path(folder).expanduser()
-    if (folder / "evaluation.json").exists():
-        raise ValueError(f"output_dir={str(folder)!r} holds an evaluation already; choose another")
-    return folder
+    check_folder(EVALUATE, vars(args))
+    return Path(args.output_dir or f"runs/evaluate-{time.strftime('%Y%m%d-%H%M%S')}")
 
 
 def prompts_of(args: EvaluateArguments) -> Dataset:

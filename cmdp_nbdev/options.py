@@ -33,6 +33,7 @@ from cmdp_nbdev.config import (
     Switch,
     as_switch,
     changed,
+    check_unused,
     field_problems,
     kinds,
     one_of,
@@ -51,8 +52,8 @@ __all__ = ['Engine', 'AtLeastTwenty', 'AtLeastOne', 'NotBelowZero', 'Aggregate',
            'DISTILL', 'PREPARE', 'EVALUATE', 'COMMANDS', 'PLACEHOLDERS', 'WORDS_OF', 'FIRST', 'UNSAID', 'RunArguments',
            'PrepareArguments', 'argument_problems', 'EvaluateArguments', 'Command', 'method_lines', 'defaults_of',
            'reader', 'item_kinds', 'add_option', 'headings', 'Parser', 'build_parser', 'unknown_option', 'read_options',
-           'one_spelling', 'word_problems', 'Typed', 'base_settings', 'layered', 'read_values', 'parse', 'parse_args',
-           'config_text', 'command_of', 'completion_script', 'choices']
+           'one_spelling', 'word_problems', 'Typed', 'base_settings', 'layered', 'read_values', 'parse', 'check_folder',
+           'parse_args', 'config_text', 'command_of', 'completion_script', 'choices']
 
 # %% ../nbs/18_options.ipynb #types
 Engine = Annotated[str, one_of("native", "trl")]
@@ -553,6 +554,15 @@ def parse(command: Command, argv: list[str], prog: str | None = None) -> Typed:
         problems += read_values(record, found.values)
     refuse(problems)
     return found
+
+# %% ../nbs/18_options.ipynb #check-folder
+def check_folder(command: Command, values: dict) -> None:
+    "Raise FileExistsError for an `output_dir` that holds what the command would write."
+    folder = values["output_dir"]
+    if command is DISTILL:
+        check_unused(folder, bool(values["resume_from_checkpoint"]))
+    elif command is EVALUATE and folder and (Path(folder) / "evaluation.json").exists():
+        raise FileExistsError(f"output_dir={folder!r} holds an evaluation already; choose another")
 
 # %% ../nbs/18_options.ipynb #parse-args
 def parse_args(argv: list[str]) -> tuple[RunArguments, dict]:

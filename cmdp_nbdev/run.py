@@ -37,7 +37,7 @@ from transformers import (
 )
 
 from .budget import suggest_budget as quantile_budget
-from .config import CMDPConfig, as_checkpoint, followed_recipe
+from .config import CMDPConfig, as_checkpoint, check_unused, followed_recipe
 from .evaluate import evaluate_records, summarize, to_json
 from .mdp import Rollout
 from .methods import RENAMED
@@ -65,14 +65,13 @@ from .watch import Watch, callback_states, restore_callbacks, tell_callbacks
 
 # %% auto #0
 __all__ = ['RESUMABLE', 'EVALUATION', 'CARD', 'UNPROVEN', 'OF_A_STUDENT', 'prompt_order', 'fold_seed', 'claim_output_dir',
-           'check_unused', 'keep_metrics', 'read_metrics', 'run_settings', 'differences', 'check_resumable',
-           'first_stretch', 'rate_factor', 'hold_last_rate', 'an_earlier_run_is_this_one', 'earlier_run',
-           'the_folder_can_be_written', 'run_config', 'write_checkpoint', 'checkpoints', 'newest_checkpoint',
-           'read_state', 'read_checkpoint', 'model_name', 'measured_rows', 'bound_text', 'repeat_code', 'model_card',
-           'make_accelerator', 'Run', 'as_logged', 'uninterrupted', 'completion_rows', 'completion_line',
-           'judged_generation', 'tokenizer_settings', 'restore_tokenizer', 'saving_probe', 'full_precision',
-           'probe_logps', 'policy_gap', 'rounding', 'load_back', 'unwrapped', 'check_saved', 'put_in_place',
-           'claim_student', 'make_optimizer']
+           'keep_metrics', 'read_metrics', 'run_settings', 'differences', 'check_resumable', 'first_stretch',
+           'rate_factor', 'hold_last_rate', 'an_earlier_run_is_this_one', 'earlier_run', 'the_folder_can_be_written',
+           'run_config', 'write_checkpoint', 'checkpoints', 'newest_checkpoint', 'read_state', 'read_checkpoint',
+           'model_name', 'measured_rows', 'bound_text', 'repeat_code', 'model_card', 'make_accelerator', 'Run',
+           'as_logged', 'uninterrupted', 'completion_rows', 'completion_line', 'judged_generation',
+           'tokenizer_settings', 'restore_tokenizer', 'saving_probe', 'full_precision', 'probe_logps', 'policy_gap',
+           'rounding', 'load_back', 'unwrapped', 'check_saved', 'put_in_place', 'claim_student', 'make_optimizer']
 
 # %% ../nbs/12_run.ipynb #prompt-order
 def prompt_order(size: int, start: int, count: int, seed: int) -> list[int]:
@@ -112,15 +111,6 @@ def claim_output_dir(path: str | os.PathLike | None, method: str, resuming: bool
         ) from e
     check_unused(folder, resuming)
     return folder
-
-
-def check_unused(path: str | os.PathLike | None, resuming: bool) -> None:
-    "Raise FileExistsError for a folder that holds a run, unless that is resumed."
-    if path and not resuming and (Path(path).expanduser() / "metrics.jsonl").exists():
-        raise FileExistsError(
-            f"output_dir={str(path)!r} holds a run already; choose another folder or resume it "
-            "with resume_from_checkpoint='auto'"
-        )
 
 # %% ../nbs/12_run.ipynb #new-folder
 def _new_folder(method: str) -> Path:

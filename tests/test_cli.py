@@ -368,6 +368,7 @@ from cmdp_nbdev import options
 from cmdp_nbdev.cli import cmdp
 
 assert cmdp(["distill", "--bugdet", "1", "--max_steps", "many"]) == 2
+assert cmdp(["distill", "--output_dir", sys.argv[1]]) == 2
 for command in options.COMMANDS.values():
     options.build_parser(command).format_help()
 heavy = {"transformers", "datasets", "peft", "trl", "scipy.stats", "cmdp_nbdev.trainer"}
@@ -375,14 +376,15 @@ print(sorted(heavy & set(sys.modules)))
 """
 
 
-def test_help_and_refusals_do_not_wait_for_a_runs_libraries():
+def test_help_and_refusals_do_not_wait_for_a_runs_libraries(tmp_path):
     "Ten seconds for a help text, or to be told of a typing error, are nine too many."
-    done = python("-c", LIGHT)
+    (tmp_path / "metrics.jsonl").touch()
+    done = python("-c", LIGHT, tmp_path)
     assert done.stdout.strip() == "[]"
-    assert done.stderr.strip().splitlines() == [
-        "cmdp distill: error: unknown option --bugdet; did you mean --budget?",
-        "max_steps must be a whole number >= 1, got 'many'",
-    ]
+    first, second, occupied = done.stderr.strip().splitlines()
+    assert first == "cmdp distill: error: unknown option --bugdet; did you mean --budget?"
+    assert second == "max_steps must be a whole number >= 1, got 'many'"
+    assert "holds a run already; choose another folder or resume it" in occupied
 
 
 def test_schedules_are_those_of_transformers():

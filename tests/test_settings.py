@@ -101,7 +101,7 @@ def test_every_import_of_the_library_is_a_requirement(ini, library):
 USERS = {
     "notebook": {"chart", "view"},  # the widgets
     "math": {"tasks"},  # tasks from elsewhere
-    "lora": {"prepare"},  # the fine-tuning
+    "lora": {"prepare", "distil"},  # the fine-tuning, --use_peft
     "trl": {"trl"},  # the engine for several devices
 }
 

@@ -14,7 +14,7 @@ from . import exercise, need
 CHANGES = {
     "seed": 1,
     "learning_rate": 1e-4,
-    "max_steps": 200,
+    "warmup_steps": 20,
     "budget_quantile": 0.9,
     "save_steps": 10,
     "logging_steps": 5,
@@ -41,7 +41,7 @@ def refused(name: str) -> bool:
 @exercise(
     hint=(
         "Ask of each: would update 36 move other weights than in the run that was never"
-        " stopped? The learning rate falls along a curve that ends at max_steps."
+        " stopped? The learning rate rises over warmup_steps and falls after them."
     )
 )
 def change(answer) -> str:
@@ -58,7 +58,7 @@ def change(answer) -> str:
     need(
         not (missing := truth - set(answer)),
         f"{', '.join(sorted(missing))} missing: another value moves other weights (a"
-        " longer run also stretches the schedule of the learning rate)",
+        " longer warm-up also shifts the schedule of the learning rate)",
     )
     return (
         "The trainer names every difference that it refuses. See it: new_trainer(work /"

@@ -5,15 +5,15 @@
 my_answer = {
     "seed",
     "learning_rate",
-    "max_steps",
+    "warmup_steps",
     "budget_quantile",
 }  # the others only say what is written where and when
 
-# %% change wrong: max_steps missing
+# %% change wrong: warmup_steps missing
 my_answer = {"seed", "learning_rate", "budget_quantile"}
 
 # %% change wrong: no weight depends on it
-my_answer = {"seed", "learning_rate", "max_steps", "budget_quantile", "save_steps"}
+my_answer = {"seed", "learning_rate", "warmup_steps", "budget_quantile", "save_steps"}
 
 # %% lengths
 my_answer = (
