@@ -47,8 +47,8 @@ from .rollout import core
 from .tasks import TASKS, task_kind, with_template
 
 # %% auto #0
-__all__ = ['ANSWERS', 'QUANTILES', 'OF_A_BUDGET', 'DECIDES', 'completion_length', 'Examination', 'examine', 'no_verdict',
-           'summary_of', 'check_arguments', 'prompts_of', 'run_command']
+__all__ = ['ANSWERS', 'NEUTRAL', 'QUANTILES', 'OF_A_BUDGET', 'DECIDES', 'completion_length', 'habits', 'Examination', 'examine',
+           'no_verdict', 'summary_of', 'check_arguments', 'prompts_of', 'run_command']
 
 # %% ../nbs/19_examine.ipynb #length
 ANSWERS = ("completion", "solution")  # columns that show how long an answer is
@@ -67,6 +67,18 @@ def completion_length(student, dataset: Dataset, tokenizer) -> tuple[int, str]:
         "max_completion_length is needed: neither the student's generation_config (max_new_tokens) "
         f"nor a column {columns} of the dataset says how long a completion is"
     )
+
+# %% ../nbs/19_examine.ipynb #habits
+NEUTRAL = {"temperature": 1.0, "top_k": 0, "top_p": 1.0}  # what changes nothing
+
+
+def habits(student) -> dict:
+    "How `generate()` of this student samples where its own settings say so, else {}."
+    config = getattr(core(student), "generation_config", None)
+    if not getattr(config, "do_sample", False):
+        return {}
+    said = {name: getattr(config, name, None) for name in NEUTRAL}
+    return {name: NEUTRAL[name] if value is None else value for name, value in said.items()}
 
 # %% ../nbs/19_examine.ipynb #examination
 @dataclass
@@ -123,6 +135,7 @@ def examine(
     records = evaluate_records(student, teacher, dataset, tokenizer, funcs, first, **asked)
     about = {name: _name_of(given) for name, given in names.items()}
     about |= {"n_prompts": len(dataset), **sampling, "length_from": source, "aggregate": aggregate}
+    about["generate"] = habits(student)
     summary = summary_of(records, None, metrics or ())
     rows = [summary_of(records, budget, metrics or ()) for budget in budgets]
     return Examination(about, records, budgets, summary, rows, tokenizer)
@@ -161,7 +174,7 @@ DECIDES = 0.01  # share of completions
 
 @patch
 def warnings(self: Examination) -> list[str]:
-    "One sentence for every answer that completions decide which were cut off."
+    "One sentence for every answer that cut-off completions decide, one for another policy."
     length, n = self.about["max_completion_length"], len(self.records)
     remedy = f"were cut off at {length} tokens and would have gone on spending"
     found = []
@@ -181,7 +194,19 @@ def warnings(self: Examination) -> list[str]:
             f"{cut:.1%} of the completions {remedy}, so the quantiles are too low; give a larger "
             "max_completion_length"
         )
+    judged = NEUTRAL | {"temperature": self.about["temperature"]}
+    served = self.about["generate"]
+    if served and served != judged:
+        found.append(
+            f"generate() of this student samples with {_said(served)}, another policy than the one "
+            f"that was judged, {_said(judged)}"
+        )
     return found
+
+
+def _said(settings: dict) -> str:
+    "Settings in words."
+    return ", ".join(f"{name}={value:g}" for name, value in settings.items())
 
 # %% ../nbs/19_examine.ipynb #table
 @patch

@@ -124,6 +124,20 @@ def test_length_comes_from_the_student_or_the_data(pair):
     assert found.about["student"] == "LlamaForCausalLM"
 
 
+def test_a_student_that_is_served_as_another_policy(pair):
+    "What transformers adds to its sampling (top_k=50) is not what was judged."
+    student, teacher, prompts = pair
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(student), char_tokenizer()
+    given = dict(budgets=[1000.0], max_completion_length=32)
+    assert examine(model, teacher, prompts, tokenizer, **given).about["generate"] == {}
+    model.generation_config.update(do_sample=True, temperature=0.7, top_k=50)
+    found = examine(model, teacher, prompts, tokenizer, **given)
+    assert "samples with temperature=0.7, top_k=50, top_p=1, another policy" in found.warnings()[-1]
+    model.generation_config.update(temperature=1.0, top_k=0)
+    found = examine(model, teacher, prompts, tokenizer, **given)
+    assert not [line for line in found.warnings() if "policy" in line]
+
+
 COMMAND = "--student s --teacher t --dataset p.jsonl --max_completion_length 6 --disable_tqdm"
 
 
