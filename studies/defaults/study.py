@@ -25,10 +25,14 @@ from studies.lab import Runs
 
 RUNS = Runs(Path(__file__).with_name("results.csv"), ("pair", "settings", "updates"))
 JOBS = [
-    dict(pair="smollm2", settings="default", updates=3, batch=8, length=32, n_eval=12),
-    dict(pair="smollm2", settings="embedded", updates=3, batch=8, length=32, n_eval=12),
-    dict(pair="random", settings="default", updates=3, batch=64, length=32, n_eval=1024),
-    dict(pair="random", settings="default", updates=100, batch=64, length=32, n_eval=1024),
+    dict(pair="smollm2", settings="default", updates=3, budget=20, batch=8, length=32, n_eval=12),
+    dict(pair="smollm2", settings="embedded", updates=3, budget=20, batch=8, length=32, n_eval=12),
+    dict(
+        pair="random", settings="default", updates=3, budget=100, batch=64, length=32, n_eval=1024
+    ),
+    dict(
+        pair="random", settings="default", updates=100, budget=100, batch=64, length=32, n_eval=1024
+    ),
 ]
 WORDS = "time water winter music bread paper glass night stone river city letter".split()
 NAMES = {"spent_mean": "nats", "reward_mean": "reward", "length_mean": "tokens"}
@@ -63,7 +67,7 @@ def measured(job: dict) -> dict:
         args = CMDPConfig(
             **changes
             | dict(
-                budget=100,
+                budget=job["budget"],
                 max_completion_length=job["length"],
                 per_device_train_batch_size=8,
                 gradient_accumulation_steps=job["batch"] // 8,
