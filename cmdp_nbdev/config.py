@@ -498,8 +498,8 @@ class CMDPConfig:
         False, "keep the completions of every logging_steps-th update in completions/, show some"
     )
     num_completions_to_print: Count = setting(4, "how many of them are shown")
-    save_steps: Index = setting(0, "checkpoint every so many updates, 0 = none")
-    save_total_limit: Count | None = setting(None, "keep only the newest checkpoints; None = all")
+    save_steps: Index = setting(50, "checkpoint every so many updates, 0 = none")
+    save_total_limit: Count | None = setting(2, "keep only the newest checkpoints; None = all")
     resume_from_checkpoint: Checkpoint | None = setting(
         None,
         "a checkpoint folder, or 'auto' for the newest one in output_dir (none there is no error)",
