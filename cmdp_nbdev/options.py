@@ -513,7 +513,7 @@ def base_settings(student: str | None) -> dict:
 def layered(command: Command, file: dict, typed: dict, path: str = "") -> Typed:
     "The layers of a command's values, later ones winning."
     layers = {"default": defaults_of(command)}
-    if command is DISTILL and (typed | file | typed).get("student") is None:
+    if command is DISTILL and (file | typed).get("student") is None:
         layers["recipe embedded"] = base_settings(None)
     layers |= {f"file {path}": file, "command line": typed}
     values, sources = {}, {}
