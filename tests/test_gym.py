@@ -141,7 +141,7 @@ HELD = [
 ]
 
 
-@pytest.mark.parametrize("held", HELD, ids=str)
+@pytest.mark.parametrize("held", HELD, ids=" ".join)
 def test_types_come_back(held):
     "Tuples, sets, dates and keys come back as they were, and what looks like a mark does, too."
     back = json.loads(json.dumps(_pack(held), allow_nan=False), object_hook=_unpack)
