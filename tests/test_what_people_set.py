@@ -94,6 +94,7 @@ TAKES_NONE = {
     "report_to",
     "bf16",
     "kl_chunk_size",
+    "save_total_limit",
     "truncated_reward",
     "disable_tqdm",
 }

@@ -146,8 +146,8 @@ def nbs() -> None:
 
 
 def tests() -> None:
-    "pytest, on two processes."
-    run("python", "-m", "pytest", "-n", "2", "-q", "tests")
+    "pytest, on two processes; whoever is done first takes over tests of the other."
+    run("python", "-m", "pytest", "-n", "2", "--dist", "worksteal", "-q", "tests")
 
 
 STAGES = {
