@@ -286,13 +286,13 @@ def distil(run: RunArguments, config: CMDPConfig) -> dict:
     trainer.close()
     optimum = exact_optimum(run, trainer)
     seconds = time.perf_counter() - began
+    summary = {}
+    if trainer.is_main_process:
+        summary = summarise(trainer, result, seconds, optimum) | nats_of(trainer, records)
+        write_run(trainer, records, summary)
+        summary["output_dir"] = str(trainer.output_dir)
     trainer.save_model(trainer.output_dir / "student")
-    if not trainer.is_main_process:
-        return {}
-    summary = summarise(trainer, result, seconds, optimum)
-    summary |= nats_of(trainer, records)
-    write_run(trainer, records, summary)
-    return summary | {"output_dir": str(trainer.output_dir)}
+    return summary
 
 # %% ../nbs/19_distil.ipynb #train
 def train_until_stopped(trainer: CMDPTrainer) -> None:

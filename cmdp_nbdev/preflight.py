@@ -944,9 +944,9 @@ def alike_problems(
     what: str, model, probe: Rollout, logits: Tensor | TeacherRows | None, temperature: float
 ) -> list[str]:
     "What is wrong with a model's numbers on the probe; warns of a function's."
-    distances = probe_distances(model, probe, temperature, logits)
-    if isinstance(model, torch.nn.Module):
-        return list(distance_problems(what, distances, precision_of(model)))
+    distances, inside = probe_distances(model, probe, temperature, logits), innermost(model)
+    if isinstance(inside, torch.nn.Module):
+        return list(distance_problems(what, distances, precision_of(inside)))
     refused = list(distance_problems(what, distances, "half"))
     for problem in () if refused else distance_problems(what, distances, "float32"):
         warnings.warn(problem, stacklevel=2)

@@ -301,6 +301,19 @@ def test_interrupting_keeps_what_was_learnt(tmp_path, monkeypatch, capsys):
     assert "stopped after 1 update" in capsys.readouterr().err
 
 
+def test_what_was_found_outlives_a_student_that_cannot_be_saved(tmp_path, monkeypatch, capsys):
+    "A full disk, or a folder that is not the student, must not cost the evaluation."
+
+    def fails(self, folder):
+        raise RuntimeError("the disk is full")
+
+    monkeypatch.setattr(CMDPTrainer, "save_model", fails)
+    assert main(["--output_dir", str(tmp_path), *FAST]) == 2
+    assert "the disk is full" in capsys.readouterr().err
+    assert read(tmp_path / "summary.json")["steps"] == 3
+    assert (tmp_path / "report.html").is_file() and (tmp_path / "eval.jsonl").is_file()
+
+
 def test_resuming_from_the_command_line(tmp_path):
     "The command that was killed, typed again with 'auto', must end as the uninterrupted one."
 

@@ -13,6 +13,7 @@ from conftest import SMALL, embedded
 from torch.testing import assert_close
 from transformers.modeling_outputs import CausalLMOutput
 
+from cmdp_nbdev import preflight
 from cmdp_nbdev.budget import Budget
 from cmdp_nbdev.cost import (
     COSTS,
@@ -31,7 +32,7 @@ from cmdp_nbdev.cost import (
 from cmdp_nbdev.evaluate import evaluate, measure
 from cmdp_nbdev.mdp import select
 from cmdp_nbdev.model import default_pair
-from cmdp_nbdev.preflight import is_function
+from cmdp_nbdev.preflight import alike_problems, is_function
 from cmdp_nbdev.rollout import completion_logits, generate, teacher_rows
 from cmdp_nbdev.task import chain_dataset, chain_reward
 from cmdp_nbdev.teachers import CachedTeacher, ServerTeacher, TopKTeacher, fingerprint
@@ -671,3 +672,12 @@ def test_a_cached_server_is_asked_once(asked, server, tmp_path):
     assert torch.equal(a, b) and len(server.seen) == cached.misses
     assert isinstance(cached.rows(r), TopKRows) and cached.rows(r).bound == TOP4
     assert not isinstance(cached.rows(r), DenseRows)
+
+
+def test_a_teacher_in_half_precision_is_judged_as_one(pair, monkeypatch, recwarn):
+    "Also inside of another one: what rounding explains there is no padding that is read."
+    monkeypatch.setattr(preflight, "probe_distances", lambda *args: {"padded": 0.1})
+    inside = copy.deepcopy(pair[1]).bfloat16()
+    assert alike_problems("teacher", TopKTeacher(inside, 4), None, None, 1.0) == []
+    assert not recwarn
+    assert len(alike_problems("teacher", TopKTeacher(pair[1], 4), None, None, 1.0)) == 1
