@@ -13,7 +13,7 @@ import re
 import sys
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import MISSING, dataclass, field, fields, replace
+from dataclasses import MISSING, Field, dataclass, field, fields, replace
 from enum import Enum
 from importlib import import_module
 from importlib.resources import files
@@ -48,7 +48,7 @@ __all__ = ['UNFIT', 'WORDS', 'SWITCH', 'KIND', 'Folder', 'Checkpoint', 'Trackers
            'the_schedule_knows_its_settings', 'the_schedule_gives_rates', 'the_method_has_groups_to_compare',
            'a_score_function_needs_its_own_completions', 'distillation_follows_a_gradient', 'trial_batch',
            'trial_problems', 'price_problems', 'one_dtype', 'check_config', 'load_function', 'own_problems',
-           'field_problems', 'check_unused', 'recipe', 'changed', 'followed_recipe', 'in_force']
+           'field_problems', 'check_unused', 'recipe', 'default_of', 'changed', 'followed_recipe', 'in_force']
 
 # %% ../nbs/10_config.ipynb #range
 UNFIT = (TypeError, ValueError, OverflowError, RuntimeError)  # what a value of another kind raises
@@ -990,13 +990,17 @@ def from_recipe(cls: CMDPConfig, name: str, **changes) -> CMDPConfig:
     return cls(**recipe(name) | changes)
 
 # %% ../nbs/10_config.ipynb #changed
+def default_of(f: Field):
+    "The default of a field of a dataclass."
+    return f.default if f.default_factory is MISSING else f.default_factory()
+
+
 def changed(settings, base: dict) -> dict:
     "The fields of a dataclass that are not as `base` or, where that is silent, its defaults say."
     found = {}
     for f in fields(settings):
-        default = f.default if f.default_factory is MISSING else f.default_factory()
         value = getattr(settings, f.name)
-        if value != base.get(f.name, default) and not isinstance(value, Unsaid):
+        if value != base.get(f.name, default_of(f)) and not isinstance(value, Unsaid):
             found[f.name] = value
     return found
 

@@ -288,8 +288,9 @@ def distil(run: RunArguments, config: CMDPConfig) -> dict:
     seconds = time.perf_counter() - began
     summary = {}
     if trainer.is_main_process:
-        summary = summarise(trainer, result, seconds, optimum) | nats_of(trainer, records)
-        write_run(trainer, records, summary)
+        went = where_nats_went(records, trainer.processing_class)
+        summary = summarise(trainer, result, seconds, optimum) | nats_of(went)
+        write_run(trainer, records, summary, went)
         summary["output_dir"] = str(trainer.output_dir)
     trainer.save_model(trainer.output_dir / "student")
     return summary
@@ -350,9 +351,8 @@ def start_of(trainer: CMDPTrainer) -> dict:
     return {f"start_{k}": found[f"eval_{k}"] for k in names if f"eval_{k}" in found}
 
 # %% ../nbs/19_distil.ipynb #nats
-def nats_of(trainer: CMDPTrainer, records: list[dict]) -> dict:
+def nats_of(went: Nats) -> dict:
     "The ten most expensive token texts, and the nats by place, see evaluate.where_nats_went."
-    went = where_nats_went(records, trainer.processing_class)
     return {"nats_by_token": went.tokens[:10], "nats_by_position": went.positions}
 
 
@@ -364,7 +364,7 @@ def numbers_of(summary: dict) -> dict:
 COPY_LIMIT = 500_000_000  # bytes
 
 
-def write_run(trainer: CMDPTrainer, records: list[dict], summary: dict) -> None:
+def write_run(trainer: CMDPTrainer, records: list[dict], summary: dict, went: Nats) -> None:
     "Write teacher/, eval.jsonl, summary.json and report.html into the run's folder."
     out, teacher = trainer.output_dir, trainer.teacher
     if trainer.run_info["teacher"].get("bytes", math.inf) <= COPY_LIMIT:
@@ -376,11 +376,11 @@ def write_run(trainer: CMDPTrainer, records: list[dict], summary: dict) -> None:
     (out / "summary.json").write_text(text, encoding="utf-8")
     args = trainer.args
     title = f"{args.method}, budget {trainer.budget.limit:g} ({args.aggregate})"
-    page = report_html(pictures(trainer, records), title, numbers_of(summary))
+    page = report_html(pictures(trainer, records, went), title, numbers_of(summary))
     (out / "report.html").write_text(page, encoding="utf-8")
 
 # %% ../nbs/19_distil.ipynb #pictures
-def pictures(trainer: CMDPTrainer, records: list[dict]) -> list:
+def pictures(trainer: CMDPTrainer, records: list[dict], went: Nats) -> list:
     "The figures of report.html."
     budget = trainer.budget
     limit = budget.limit if budget.aggregate == "sum" else None
@@ -389,7 +389,7 @@ def pictures(trainer: CMDPTrainer, records: list[dict]) -> list:
         spent_histogram(records, budget),
         remaining_fan(records, budget),
         token_heatmap(records, trainer.processing_class),
-        nats_figure(where_nats_went(records, trainer.processing_class)),
+        nats_figure(went),
         multiplier_curves(budget),
     ]
 

@@ -50,10 +50,10 @@ from cmdp_nbdev.rollout import (
 # %% auto #0
 __all__ = ['RECORD', 'VALUES', 'SEED_METRICS', 'measured', 'measure', 'charges', 'judge_budgets', 'verdicts', 'rollout_records',
            'metric_values', 'name_problems', 'record_column_problems', 'evaluate_records', 'at_budget', 'to_json',
-           'mean_interval', 'summarize', 'loaded', 'loaded_pair', 'evaluate', 'nats_by_token', 'nats_by_position',
-           'Nats', 'where_nats_went', 'Earned', 'earn', 'earned_metrics', 'step_metrics', 'share_of_equal_groups',
-           'mcnemar', 'difference_interval', 'summarize_seeds', 'compare', 'frontier', 'envelope', 'envelope_band',
-           'above_envelope']
+           'mean_interval', 'summarize', 'load_fast', 'loaded', 'loaded_pair', 'evaluate', 'nats_by_token',
+           'nats_by_position', 'Nats', 'where_nats_went', 'Earned', 'earn', 'earned_metrics', 'step_metrics',
+           'share_of_equal_groups', 'mcnemar', 'difference_interval', 'summarize_seeds', 'compare', 'frontier',
+           'envelope', 'envelope_band', 'above_envelope']
 
 # %% ../nbs/09_evaluate.ipynb #measure
 @torch.no_grad()
@@ -356,12 +356,20 @@ def _constraint_columns(records: list[dict], within: np.ndarray, names: list[str
     return columns
 
 # %% ../nbs/09_evaluate.ipynb #loaded
+def load_fast(path: str | os.PathLike, what: str = "model", device: torch.device | None = None):
+    """A causal LM in the dtype in which it was saved, or in float32 where a device is slow with it.
+
+    device: None = the one that there is; the model stays on the CPU.
+    """
+    model = load_model(path, what)
+    return model.to(fast_dtype(model.dtype, device or device_of()))
+
+
 def loaded(model, what: str, device: torch.device):
     "A model from its folder or name, on `device`, in a dtype that is fast there; others as given."
     if not isinstance(model, (str, os.PathLike)):
         return model
-    model = load_model(model, what)
-    return model.to(device, fast_dtype(model.dtype, device))
+    return load_fast(model, what, device).to(device)
 
 
 def loaded_pair(model, teacher, tokenizer=None) -> tuple:

