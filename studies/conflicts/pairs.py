@@ -32,7 +32,12 @@ class Pair:
 PAIRS = {
     "chains": Pair(chain_dataset, chain_reward, step_validity, chains.left_out),
     "easy chains": Pair(
-        chains.easy_dataset, chain_reward, step_validity, chains.left_out, num_train=8000
+        chains.easy_dataset,
+        chain_reward,
+        step_validity,
+        chains.left_out,
+        {"max_steps": 300},
+        num_train=8000,
     ),
 }
 

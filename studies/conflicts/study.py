@@ -212,14 +212,17 @@ def start_worker() -> None:
 
 
 def work(jobs: list[dict], runs: Runs, workers: dict[str, int]) -> None:
-    "Do the jobs in their order, as soon as what they wait for is there; rows are appended."
+    """Do the jobs in their order, as soon as what they wait for is there; rows are appended.
+
+    workers: device -> number of processes. Raises, after the others, what a job has raised.
+    """
     context = get_context("spawn")
     pools = {
         device: ProcessPoolExecutor(n, mp_context=context, initializer=start_worker)
         for device, n in workers.items()
         if n
     }
-    free, running = dict(workers), {}
+    free, running, failed = dict(workers), {}, []
     print(f"{len(runs.read())} runs done, {len(jobs)} asked for", flush=True)
     while jobs or running:
         for device in pools:
@@ -230,9 +233,14 @@ def work(jobs: list[dict], runs: Runs, workers: dict[str, int]) -> None:
             break
         for done in wait(running, return_when=FIRST_COMPLETED).done:
             free[running.pop(done)] += 1
-            row = done.result()
-            runs.append(row)
-            print(say(row), flush=True)
+            if error := done.exception():
+                failed.append(error)
+                print(f"failed: {error}", flush=True)
+                continue
+            runs.append(done.result())
+            print(say(done.result()), flush=True)
+    if failed:
+        raise failed[0]
 
 
 def next_job(jobs: list[dict], runs: Runs) -> dict | None:
