@@ -14,14 +14,14 @@ from typing import NamedTuple
 import numpy as np
 from datasets import Dataset
 
-from .task import split_of, tilt
+from .task import SPLITS, split_of, tilt
 
 # %% auto #0
-__all__ = ['HAS', 'KINDS', 'OPENINGS', 'QUESTIONS', 'NAMES', 'THINGS', 'MIDDLE', 'ENDINGS', 'WORDS_SPLITS', 'EQUATION', 'compute',
-           'Kind', 'Misreading', 'Step', 'Problem', 'value_of', 'draw_skeleton', 'draw_problem', 'write_solution',
-           'skeleton_of', 'numbers_of', 'in_split', 'words_problems', 'steps_text', 'read_steps', 'answer_of',
-           'words_dataset', 'words_reward', 'Verdict', 'check_sentences', 'left_out', 'words_validity',
-           'words_frontier']
+__all__ = ['HAS', 'KINDS', 'OPENINGS', 'QUESTIONS', 'NAMES', 'THINGS', 'MIDDLE', 'ENDINGS', 'TRIES', 'WORDS_SPLITS', 'EQUATION',
+           'compute', 'Kind', 'Misreading', 'Step', 'Problem', 'value_of', 'draw_skeleton', 'draw_steps',
+           'has_skeleton', 'has_numbers', 'draw_problem', 'write_solution', 'words_problems', 'steps_text',
+           'read_steps', 'answer_of', 'words_dataset', 'words_reward', 'Verdict', 'check_sentences', 'left_out',
+           'words_validity', 'words_frontier']
 
 # %% ../nbs/06_words.ipynb #compute
 def compute(left: int, op: str, right: int) -> int | None:
@@ -266,8 +266,11 @@ def _lefts(skeleton: tuple[str, ...], start: str) -> list[str]:
     return lefts
 
 
-def _draw_steps(
-    rng: random.Random, skeleton: tuple[str, ...], misreading: Misreading
+TRIES = 8  # at a number, before another skeleton is drawn
+
+
+def draw_steps(
+    rng: random.Random, skeleton: tuple[str, ...], misreading: Misreading = Misreading()
 ) -> list[Step] | None:
     "Steps with numbers for a skeleton, None where the numbers drawn first lead nowhere."
     start = rng.randint(2, 9) if skeleton[0] == "packs" else rng.randint(3, 60)
@@ -275,8 +278,8 @@ def _draw_steps(
     for i, (kind, left) in enumerate(zip(skeleton, _lefts(skeleton, str(start)))):
         op, numbers = KINDS[kind].op, KINDS[kind].numbers
         ops = (op, misreading.op) if kind == misreading.kind else (op,)
-        choices = [f"#{i}"] if kind == "total" else rng.sample(numbers, len(numbers))
-        for right in map(str, choices):
+        for _ in range(TRIES):
+            right = f"#{i}" if kind == "total" else str(rng.choice(numbers))
             longer = _carried_on(branches, left, ops, right)
             if longer is not None:
                 break
@@ -285,6 +288,20 @@ def _draw_steps(
         branches = longer
         steps.append(Step(kind, left, op, right))
     return steps
+
+# %% ../nbs/06_words.ipynb #split
+WORDS_SPLITS = ("train", "validation", "test", "unseen", "reworded")
+
+
+def has_skeleton(skeleton: tuple[str, ...], split: str) -> bool:
+    "Whether problems of this skeleton belong to a split."
+    return (zlib.crc32(" ".join(skeleton).encode()) % 10 == 0) == (split == "unseen")
+
+
+def has_numbers(steps: list[Step], split: str) -> bool:
+    "Whether problems that give these numbers, in the order of their steps, belong to a split."
+    given = [n for step in steps for n in (step.left, step.right) if not n.startswith("#")]
+    return split_of(" ".join(given)) == (split if split in SPLITS else "test")
 
 # %% ../nbs/06_words.ipynb #text
 def _wording(rng: random.Random, wordings: tuple[str, ...], reworded: bool) -> str:
@@ -321,13 +338,16 @@ def _tell(rng: random.Random, steps: list[Step], reworded: bool) -> Problem:
 
 # %% ../nbs/06_words.ipynb #draw
 def draw_problem(
-    rng: random.Random, misreading: Misreading = Misreading(), reworded: bool = False
+    rng: random.Random, split: str = "train", misreading: Misreading = Misreading()
 ) -> Problem:
-    "A random problem, in the wordings for training or in those held out."
+    "A random problem of a split."
     while True:
-        steps = _draw_steps(rng, draw_skeleton(rng, misreading), misreading)
-        if steps is not None:
-            return _tell(rng, steps, reworded)
+        skeleton = draw_skeleton(rng, misreading)
+        if not has_skeleton(skeleton, split):
+            continue
+        steps = draw_steps(rng, skeleton, misreading)
+        if steps is not None and has_numbers(steps, split):
+            return _tell(rng, steps, reworded=split == "reworded")
 
 # %% ../nbs/06_words.ipynb #solution
 def write_solution(
@@ -352,27 +372,6 @@ def write_solution(
         written.append(f"{equation}." if terse else sentence.format(equation))
     return " " + " ".join([*written, f"The answer is {results[-1]}."])
 
-# %% ../nbs/06_words.ipynb #split
-WORDS_SPLITS = ("train", "validation", "test", "unseen", "reworded")
-
-
-def skeleton_of(problem: Problem) -> str:
-    "The kinds of step of a problem, in order."
-    return " ".join(step.kind for step in problem.steps)
-
-
-def numbers_of(problem: Problem) -> str:
-    "The numbers that a problem gives, in the order of its steps."
-    numbers = (n for step in problem.steps for n in (step.left, step.right))
-    return " ".join(n for n in numbers if not n.startswith("#"))
-
-
-def in_split(problem: Problem, split: str) -> bool:
-    "Whether a problem belongs to a split, by its skeleton and its numbers (not by its wording)."
-    unseen = zlib.crc32(skeleton_of(problem).encode()) % 10 == 0
-    numbers = "test" if split in ("unseen", "reworded") else split
-    return unseen == (split == "unseen") and split_of(numbers_of(problem)) == numbers
-
 # %% ../nbs/06_words.ipynb #problems
 def words_problems(
     n: int, split: str = "train", seed: int = 0, misreading: Misreading = Misreading()
@@ -389,9 +388,8 @@ def words_problems(
     rng = random.Random(f"words-{split}-{seed}-{misreading}")
     problems: dict[str, Problem] = {}
     while len(problems) < n:
-        problem = draw_problem(rng, misreading, reworded=split == "reworded")
-        if in_split(problem, split):
-            problems[problem.prompt] = problem
+        problem = draw_problem(rng, split, misreading)
+        problems[problem.prompt] = problem
     return list(problems.values())
 
 # %% ../nbs/06_words.ipynb #dataset
