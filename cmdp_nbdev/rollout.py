@@ -23,7 +23,7 @@ from torch.nn.functional import pad, rms_norm, scaled_dot_product_attention
 from transformers import GenerationMixin, PreTrainedModel, PreTrainedTokenizerBase
 
 from .budget import Budget
-from .cost import Cost, DenseRows, TeacherRows, TopKRows, token_logps
+from .cost import Cost, DenseRows, TeacherRows, TopKRows
 from .mdp import OURS, Rollout, Sampling, completion_mask, position_ids
 from .model import ids_of
 from .moved import forwards
@@ -248,7 +248,7 @@ FEW = 1024  # tokens
 def draw_noise(
     rows: int, tokens: int, generator: torch.Generator | None = None, device="cpu"
 ) -> Tensor:
-    "What decides which of `tokens` comes, for `rows` choices: (rows, tokens), or (rows, 1) of many."
+    "What decides which of `tokens` comes: (rows, tokens) times, or (rows, 1) shares if many."
     if tokens > FEW:
         return torch.rand(rows, 1, generator=generator, device=device)
     return torch.empty(rows, tokens, device=device).exponential_(generator=generator)
