@@ -695,7 +695,6 @@ class Reading:
 
 
 READINGS = (
-    Reading(cache="graph"),
     Reading(cache="preallocated"),
     Reading(),
     Reading(cache="own"),
