@@ -19,22 +19,24 @@ from weakref import WeakKeyDictionary
 import torch
 from fastcore.basics import patch
 from torch import Tensor
+from torch.nn.functional import pad, rms_norm, scaled_dot_product_attention
 from transformers import GenerationMixin, PreTrainedModel, PreTrainedTokenizerBase
 
 from .budget import Budget
-from .cost import Cost, DenseRows, TeacherRows, TopKRows, token_logps
+from .cost import Cost, DenseRows, TeacherRows, TopKRows
 from .mdp import OURS, Rollout, Sampling, completion_mask, position_ids
 from .model import ids_of
 from .moved import forwards
 
 # %% auto #0
-__all__ = ['TEMPLATE_COLUMNS', 'READINGS', 'SHORT', 'LONG', 'STEPS', 'CANNOT', 'EXACT', 'ROUGH', 'NEVER', 'is_chat',
-           'PromptError', 'content_text', 'without_none', 'knows_parts', 'read_messages', 'check_written', 'write_chat',
-           'row_settings', 'prompt_texts', 'ids_before', 'encode_prompts', 'nucleus', 'sample_token', 'core',
-           'accepted', 'cache_name', 'Reader', 'own_preparation', 'aligned', 'logits_at', 'ByLength', 'Rereader',
-           'Reading', 'find_reading', 'still', 'read_as', 'reading', 'ToldStudent', 'open_reader', 'with_tokens',
-           'sample', 'eos_token_ids', 'generate', 'given_text', 'given_rollout', 'completion_logits', 'Teacher',
-           'logits_in', 'teacher_rows', 'innermost']
+__all__ = ['TEMPLATE_COLUMNS', 'FEW', 'ROOM', 'LLAMAS', 'ROPES', 'READINGS', 'SHORT', 'LONG', 'STEPS', 'CANNOT', 'EXACT', 'ROUGH',
+           'NEVER', 'DROP', 'is_chat', 'PromptError', 'content_text', 'without_none', 'knows_parts', 'read_messages',
+           'check_written', 'write_chat', 'row_settings', 'prompt_texts', 'ids_before', 'encode_prompts', 'nucleus',
+           'draw_noise', 'choose', 'sample_token', 'core', 'known_names', 'accepted', 'cache_name', 'Reader',
+           'own_preparation', 'llama_inside', 'LayerStep', 'Decoder', 'GraphDecoder', 'aligned', 'logits_at',
+           'ByLength', 'Rereader', 'Reading', 'find_reading', 'still', 'read_as', 'reading', 'ToldStudent',
+           'open_reader', 'with_tokens', 'sample', 'eos_token_ids', 'generate', 'given_text', 'given_rollout',
+           'completion_logits', 'Teacher', 'logits_in', 'teacher_rows', 'innermost']
 
 # %% ../nbs/08_rollout.ipynb #encode
 def is_chat(prompt) -> bool:
@@ -239,26 +241,53 @@ def nucleus(probs: Tensor, top_p: float) -> Tensor:
     before = p.cumsum(-1) - p
     return torch.zeros_like(probs).scatter(-1, order, p * (before < top_p))
 
+# %% ../nbs/08_rollout.ipynb #noise
+FEW = 1024  # tokens
+
+
+def draw_noise(
+    rows: int, tokens: int, generator: torch.Generator | None = None, device="cpu"
+) -> Tensor:
+    "What decides which of `tokens` comes: (rows, tokens) times, or (rows, 1) shares if many."
+    if tokens > FEW:
+        return torch.rand(rows, 1, generator=generator, device=device)
+    return torch.empty(rows, tokens, device=device).exponential_(generator=generator)
+
+
+def choose(probs: Tensor, noise: Tensor) -> Tensor:
+    "The id that `noise` takes of every row of `probs` (B, V), which need not sum to 1: (B,)."
+    if probs.shape[1] <= FEW:
+        return (probs / noise).argmax(-1)
+    reached = probs.cumsum(-1)
+    end = reached[:, -1:]
+    goal = (noise * end).minimum(torch.nextafter(end, torch.zeros_like(end)))
+    return torch.searchsorted(reached, goal.contiguous(), right=True)[:, 0]
+
 # %% ../nbs/08_rollout.ipynb #sample-token
 def sample_token(
     logits: Tensor,
     temperature: float = 1.0,
     top_p: float = 1.0,
     generator: torch.Generator | None = None,
+    noise: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """One id per row of `logits` (B, V): ids (B,) and their log-probabilities (B,) in nats.
 
     Log-probabilities are those at `temperature`, before `top_p`; temperature 0 takes the most
-    probable id and reports its log-probability at temperature 1.
+    probable id and reports its log-probability at temperature 1. `noise`: see draw_noise; None =
+    it is drawn here.
     """
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    if temperature not in (0, 1):
+        logits = logits / temperature
+    probs = logits.softmax(-1)
     if temperature == 0:
-        ids = logits.argmax(-1, keepdim=True)
+        ids = logits.argmax(-1)
     else:
-        probs = (logits.float() / temperature).softmax(-1)
-        if top_p < 1:
-            probs = nucleus(probs, top_p)
-        ids = torch.multinomial(probs, 1, generator=generator)
-    return ids[:, 0], token_logps(logits[:, None], ids, temperature or 1.0)[:, 0]
+        if noise is None:
+            noise = draw_noise(*probs.shape, generator, probs.device)
+        ids = choose(probs if top_p == 1 else nucleus(probs, top_p), noise)
+    return ids, probs.gather(1, ids[:, None])[:, 0].log()
 
 # %% ../nbs/08_rollout.ipynb #core
 def core(model: torch.nn.Module) -> torch.nn.Module:
@@ -266,6 +295,13 @@ def core(model: torch.nn.Module) -> torch.nn.Module:
     inside = [m for m in model.modules() if isinstance(m, PreTrainedModel) or _names_mask(m)]
     known = (m for m in inside if isinstance(m, PreTrainedModel))
     return next(known, inside[0] if inside else model)
+
+
+def _bare(model: torch.nn.Module) -> torch.nn.Module:
+    "The model inside of DistributedDataParallel, DeepSpeed or torch.compile."
+    while inside := getattr(model, "_orig_mod", getattr(model, "module", None)):
+        model = inside
+    return model
 
 
 @functools.cache
@@ -279,12 +315,17 @@ def _names_mask(model: torch.nn.Module) -> bool:
     return "attention_mask" in _parameters(type(model).forward)
 
 # %% ../nbs/08_rollout.ipynb #accepted
-def accepted(model: torch.nn.Module, **kwargs) -> dict:
-    "The keyword arguments that the model's forward knows, or the model inside that it wraps."
+def known_names(model: torch.nn.Module) -> set[str]:
+    "The names of what the model's forward knows, or the model inside that it wraps."
     own = _parameters(type(model).forward)
-    known = set(own)
     if any(p.kind in (p.VAR_KEYWORD, p.VAR_POSITIONAL) for p in own.values()):
-        known |= set(_parameters(type(core(model)).forward))
+        return {*own, *_parameters(type(core(model)).forward)}
+    return set(own)
+
+
+def accepted(model: torch.nn.Module, **kwargs) -> dict:
+    "The keyword arguments that the model's forward knows."
+    known = known_names(model)
     return {k: v for k, v in kwargs.items() if k in known}
 
 
@@ -294,11 +335,16 @@ def cache_name(model: torch.nn.Module) -> str | None:
     return next(iter(accepted(model, **names)), None)
 
 # %% ../nbs/08_rollout.ipynb #reader
+ROOM = 32  # tokens for which there is place beforehand
+
+
 class Reader:
     """A causal LM with its cache. `logits` (B, V) are those of the next token.
 
     shared: read each prompt once and repeat the cache, or once per completion.
     """
+
+    can_drop = False  # whether `keep` may be called
 
     def __init__(
         self,
@@ -310,10 +356,11 @@ class Reader:
         **more,
     ):
         self.model, self.cache_name, self.cache = model, cache_name(model), None
-        self.prepare = own_preparation(core(model))
+        self.known, self.prepare = known_names(model), own_preparation(core(model))
         if not shared:
             prompt_ids, prompt_mask = _each_row(num_generations, prompt_ids, prompt_mask)
         self.mask, self.positions = prompt_mask, position_ids(prompt_mask)
+        self.length = prompt_mask.shape[1]  # columns of the mask that were read
         self._forward(prompt_ids, more)
         self.positions = self.positions[:, -1:]
         if shared and num_generations > 1:
@@ -326,12 +373,19 @@ def _each_row(n: int, *tensors: Tensor) -> Iterator[Tensor]:
 
 
 @patch
+def keep(self: Reader, rows: Tensor) -> None:
+    "Go on with `rows` only, in the cache by what beam search uses: it knows all kinds of layers."
+    self.cache.reorder_cache(rows)
+    self.logits, self.mask, self.positions = (
+        x[rows] for x in (self.logits, self.mask, self.positions)
+    )
+
+
+@patch
 def _repeat(self: Reader, n: int) -> None:
-    "Make `n` of every row, in the cache by what beam search uses: it knows all kinds of layers."
+    "Make `n` of every row."
     rows = torch.arange(len(self.mask), device=self.mask.device)
-    self.cache.reorder_cache(rows.repeat_interleave(n))
-    state = self.logits, self.mask, self.positions
-    self.logits, self.mask, self.positions = _each_row(n, *state)
+    self.keep(rows.repeat_interleave(n))
 
 # %% ../nbs/08_rollout.ipynb #reader-forward
 def own_preparation(model: torch.nn.Module) -> Callable | None:
@@ -344,15 +398,15 @@ def own_preparation(model: torch.nn.Module) -> Callable | None:
 @patch
 def _forward(self: Reader, ids: Tensor, more: dict) -> None:
     "Read `ids`; keep the last logits and the cache."
-    inputs = dict(attention_mask=self.mask, position_ids=self.positions, logits_to_keep=1)
-    inputs |= {"use_cache": True, **more}
+    inputs = dict(attention_mask=self.mask[:, : self.length], position_ids=self.positions)
+    inputs |= {"logits_to_keep": 1, "use_cache": True, **more}
     first = self.cache is None
     if not first:
         inputs[self.cache_name] = self.cache
     if self.prepare is not None:
         inputs = self.prepare(ids, is_first_iteration=first, **inputs)
         inputs.pop("input_ids", None)
-    out = self.model(ids, **accepted(self.model, **inputs))
+    out = self.model(ids, **{k: v for k, v in inputs.items() if k in self.known})
     self.logits, self.cache = out.logits[:, -1], getattr(out, self.cache_name)
 
 # %% ../nbs/08_rollout.ipynb #reader-feed
@@ -365,9 +419,191 @@ def finished(self: Reader, ended: Tensor) -> bool:
 @patch
 def feed(self: Reader, ids: Tensor, ended: Tensor | None = None, **more) -> None:
     "Read one token per row, `ids` (B,). `ended`: rows that had ended before it; not needed here."
-    self.mask = torch.cat([self.mask, torch.ones_like(self.mask[:, :1])], 1)
+    if self.length == self.mask.shape[1]:
+        self.mask = pad(self.mask, (0, ROOM), value=1)
+    self.length += 1
     self.positions = self.positions + 1
     self._forward(ids[:, None], more)
+
+# %% ../nbs/08_rollout.ipynb #llama-inside
+LLAMAS = ("llama", "mistral", "qwen2", "qwen3")  # model types
+ROPES = ("default", "linear", "llama3", "yarn")  # that do not look at the length
+
+
+def llama_inside(model: torch.nn.Module) -> PreTrainedModel:
+    "The Llama-like model inside of `model`. Raises TypeError where there is none."
+    inside = _bare(model)
+    inside = getattr(inside, "get_base_model", lambda: inside)()
+    config = getattr(inside, "config", None)
+    if (
+        getattr(config, "model_type", None) not in LLAMAS
+        or not type(inside).__module__.startswith("transformers.models.")
+        or getattr(config, "sliding_window", None) is not None
+        or inside.model.rotary_emb.rope_type not in ROPES
+    ):
+        raise TypeError(f"{type(inside).__name__} is not read layer by layer")
+    return inside
+
+# %% ../nbs/08_rollout.ipynb #layer-step
+def _norm(module: torch.nn.Module) -> Callable:
+    "What an RMSNorm of transformers computes, in one call; other modules as they are."
+    plain = type(module).__module__.startswith("transformers.models.")
+    if not plain or module._forward_hooks or module._forward_pre_hooks:
+        return module
+    weight, eps = module.weight, module.variance_epsilon
+    return lambda x: rms_norm(x, weight.shape, weight, eps)
+
+
+class LayerStep:
+    "A layer of a Llama with its keys and values, each (B, heads, room, D)."
+
+    def __init__(self, layer: torch.nn.Module, keys: Tensor, values: Tensor):
+        own = layer.self_attn
+        self.project = own.q_proj, own.k_proj, own.v_proj
+        self.norm, self.norm_after = map(
+            _norm, (layer.input_layernorm, layer.post_attention_layernorm)
+        )
+        heads = (getattr(own, name, None) for name in ("q_norm", "k_norm"))
+        self.head_norms = [_norm(head) if head is not None else None for head in heads]
+        self.out, self.mlp, self.scale = own.o_proj, layer.mlp, own.scaling
+        self.keys, self.values = keys, values
+
+    def _rotated(self, x: Tensor, norm: Callable | None, cos: Tensor, sin: Tensor) -> Tensor:
+        "Heads (B, H, D) of queries or keys, turned by their positions; `sin` has its signs."
+        if norm is not None:
+            x = norm(x)
+        return x * cos + x.roll(x.shape[-1] // 2, -1) * sin
+
+    def __call__(self, x: Tensor, cos: Tensor, sin: Tensor, unseen, write: Callable) -> Tensor:
+        "What follows from `x` (B, hidden); `write` puts keys and values where they belong."
+        h = self.norm(x)
+        B, groups, D = len(h), self.keys.shape[1], self.keys.shape[3]
+        q, k, v = (project(h).view(B, -1, D) for project in self.project)
+        q = self._rotated(q, self.head_norms[0], cos, sin)
+        k = self._rotated(k, self.head_norms[1], cos, sin)
+        seen = write(self.keys, k), write(self.values, v)
+        q = q.view(B, groups, -1, D)
+        y = scaled_dot_product_attention(q, *seen, attn_mask=unseen, scale=self.scale)
+        x = x + self.out(y.reshape(B, -1))
+        return x + self.mlp(self.norm_after(x))
+
+# %% ../nbs/08_rollout.ipynb #decoder
+class Decoder:
+    "A Llama with its cache, one token at a time; `logits` (B, V) hold until the next `feed`."
+
+    can_drop = True
+    finished = Reader.finished
+
+    def __init__(self, model, prompt_ids: Tensor, prompt_mask: Tensor, num_generations: int = 1):
+        self.llama, n = llama_inside(model), num_generations
+        first = Reader(model, prompt_ids, prompt_mask)
+        self.logits, self.positions = _each_row(n, first.logits, first.positions[:, 0])
+        self.length = self.room = prompt_mask.shape[1]  # columns that were read, and that there are
+        self.layers = [
+            LayerStep(layer, *_each_row(n, kept.keys, kept.values))
+            for layer, kept in zip(self.llama.model.layers, first.cache.layers, strict=True)
+        ]
+        padding = torch.zeros_like(prompt_mask, dtype=self.layers[0].keys.dtype)
+        padding = padding.masked_fill(prompt_mask == 0, -torch.inf)
+        self.unseen = padding.repeat_interleave(n, 0)[:, None, None]
+        self.norm, self.head = _norm(self.llama.model.norm), self.llama.lm_head
+        self._grow()
+
+    def _grow(self) -> None:
+        "Room for twice as many tokens."
+        more = max(self.room, ROOM)
+        more += -(self.room + more) % 8
+        for layer in self.layers:
+            layer.keys, layer.values = (pad(x, (0, 0, 0, more)) for x in (layer.keys, layer.values))
+        self.unseen = pad(self.unseen, (0, more), value=-torch.inf)
+        self.room += more
+        steps = torch.arange(self.room, device=self.unseen.device)[None]
+        weight = self.llama.model.embed_tokens.weight
+        cos, sin = (x[0, :, None] for x in self.llama.model.rotary_emb(weight, steps))
+        half = cos.shape[-1] // 2
+        self.cos, self.sin = cos, torch.cat([-sin[..., :half], sin[..., half:]], -1)
+
+    def keep(self, rows: Tensor) -> None:
+        "Go on with `rows` only."
+        for layer in self.layers:
+            layer.keys, layer.values = (x.index_select(0, rows) for x in (layer.keys, layer.values))
+        self.logits, self.positions = self.logits[rows], self.positions[rows]
+        self.unseen = self.unseen[rows]
+
+    def feed(self, ids: Tensor, ended: Tensor | None = None) -> None:
+        "Read one token per row, `ids` (B,)."
+        if self.length == self.room:
+            self._grow()
+        self._step(ids)
+        self.length += 1
+
+    def _step(self, ids: Tensor) -> None:
+        "The logits after `ids`."
+        self.positions += 1
+        cos, sin = (x.index_select(0, self.positions) for x in (self.cos, self.sin))
+        x, unseen = self.llama.model.embed_tokens(ids), self._see()
+        for layer in self.layers:
+            x = layer(x, cos, sin, unseen, self._write)
+        self.logits = self.head(self.norm(x))
+
+    def _see(self) -> Tensor:
+        "The mask (B, 1, 1, L) that is added to the scores, with this token's column."
+        self.unseen[..., self.length] = 0
+        return self.unseen[..., : self.length + 1]
+
+    def _write(self, store: Tensor, new: Tensor) -> Tensor:
+        "`new` (B, heads, D) becomes the next column of `store`; all columns so far."
+        store[:, :, self.length] = new
+        return store[:, :, : self.length + 1]
+
+# %% ../nbs/08_rollout.ipynb #graph
+class GraphDecoder(Decoder):
+    "A decoder whose step is a CUDA graph. Raises RuntimeError without a GPU."
+
+    can_drop = False
+
+    def __init__(self, model, prompt_ids: Tensor, prompt_mask: Tensor, num_generations: int = 1):
+        if not prompt_ids.is_cuda:
+            raise RuntimeError("a CUDA graph needs a GPU")
+        self.at = torch.tensor([prompt_ids.shape[1]], device=prompt_ids.device)
+        self.stream, self.ids = torch.cuda.Stream(prompt_ids.device), None
+        super().__init__(model, prompt_ids, prompt_mask, num_generations)
+
+    def _grow(self) -> None:
+        "Room for twice as many tokens; what was recorded is too small."
+        super()._grow()
+        self.graph, self.tried = None, False
+
+    def _see(self) -> Tensor:
+        self.unseen.index_fill_(3, self.at, 0.0)
+        return self.unseen
+
+    def _write(self, store: Tensor, new: Tensor) -> Tensor:
+        return store.index_copy_(2, self.at, new[:, :, None].to(store.dtype))
+
+    def _record(self) -> None:
+        "One step without a recording (it loads the kernels), the next with one."
+        self.stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(self.stream):
+            if self.tried:
+                self.graph = torch.cuda.CUDAGraph()
+                self.graph.capture_begin(capture_error_mode="thread_local")
+            try:
+                super()._step(self.ids)
+                self.at += 1
+            finally:
+                if self.tried:
+                    self.graph.capture_end()
+        torch.cuda.current_stream().wait_stream(self.stream)
+        self.tried = True
+
+    def _step(self, ids: Tensor) -> None:
+        "The logits after `ids`, from the graph as soon as there is one."
+        self.ids = ids.clone() if self.ids is None else self.ids.copy_(ids)
+        if self.graph is None:
+            self._record()
+        if self.graph is not None:
+            self.graph.replay()
 
 # %% ../nbs/08_rollout.ipynb #aligned
 def aligned(ids: Tensor, mask: Tensor) -> Tensor:
@@ -384,6 +620,9 @@ def logits_at(model: torch.nn.Module, ids: Tensor, mask: Tensor, at: Tensor) -> 
 # %% ../nbs/08_rollout.ipynb #by-length
 class ByLength:
     "Readers side by side, one for the prompts of each length: nothing is padded."
+
+    can_drop = False
+    finished = Reader.finished
 
     def __init__(self, model, prompt_ids, prompt_mask, num_generations=1, shared=True):
         lengths = prompt_mask.sum(1)
@@ -402,8 +641,6 @@ class ByLength:
         "(B, V) of the next token."
         return torch.cat([reader.logits for reader in self.readers])[self.order]
 
-    finished = Reader.finished
-
     def feed(self, ids: Tensor, ended: Tensor | None = None) -> None:
         "Read one token per row, `ids` (B,)."
         for rows, reader in zip(self.rows, self.readers):
@@ -412,6 +649,9 @@ class ByLength:
 # %% ../nbs/08_rollout.ipynb #rereader
 class Rereader:
     "A causal LM without a cache."
+
+    can_drop = True
+    finished = Reader.finished
 
     def __init__(self, model, prompt_ids, prompt_mask, num_generations=1):
         self.model = model
@@ -423,7 +663,9 @@ class Rereader:
         last = self.mask.sum(1, keepdim=True) - 1
         self.logits = logits_at(self.model, self.ids, self.mask, last)[:, 0]
 
-    finished = Reader.finished
+    def keep(self, rows: Tensor) -> None:
+        "Go on with `rows` only."
+        self.logits, self.ids, self.mask = self.logits[rows], self.ids[rows], self.mask[rows]
 
     def feed(self, ids: Tensor, ended: Tensor | None = None) -> None:
         "Read one token per row, `ids` (B,)."
@@ -437,17 +679,23 @@ class Reading:
     "A way of reading a model."
 
     padded: bool = True  # prompts are padded on the left, with a mask and positions
-    cache: str = "shared"  # by the completions of a prompt, of their 'own', or 'none'
+    # the model's, 'shared' by the completions of a prompt or each their 'own', or 'none';
+    # our own, 'preallocated', with a step that is a 'graph' on a GPU
+    cache: str = "shared"
 
     def open(self, model, prompt_ids: Tensor, prompt_mask: Tensor, num_generations: int = 1):
         "A reader that has read the prompts."
-        if self.cache == "none":
-            return Rereader(model, prompt_ids, prompt_mask, num_generations)
-        kind = Reader if self.padded else ByLength
-        return kind(model, prompt_ids, prompt_mask, num_generations, self.cache == "shared")
+        ours = {"graph": GraphDecoder, "preallocated": Decoder, "none": Rereader}
+        if self.cache in ours:
+            return ours[self.cache](model, prompt_ids, prompt_mask, num_generations)
+        kind, shared = (Reader if self.padded else ByLength), self.cache == "shared"
+        reader = kind(model, prompt_ids, prompt_mask, num_generations, shared)
+        reader.can_drop = shared and self.padded
+        return reader
 
 
 READINGS = (
+    Reading(cache="preallocated"),
     Reading(),
     Reading(cache="own"),
     Reading(padded=False),
@@ -495,9 +743,14 @@ def _two_texts(prompt_ids: Tensor, prompt_mask: Tensor) -> tuple[list[Tensor], R
 def _written(model, rollout: Rollout, way: Reading) -> Tensor:
     "Logits (B, T, V) before each token, as a reader for two completions per prompt has them."
     reader, logits = way.open(model, rollout.prompt_ids, rollout.prompt_mask, 2), []
-    for token in rollout.completion_ids.T:
-        logits.append(reader.logits[::2])
-        reader.feed(token.repeat_interleave(2))
+    first = torch.arange(0, 2 * len(rollout), 2, device=rollout.prompt_ids.device)
+    copies = 2
+    for t, token in enumerate(rollout.completion_ids.T):
+        if t == STEPS // 2 and reader.can_drop:
+            reader.keep(first)
+            copies = 1
+        logits.append(reader.logits[::copies].clone())
+        reader.feed(token.repeat_interleave(copies))
     return torch.stack(logits, 1)
 
 
@@ -561,13 +814,6 @@ def still(*models) -> Iterator[None]:
         for part, training in modes:
             part.training = training
 
-
-def _bare(model: torch.nn.Module) -> torch.nn.Module:
-    "The model inside of DistributedDataParallel, DeepSpeed or torch.compile."
-    while inside := getattr(model, "_orig_mod", getattr(model, "module", None)):
-        model = inside
-    return model
-
 # %% ../nbs/08_rollout.ipynb #reading-of
 def read_as(model: torch.nn.Module, way: Reading) -> None:
     "From now on `model` is read in this way; nothing is tried."
@@ -610,14 +856,19 @@ def open_reader(
 NEVER = -1e4  # a logit
 
 
-def with_tokens(logits: Tensor, vocab_size: int | None, holes: tuple[int, ...] = ()) -> Tensor:
+def with_tokens(
+    logits: Tensor, vocab_size: int | None, holes: tuple[int, ...] | Tensor = ()
+) -> Tensor:
     "Logits (..., V) of the ids below `vocab_size` (None = all), `NEVER` in `holes`."
     logits = logits[..., :vocab_size]
-    if not holes:
+    if not len(holes):
         return logits
-    return logits.index_fill(-1, torch.tensor(holes, device=logits.device), NEVER)
+    return logits.index_fill(-1, torch.as_tensor(holes, device=logits.device), NEVER)
 
 # %% ../nbs/08_rollout.ipynb #sample
+DROP = 0.25  # of the rows must have ended before they leave
+
+
 @torch.no_grad()
 def sample(
     reader: Reader,
@@ -632,18 +883,29 @@ def sample(
 
     Ids are padded and log-probabilities are 0 after EOS. `vocab_size`, `holes`: see with_tokens.
     """
-    eos = torch.as_tensor(eos_ids, device=reader.logits.device)
-    ended = torch.zeros(len(reader.logits), dtype=torch.bool, device=reader.logits.device)
-    ids, logps = [], []
-    while True:
+    device, B, T = reader.logits.device, len(reader.logits), sampling.max_completion_length
+    eos, holes = (torch.tensor(x, dtype=torch.long, device=device) for x in (eos_ids, holes))
+    ids = torch.full((B, T), pad_id, device=device)
+    logps = torch.zeros(B, T, dtype=torch.promote_types(reader.logits.dtype, torch.float32))
+    logps, how = logps.to(device), (sampling.temperature, sampling.top_p, generator)
+    ended = torch.zeros(B, dtype=torch.bool, device=device)
+    rows, noise = torch.arange(B, device=device), None  # those that are still read
+    for t in range(T):
         logits = with_tokens(reader.logits, vocab_size, holes)
-        token, logp = sample_token(logits, sampling.temperature, sampling.top_p, generator)
-        before, ended = ended, ended | torch.isin(token, eos)
-        ids.append(token.masked_fill(before, pad_id))
-        logps.append(logp.masked_fill(before, 0.0))
-        if len(ids) == sampling.max_completion_length or reader.finished(ended):
-            return torch.stack(ids, 1), torch.stack(logps, 1), ended
-        reader.feed(ids[-1], before)
+        if sampling.temperature > 0:
+            noise = draw_noise(B, logits.shape[1], generator, device)[rows]
+        token, logp = sample_token(logits, *how, noise)
+        before = ended[rows]
+        token = token.masked_fill(before, pad_id)
+        ids[rows, t], logps[rows, t] = token, logp.masked_fill(before, 0.0).to(logps.dtype)
+        ended[rows] = before | torch.isin(token, eos)
+        if t + 1 == T or reader.finished(ended):
+            return ids[:, : t + 1], logps[:, : t + 1], ended
+        if reader.can_drop and ended[rows].sum() >= DROP * len(rows):
+            live = ended[rows].logical_not().nonzero()[:, 0]
+            reader.keep(live)
+            rows, token, before = rows[live], token[live], before[live]
+        reader.feed(token, before)
 
 # %% ../nbs/08_rollout.ipynb #eos-token-ids
 def eos_token_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
