@@ -32,7 +32,7 @@ NAMES = {
     "chance-dual": "chance-dual",
     "saute": "constant penalty",
 }
-EQUAL = 0.02  # accuracies that differ by less, for certain, are called equal
+EQUAL = 0.02  # accuracies, and steps left out, that differ by less are called equal
 
 # ---- rows -----------------------------------------------------------------------------------
 
@@ -42,6 +42,12 @@ def rows() -> pd.DataFrame:
     "The runs on test prompts."
     runs = study.Runs(study.HERE / "runs.csv", study.KEY).read()
     return runs[runs["split"] == "test"]
+
+
+def forget() -> None:
+    "Read the rows anew."
+    rows.cache_clear()
+    difference.cache_clear()
 
 
 def conflicts() -> list[str]:
@@ -99,7 +105,7 @@ def verdict(conflict: str, ours: str, theirs: str) -> str:
         return "more of both"
     left = difference(conflict, ours, theirs, "left_out")
     right = difference(conflict, ours, theirs, "accuracy")
-    if left["high"] < 0 and right["low"] > -EQUAL:
+    if left["high"] < -EQUAL and right["low"] > -EQUAL:
         return "less left out"
     return "less of both" if both["high"] < 0 else "level"
 
