@@ -60,12 +60,12 @@ from cmdp_nbdev.words import (
 )
 
 # %% auto #0
-__all__ = ['LORA', 'CHAINS', 'WORDS', 'EMBEDDED', 'OWN', 'OWN_TOO', 'SUMMARY', 'COPY_LIMIT', 'load_reward', 'load_prompts',
-           'with_prompts', 'own_task', 'adapter_problems', 'with_adapters', 'Embedded', 'embedded_task',
-           'check_options', 'engine', 'with_threads', 'embedded_trainer', 'own_trainer', 'describe_teacher',
-           'build_trainer', 'distil', 'train_until_stopped', 'exact_optimum', 'summarise', 'start_of', 'nats_of',
-           'numbers_of', 'write_run', 'pictures', 'format_summary', 'headline', 'run_all', 'all_configs', 'write_table',
-           'comparison', 'run_command']
+__all__ = ['LORA', 'EMBEDDED', 'OWN', 'OWN_TOO', 'SUMMARY', 'COPY_LIMIT', 'load_reward', 'load_prompts', 'with_prompts',
+           'own_task', 'adapter_problems', 'with_adapters', 'Embedded', 'embedded_task', 'check_options', 'engine',
+           'with_threads', 'embedded_trainer', 'own_trainer', 'describe_teacher', 'build_trainer', 'distil',
+           'train_until_stopped', 'exact_optimum', 'summarise', 'start_of', 'nats_of', 'numbers_of', 'write_run',
+           'pictures', 'format_summary', 'headline', 'run_all', 'all_configs', 'write_table', 'comparison',
+           'run_command']
 
 # %% ../nbs/19_distil.ipynb #reward
 def load_reward(spec: str) -> Callable:
@@ -162,6 +162,7 @@ class Embedded:
     pair: Callable  # () -> student, teacher, tokenizer
     reward: Callable
     prompts: Callable  # (n, split) -> Dataset
+    n_train: int
     metrics: dict[str, Callable]
     frontier: Callable  # (Dataset, budgets) -> best accuracy at each
 
@@ -176,12 +177,24 @@ def _words_optimum(data: Dataset, budgets):
     return words_frontier(data["num_flawed"][:], budgets)
 
 
-CHAINS = {"reasoning_validity": step_validity}
-WORDS = {"reasoning_validity": words_validity, "left_out": left_out}
 EMBEDDED = {
-    "chains": Embedded(DATA, default_pair, chain_reward, chain_dataset, CHAINS, _chain_optimum),
+    "chains": Embedded(
+        folder=DATA,
+        pair=default_pair,
+        reward=chain_reward,
+        prompts=chain_dataset,
+        n_train=16000,
+        metrics={"reasoning_validity": step_validity},
+        frontier=_chain_optimum,
+    ),
     "words": Embedded(
-        DATA / "words", words_pair, words_reward, words_dataset, WORDS, _words_optimum
+        folder=DATA / "words",
+        pair=words_pair,
+        reward=words_reward,
+        prompts=words_dataset,
+        n_train=4000,
+        metrics={"reasoning_validity": words_validity, "left_out": left_out},
+        frontier=_words_optimum,
     ),
 }
 
@@ -262,7 +275,7 @@ def embedded_trainer(run: RunArguments, config: CMDPConfig) -> CMDPTrainer:
     torch.set_num_threads(run.num_threads or 1)
     task = embedded_task(run.task)
     student, teacher, tokenizer = task.pair()
-    data = task.prompts(16000, "train"), task.prompts(run.n_eval, "test")
+    data = task.prompts(task.n_train, "train"), task.prompts(run.n_eval, "test")
     make = engine(run.engine)
     return make(student, teacher, task.reward, config, *data, tokenizer, task.metrics)
 
