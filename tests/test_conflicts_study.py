@@ -11,7 +11,7 @@ from conftest import ROOT
 sys.path.insert(0, str(ROOT))
 from cmdp_nbdev.task import check_steps, parse_prompt, write_chain
 from studies.conflicts import chains, study, tables
-from studies.conflicts.pairs import CONFLICTS, PAIRS, reward_of
+from studies.conflicts.pairs import CONFLICTS, PAIRS, models_of, reward_of
 from studies.lab import Runs
 
 FOLDER = ROOT / "studies" / "conflicts"
@@ -166,7 +166,7 @@ def test_a_price_is_paid_by_right_answers_only():
     how = dict(prompts=["1+1="] * 2, completions=["1+1=2#2", "#5"], answer=["2", "2"])
     paid = reward_of(conflict)(completion_ids=[[1] * 8, [1] * 3], **how)
     assert paid == [1 - 8 * conflict.price, 0.0]
-    longest = study.settings_for(conflict)["max_completion_length"]
+    longest = PAIRS[conflict.pair].settings["max_completion_length"]
     assert 1 - longest * conflict.price > study.CORRECT_AT
 
 
@@ -175,7 +175,10 @@ def test_every_conflict_can_be_run(name):
     "Its student, its teacher and its functions go together."
     conflict = CONFLICTS[name]
     assert conflict.pair in PAIRS and conflict.budget > 0
-    assert 1 - study.settings_for(conflict)["max_completion_length"] * conflict.price > 0
+    longest = PAIRS[conflict.pair].settings["max_completion_length"]
+    assert 1 - longest * conflict.price > study.CORRECT_AT
+    student, teacher, tokenizer = models_of(conflict)
+    assert student.config.vocab_size == teacher.config.vocab_size >= len(tokenizer)
 
 
 def test_a_row_can_be_run_again(monkeypatch):
@@ -183,7 +186,7 @@ def test_a_row_can_be_run_again(monkeypatch):
     monkeypatch.setattr(study, "N_EVAL", 64)
     short = {"max_steps": 2, "per_device_train_batch_size": 32}
     for name, value in short.items():
-        monkeypatch.setitem(PAIRS["easy chains"].settings, name, value)
+        monkeypatch.setitem(PAIRS["easy chains"].changes, name, value)
     row = study.run(study.job("chains c", "hinge", {"coef": 1.0}))
     assert row["steps"] == 2 and row["n_eval"] == 64 and row["note"] == ""
     assert study.unpack(row["each_correct"]).mean() == pytest.approx(row["accuracy"], abs=1e-5)

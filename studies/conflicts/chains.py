@@ -74,7 +74,7 @@ def loss_of(model, tokenizer, prompts: list[str], texts: list[str]) -> torch.Ten
     both = [p + t + tokenizer.eos_token for p, t in zip(prompts, texts)]
     how = dict(padding=True, padding_side="right", return_tensors="pt")
     enc = tokenizer(both, return_token_type_ids=False, **how)
-    start = torch.tensor([len(p) for p in prompts])[:, None]
+    start = torch.tensor([len(ids) for ids in tokenizer(prompts)["input_ids"]])[:, None]
     given = torch.arange(enc["input_ids"].shape[1]) < start
     labels = enc["input_ids"].masked_fill(given | (enc["attention_mask"] == 0), -100)
     logits = model(**enc).logits

@@ -8,11 +8,15 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import torch
 from datasets import Dataset
+from transformers import AutoModelForCausalLM
 
-from cmdp_nbdev.model import default_pair, load_model
+from cmdp_nbdev.config import recipe
+from cmdp_nbdev.model import DATA, load_tokenizer
 from cmdp_nbdev.task import chain_dataset, chain_reward, step_validity
-from studies.conflicts import chains
+from cmdp_nbdev.words import words_dataset, words_reward, words_validity
+from studies.conflicts import brief, chains
 
 # ---- what there is to work with ------------------------------------------------------------
 
@@ -21,22 +25,40 @@ from studies.conflicts import chains
 class Pair:
     "Prompts, what is rewarded, and what is checked; the functions are called as reward functions."
 
+    recipe: str
     dataset: Callable[[int, str], Dataset]  # number of prompts, split
     reward: Callable  # 1.0 for a right answer
     validity: Callable  # 1.0 where every step is written and right
     left_out: Callable  # number of steps that are not written
-    settings: dict = field(default_factory=dict)  # of CMDPConfig, beside the recipe `embedded`
+    folder: Path = DATA  # with student/ and teacher/
+    changes: dict = field(default_factory=dict)  # of the recipe
     num_train: int = 16000
+
+    @property
+    def settings(self) -> dict:
+        "Fields of CMDPConfig, whatever the method."
+        return recipe(self.recipe) | self.changes
 
 
 PAIRS = {
-    "chains": Pair(chain_dataset, chain_reward, step_validity, chains.left_out),
+    "chains": Pair("embedded", chain_dataset, chain_reward, step_validity, chains.left_out),
     "easy chains": Pair(
+        "embedded",
         chains.easy_dataset,
         chain_reward,
         step_validity,
         chains.left_out,
-        {"max_steps": 300},
+        changes={"max_steps": 300},
+        num_train=8000,
+    ),
+    "words": Pair(
+        "words",
+        words_dataset,
+        words_reward,
+        words_validity,
+        brief.left_out,
+        folder=DATA / "words",
+        changes={"max_steps": 150},
         num_train=8000,
     ),
 }
@@ -44,27 +66,26 @@ PAIRS = {
 
 @dataclass(frozen=True)
 class Conflict:
-    "Who learns what from whom. `student` and `teacher` are folders, '' the shipped ones."
+    "Who learns what from whom, and what the reward charges."
 
     kind: str  # (a) to (d)
     title: str
     pair: str
     budget: float  # nats per completion
     price: float = 0.0  # share of the reward that every token of a right answer costs
-    student: str = ""
-    teacher: str = ""
+    student: str | Path = "student"  # a name in the pair's folder, or a folder of its own
+    teacher: str = "teacher"
 
 
+WRONG = "the teacher is wrong at a kind of step"
+CHARGED = "the reward charges for tokens"
 CONFLICTS = {
-    "chains b": Conflict("b", "the teacher is wrong at a kind of step", "chains", budget=0.8),
-    "chains c": Conflict(
-        "c",
-        "the reward charges for tokens",
-        "easy chains",
-        budget=0.8,
-        price=0.02,
-        student=str(chains.FOLDER),
-    ),
+    "chains b": Conflict("b", WRONG, "chains", 0.8),
+    "chains c": Conflict("c", CHARGED, "easy chains", 0.8, price=0.02, student=chains.FOLDER),
+    "words a": Conflict("a", "none: a competent teacher", "words", 2.0, teacher="competent"),
+    "words b": Conflict("b", WRONG, "words", 2.0),
+    "words c": Conflict("c", CHARGED, "words", 2.0, price=0.01, student=brief.FOLDER),
+    "words d": Conflict("d", "the student speaks another dialect", "words", 2.0, student="terse"),
 }
 
 
@@ -73,12 +94,12 @@ CONFLICTS = {
 
 def models_of(conflict: Conflict) -> tuple:
     "Fresh student and teacher, and their tokenizer."
-    student, teacher, tokenizer = default_pair()
-    if conflict.student:
-        student = load_model(Path(conflict.student))
-    if conflict.teacher:
-        teacher = load_model(Path(conflict.teacher))
-    return student, teacher, tokenizer
+    folder = PAIRS[conflict.pair].folder
+    student, teacher = (
+        AutoModelForCausalLM.from_pretrained(folder / name, dtype=torch.float32)
+        for name in (conflict.student, conflict.teacher)
+    )
+    return student, teacher, load_tokenizer(folder / "student")
 
 
 def reward_of(conflict: Conflict) -> Callable:

@@ -29,7 +29,6 @@ import torch
 import transformers
 
 from cmdp_nbdev.budget import Budget
-from cmdp_nbdev.config import recipe
 from cmdp_nbdev.evaluate import evaluate, metric_values
 from cmdp_nbdev.trainer import CMDPConfig, CMDPTrainer
 from studies.conflicts.pairs import CONFLICTS, PAIRS, metrics_of, models_of, reward_of
@@ -135,7 +134,7 @@ def run(job: dict) -> dict:
         metrics=metrics_of(conflict),
         return_records=True,
         correct_at=CORRECT_AT,
-        max_completion_length=settings_for(conflict)["max_completion_length"],
+        max_completion_length=pair.settings["max_completion_length"],
         seed=job["seed"] + 1000 * (job["name"] == "teacher"),
         disable_tqdm=True,
     )
@@ -154,15 +153,11 @@ def run(job: dict) -> dict:
     }
 
 
-def settings_for(conflict) -> dict:
-    "The fields of CMDPConfig of a conflict, whatever the method."
-    return recipe("embedded") | PAIRS[conflict.pair].settings
-
-
 def trainer_of(job: dict, models: tuple, folder: str) -> CMDPTrainer:
     "The trainer of a run."
     conflict = CONFLICTS[job["conflict"]]
-    pair, settings = PAIRS[conflict.pair], settings_for(conflict)
+    pair = PAIRS[conflict.pair]
+    settings = pair.settings
     settings["learning_rate"] *= METHODS[job["name"]][1]
     settings["budget"] = conflict.budget
     about = {"method": job["name"], "config": {"correct_at": CORRECT_AT}, **job}
