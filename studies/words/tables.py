@@ -19,10 +19,10 @@ from studies.lab import markdown, put_between
 
 HERE = Path(__file__).resolve().parent
 SHIPPED = {  # name in the package -> variant of pretrain.py
-    "teacher": "teacher",
-    "competent": "teacher-right",
-    "student": "student",
-    "terse": "terse",
+    "teacher": "teacher-3x96",
+    "competent": "teacher-right-3x96",
+    "student": "student-500x64",
+    "terse": "terse-500",
 }
 
 
