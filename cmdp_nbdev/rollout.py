@@ -506,6 +506,7 @@ class Decoder:
         padding = torch.zeros_like(prompt_mask, dtype=self.layers[0].keys.dtype)
         padding = padding.masked_fill(prompt_mask == 0, -torch.inf)
         self.unseen = padding.repeat_interleave(n, 0)[:, None, None]
+        self.whole = bool(prompt_mask.all())  # nothing is padded
         self.norm, self.head = _norm(self.llama.model.norm), self.llama.lm_head
         self._grow()
 
@@ -546,8 +547,10 @@ class Decoder:
             x = layer(x, cos, sin, unseen, self._write)
         self.logits = self.head(self.norm(x))
 
-    def _see(self) -> Tensor:
-        "The mask (B, 1, 1, L) that is added to the scores, with this token's column."
+    def _see(self) -> Tensor | None:
+        "The mask (B, 1, 1, L) that is added to the scores, with this token's column; None = all."
+        if self.whole:
+            return None
         self.unseen[..., self.length] = 0
         return self.unseen[..., : self.length + 1]
 
@@ -557,6 +560,12 @@ class Decoder:
         return store[:, :, : self.length + 1]
 
 # %% ../nbs/08_rollout.ipynb #graph
+@functools.cache
+def _side_stream(device: torch.device) -> torch.cuda.Stream:
+    "Where graphs are recorded: one stream for all, since each has its own workspace."
+    return torch.cuda.Stream(device)
+
+
 class GraphDecoder(Decoder):
     "A decoder whose step is a CUDA graph. Raises RuntimeError without a GPU."
 
@@ -566,7 +575,7 @@ class GraphDecoder(Decoder):
         if not prompt_ids.is_cuda:
             raise RuntimeError("a CUDA graph needs a GPU")
         self.at = torch.tensor([prompt_ids.shape[1]], device=prompt_ids.device)
-        self.stream, self.ids = torch.cuda.Stream(prompt_ids.device), None
+        self.stream, self.ids = _side_stream(prompt_ids.device), None
         super().__init__(model, prompt_ids, prompt_mask, num_generations)
 
     def _grow(self) -> None:
@@ -575,10 +584,12 @@ class GraphDecoder(Decoder):
         self.graph, self.tried = None, False
 
     def _see(self) -> Tensor:
+        "The mask over all the room."
         self.unseen.index_fill_(3, self.at, 0.0)
         return self.unseen
 
     def _write(self, store: Tensor, new: Tensor) -> Tensor:
+        "`new` becomes a column of `store`; all of it."
         return store.index_copy_(2, self.at, new[:, :, None].to(store.dtype))
 
     def _record(self) -> None:
@@ -695,6 +706,7 @@ class Reading:
 
 
 READINGS = (
+    Reading(cache="graph"),
     Reading(cache="preallocated"),
     Reading(),
     Reading(cache="own"),

@@ -128,12 +128,14 @@ def test_log_probabilities_of_what_was_chosen(dtype, temperature):
 # ---- the fast lane -----------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", FAST)
+@pytest.mark.parametrize(
+    "name, prompts", [*((name, PROMPTS) for name in FAST), ("qwen2", ["1+2"] * 3)]
+)
 @torch.no_grad()
-def test_the_decoder_says_what_the_model_says(name):
+def test_the_decoder_says_what_the_model_says(name, prompts):
     "With padding, groups, more tokens than there was room for, and rows that leave."
     model = build(*FAST[name])
-    ids, mask = encode_prompts(PROMPTS, TOKENS)
+    ids, mask = encode_prompts(prompts, TOKENS)
     assert reading(model, ids, mask) == Reading(cache="preallocated")
     plain, fast = Reader(model, ids, mask, 2), Decoder(model, ids, mask, 2)
     rows = torch.arange(6)
@@ -190,6 +192,21 @@ def test_adapters_are_followed():
 def test_a_graph_needs_a_gpu():
     with pytest.raises(RuntimeError, match="a CUDA graph needs a GPU"):
         GraphDecoder(build(*FAST["llama"]), *encode_prompts(PROMPTS, TOKENS))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("name", FAST)
+@torch.no_grad()
+def test_a_graph_says_what_the_model_says(name):
+    model = build(*FAST[name]).cuda()
+    ids, mask = (x.cuda() for x in encode_prompts(PROMPTS, TOKENS))
+    assert reading(model, ids, mask) == Reading(cache="graph")
+    plain, fast = Reader(model, ids, mask, 2), GraphDecoder(model, ids, mask, 2)
+    for step in range(ROOM + 40):
+        torch.testing.assert_close(fast.logits, plain.logits, atol=1e-3, rtol=0)
+        token = torch.randint(3, V, (6,), generator=seeded(step)).cuda()
+        for reader in (plain, fast):
+            reader.feed(token)
 
 
 # ---- rows that have ended ------------------------------------------------------------------
