@@ -24,7 +24,7 @@ from transformers import GenerationMixin, PreTrainedModel, PreTrainedTokenizerBa
 
 from .budget import Budget
 from .cost import Cost, DenseRows, TeacherRows, TopKRows
-from .mdp import OURS, Rollout, Sampling, completion_mask, position_ids
+from .mdp import OURS, Rollout, Sampling, completion_mask, masked, position_ids
 from .model import ids_of
 from .moved import forwards
 
@@ -35,8 +35,8 @@ __all__ = ['TEMPLATE_COLUMNS', 'FEW', 'ROOM', 'LLAMAS', 'ROPES', 'READINGS', 'SH
            'draw_noise', 'choose', 'sample_token', 'core', 'known_names', 'accepted', 'cache_name', 'Reader',
            'own_preparation', 'llama_inside', 'LayerStep', 'Decoder', 'GraphDecoder', 'aligned', 'logits_at',
            'ByLength', 'Rereader', 'Reading', 'find_reading', 'still', 'read_as', 'reading', 'ToldStudent',
-           'open_reader', 'with_tokens', 'sample', 'eos_token_ids', 'generate', 'given_text', 'given_rollout',
-           'completion_logits', 'Teacher', 'logits_in', 'teacher_rows', 'innermost']
+           'open_reader', 'with_tokens', 'sample', 'eos_token_ids', 'as_rollout', 'generate', 'Sampler', 'written_by',
+           'given_text', 'given_rollout', 'completion_logits', 'Teacher', 'logits_in', 'teacher_rows', 'innermost']
 
 # %% ../nbs/08_rollout.ipynb #encode
 def is_chat(prompt) -> bool:
@@ -506,6 +506,7 @@ class Decoder:
         padding = torch.zeros_like(prompt_mask, dtype=self.layers[0].keys.dtype)
         padding = padding.masked_fill(prompt_mask == 0, -torch.inf)
         self.unseen = padding.repeat_interleave(n, 0)[:, None, None]
+        self.whole = bool(prompt_mask.all())  # nothing is padded
         self.norm, self.head = _norm(self.llama.model.norm), self.llama.lm_head
         self._grow()
 
@@ -546,8 +547,10 @@ class Decoder:
             x = layer(x, cos, sin, unseen, self._write)
         self.logits = self.head(self.norm(x))
 
-    def _see(self) -> Tensor:
-        "The mask (B, 1, 1, L) that is added to the scores, with this token's column."
+    def _see(self) -> Tensor | None:
+        "The mask (B, 1, 1, L) that is added to the scores, with this token's column; None = all."
+        if self.whole:
+            return None
         self.unseen[..., self.length] = 0
         return self.unseen[..., : self.length + 1]
 
@@ -557,6 +560,12 @@ class Decoder:
         return store[:, :, : self.length + 1]
 
 # %% ../nbs/08_rollout.ipynb #graph
+@functools.cache
+def _side_stream(device: torch.device) -> torch.cuda.Stream:
+    "Where graphs are recorded: one stream for all, since each has its own workspace."
+    return torch.cuda.Stream(device)
+
+
 class GraphDecoder(Decoder):
     "A decoder whose step is a CUDA graph. Raises RuntimeError without a GPU."
 
@@ -566,7 +575,7 @@ class GraphDecoder(Decoder):
         if not prompt_ids.is_cuda:
             raise RuntimeError("a CUDA graph needs a GPU")
         self.at = torch.tensor([prompt_ids.shape[1]], device=prompt_ids.device)
-        self.stream, self.ids = torch.cuda.Stream(prompt_ids.device), None
+        self.stream, self.ids = _side_stream(prompt_ids.device), None
         super().__init__(model, prompt_ids, prompt_mask, num_generations)
 
     def _grow(self) -> None:
@@ -575,10 +584,12 @@ class GraphDecoder(Decoder):
         self.graph, self.tried = None, False
 
     def _see(self) -> Tensor:
+        "The mask over all the room."
         self.unseen.index_fill_(3, self.at, 0.0)
         return self.unseen
 
     def _write(self, store: Tensor, new: Tensor) -> Tensor:
+        "`new` becomes a column of `store`; all of it."
         return store.index_copy_(2, self.at, new[:, :, None].to(store.dtype))
 
     def _record(self) -> None:
@@ -695,6 +706,7 @@ class Reading:
 
 
 READINGS = (
+    Reading(cache="graph"),
     Reading(cache="preallocated"),
     Reading(),
     Reading(cache="own"),
@@ -927,13 +939,65 @@ def _each(rows: list, n: int) -> list:
 def _completions(tokenizer, prompts: list, ids: Tensor, mask: Tensor) -> list:
     "Texts of the ids inside the mask; assistant messages for chat prompts."
     shown = ids.masked_fill(mask == 0, tokenizer.pad_token_id)
-    texts = tokenizer.batch_decode(shown, skip_special_tokens=True)
+    texts = tokenizer.decode(shown, skip_special_tokens=True)
     return [_message(t) if is_chat(p) else t for p, t in zip(prompts, texts)]
 
 
 def _message(text: str) -> list[dict]:
     "A completion of a chat prompt."
     return [{"role": "assistant", "content": text}]
+
+# %% ../nbs/08_rollout.ipynb #as-rollout
+def as_rollout(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: list,
+    columns: dict | None,
+    sampling: Sampling,
+    vocab_size: int | None,
+    completion_ids: Tensor | list[list[int]],
+    logps: Tensor | list[list[float]] | None = None,
+    encoded: tuple[Tensor, Tensor] | None = None,  # what encode_prompts said; None = it is asked
+) -> Rollout:
+    """What a sampler wrote: ids (B, T) up to EOS and anything behind it, or lists of them.
+
+    B = prompts x num_generations; `logps`: nats, at the sampling temperature and before top-p.
+    """
+    n, device = sampling.num_generations, next(model.parameters()).device
+    told = tokenizer, columns, sampling.chat_template_kwargs
+    encoded = encoded or encode_prompts(prompts, *told)
+    prompt_ids, prompt_mask = _each_row(n, *(x.to(device) for x in encoded))
+    prompts = _each(prompts, n)
+    eos, (num_ids, holes) = eos_token_ids(model, tokenizer), ids_of(tokenizer)
+    real = None
+    if isinstance(completion_ids, list):
+        real = _padded([[1] * len(row) for row in completion_ids], 0).to(device)
+        completion_ids = _padded(completion_ids, tokenizer.pad_token_id)
+        logps = None if logps is None else _padded(logps, 0.0)
+    ids = completion_ids.to(device)
+    mask = completion_mask(ids, eos) * (1 if real is None else real)
+    ids = ids.masked_fill(mask == 0, tokenizer.pad_token_id)
+    ended = (torch.isin(ids, torch.tensor(eos, device=device)) & mask.bool()).any(1)
+    return Rollout(
+        prompt_ids=prompt_ids,
+        prompt_mask=prompt_mask,
+        completion_ids=ids,
+        completion_mask=mask,
+        terminated=ended,
+        sampled_logps=None if logps is None else masked(logps.to(device), mask),
+        group_ids=torch.arange(len(ids), device=device) // n,
+        prompts=prompts,
+        completions=_completions(tokenizer, prompts, ids, mask),
+        columns={k: _each(v, n) for k, v in (columns or {}).items()},
+        vocab_size=min(num_ids, vocab_size or num_ids),
+        holes=holes,
+    )
+
+# %% ../nbs/08_rollout.ipynb #portions
+def _joined(parts: list[Tensor], fill: float = 0) -> Tensor:
+    "Tensors (b, t) below each other, filled up on the right to the widest."
+    width = max(part.shape[1] for part in parts)
+    return torch.cat([pad(part, (0, width - part.shape[1]), value=fill) for part in parts])
 
 # %% ../nbs/08_rollout.ipynb #generate
 @torch.no_grad()
@@ -951,31 +1015,54 @@ def generate(
     sampling = replace(sampling, **settings)
     n, device = sampling.num_generations, next(model.parameters()).device
     encoded = encode_prompts(prompts, tokenizer, columns, sampling.chat_template_kwargs)
-    prompt_ids, prompt_mask = (x.to(device) for x in encoded)
-    groups = torch.arange(len(prompt_ids), device=device)
-    prompts, columns = _each(prompts, n), {k: _each(v, n) for k, v in (columns or {}).items()}
     eos, (num_ids, holes) = eos_token_ids(model, tokenizer), ids_of(tokenizer)
     known = min(num_ids, vocab_size or num_ids), holes
+    size = max(1, (sampling.generation_batch_size or n * len(prompts)) // n)
+    written, told = [], []
     with still(model):
-        reader = open_reader(model, prompt_ids, prompt_mask, n, columns)
-        written = sample(reader, eos, tokenizer.pad_token_id, sampling, generator, *known)
-    ids, logps, ended = written
-    mask = completion_mask(ids, eos)
-    return Rollout(
-        prompt_ids=prompt_ids.repeat_interleave(n, 0),
-        prompt_mask=prompt_mask.repeat_interleave(n, 0),
-        completion_ids=ids,
-        completion_mask=mask,
-        terminated=ended,
-        sampled_logps=logps,
-        group_ids=groups.repeat_interleave(n),
-        prompts=prompts,
-        completions=_completions(tokenizer, prompts, ids, mask),
-        columns=columns,
-        remaining=getattr(reader, "told", None),
-        vocab_size=known[0],
-        holes=holes,
-    )
+        for k in range(0, len(prompts), size):
+            some = (x[k : k + size].to(device) for x in encoded)
+            mine = {name: _each(v[k : k + size], n) for name, v in (columns or {}).items()}
+            reader = open_reader(model, *some, n, mine)
+            written.append(sample(reader, eos, tokenizer.pad_token_id, sampling, generator, *known))
+            told.append(getattr(reader, "told", None))
+    ids, logps, _ = zip(*written)
+    ids = _joined(ids, tokenizer.pad_token_id)
+    asked = prompts, columns, sampling, vocab_size
+    r = as_rollout(model, tokenizer, *asked, ids, _joined(logps), encoded)
+    return r if told[0] is None else replace(r, remaining=_joined(told))
+
+# %% ../nbs/08_rollout.ipynb #sampler
+class Sampler(Protocol):
+    "A function that writes completions as `generate` does; `as_rollout` makes its answer."
+
+    def __call__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        prompts: list,
+        columns: dict,
+        sampling: Sampling,
+        generator: torch.Generator,
+        vocab_size: int | None,
+    ) -> Rollout: ...
+
+
+def written_by(sampler: Sampler, model, tokenizer, prompts: list, *asked) -> Rollout:
+    "What `sampler` wrote. Raises TypeError or ValueError where it is no answer to `prompts`."
+    rollout = sampler(model, tokenizer, prompts, *asked)
+    if not isinstance(rollout, Rollout):
+        raise TypeError(
+            f"sampler must answer with a Rollout, got {type(rollout).__name__}; "
+            "rollout.as_rollout makes one of the ids that were written"
+        )
+    each = _each(prompts, len(rollout) // len(prompts))
+    if rollout.prompts != each:
+        raise ValueError(
+            f"sampler was asked {len(prompts)} prompts and answered {len(rollout)} rows of others: "
+            "the completions of a prompt stand side by side, in the order of the prompts"
+        )
+    return rollout
 
 # %% ../nbs/08_rollout.ipynb #given-text
 def given_text(completion: str | list, eos_token: str) -> str:

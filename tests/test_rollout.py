@@ -1,7 +1,10 @@
 "How completions are written: fast, and no different from slowly."
 
+from functools import partial
+
 import pytest
 import torch
+from conftest import embedded
 from peft import LoraConfig, get_peft_model
 from test_reading import MODELS, PROMPTS, TOKENS, V, loud
 from transformers import (
@@ -24,6 +27,7 @@ from cmdp_nbdev.rollout import (
     GraphDecoder,
     Reader,
     Reading,
+    as_rollout,
     choose,
     draw_noise,
     encode_prompts,
@@ -32,6 +36,7 @@ from cmdp_nbdev.rollout import (
     sample,
     sample_token,
 )
+from cmdp_nbdev.trainer import CMDPTrainer
 
 SIZE = dict(vocab_size=V, hidden_size=32, intermediate_size=48, num_hidden_layers=2)
 HEADS = dict(num_attention_heads=4, num_key_value_heads=2, head_dim=8)
@@ -123,12 +128,14 @@ def test_log_probabilities_of_what_was_chosen(dtype, temperature):
 # ---- the fast lane -----------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", FAST)
+@pytest.mark.parametrize(
+    "name, prompts", [*((name, PROMPTS) for name in FAST), ("qwen2", ["1+2"] * 3)]
+)
 @torch.no_grad()
-def test_the_decoder_says_what_the_model_says(name):
+def test_the_decoder_says_what_the_model_says(name, prompts):
     "With padding, groups, more tokens than there was room for, and rows that leave."
     model = build(*FAST[name])
-    ids, mask = encode_prompts(PROMPTS, TOKENS)
+    ids, mask = encode_prompts(prompts, TOKENS)
     assert reading(model, ids, mask) == Reading(cache="preallocated")
     plain, fast = Reader(model, ids, mask, 2), Decoder(model, ids, mask, 2)
     rows = torch.arange(6)
@@ -187,6 +194,21 @@ def test_a_graph_needs_a_gpu():
         GraphDecoder(build(*FAST["llama"]), *encode_prompts(PROMPTS, TOKENS))
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("name", FAST)
+@torch.no_grad()
+def test_a_graph_says_what_the_model_says(name):
+    model = build(*FAST[name]).cuda()
+    ids, mask = (x.cuda() for x in encode_prompts(PROMPTS, TOKENS))
+    assert reading(model, ids, mask) == Reading(cache="graph")
+    plain, fast = Reader(model, ids, mask, 2), GraphDecoder(model, ids, mask, 2)
+    for step in range(ROOM + 40):
+        torch.testing.assert_close(fast.logits, plain.logits, atol=1e-3, rtol=0)
+        token = torch.randint(3, V, (6,), generator=seeded(step)).cuda()
+        for reader in (plain, fast):
+            reader.feed(token)
+
+
 # ---- rows that have ended ------------------------------------------------------------------
 
 
@@ -217,3 +239,77 @@ def test_all_rows_end_at_once():
     reader = Decoder(model, *encode_prompts(PROMPTS, TOKENS))
     ids, logps, ended = sample(reader, list(range(V)), 0, Sampling(max_completion_length=5))
     assert ids.shape == logps.shape == (3, 1) and ended.all()
+
+
+# ---- in portions, and by others ------------------------------------------------------------
+
+
+def test_portions_of_whole_groups_make_the_same_rollout():
+    "Greedily; where chance decides, a portion draws after the one before it."
+    model = build(*FAST["llama"])
+    columns = {"n": [1, 2, 3]}
+    settings = dict(num_generations=2, max_completion_length=9, temperature=0)
+    whole = generate(model, TOKENS, PROMPTS, columns, **settings)
+    for size in (2, 4, 6):
+        parts = generate(model, TOKENS, PROMPTS, columns, **settings, generation_batch_size=size)
+        assert torch.equal(whole.completion_ids, parts.completion_ids)
+        torch.testing.assert_close(whole.sampled_logps, parts.sampled_logps, atol=1e-5, rtol=0)
+        assert (whole.completions, whole.columns) == (parts.completions, parts.columns)
+        assert torch.equal(whole.terminated, parts.terminated)
+
+
+def test_a_portion_of_everything_changes_nothing():
+    model = build(*FAST["llama"])
+    settings = dict(num_generations=2, max_completion_length=9)
+    first, again = (
+        generate(model, TOKENS, PROMPTS, generator=seeded(), **settings, generation_batch_size=size)
+        for size in (None, 6)
+    )
+    assert torch.equal(first.completion_ids, again.completion_ids)
+
+
+@pytest.mark.parametrize("size", [3, 132])
+def test_portions_that_cannot_be(size):
+    with pytest.raises(ValueError, match=f"generation_batch_size={size} must be a multiple"):
+        embedded(generation_batch_size=size)
+
+
+def noted(*asked):
+    "A sampler that says something else about its probabilities than is true."
+    made = generate(*asked)
+    made.sampled_logps = made.sampled_logps + 0.25 * made.completion_mask
+    return made
+
+
+def lists(model, tokenizer, prompts, columns, sampling, generator, vocab_size):
+    "A sampler that answers with lists, as a server does, and says no probabilities."
+    rows = [[3 + i, 4, 5][: 1 + i % 3] for i in range(len(prompts) * sampling.num_generations)]
+    return as_rollout(model, tokenizer, prompts, columns, sampling, vocab_size, rows)
+
+
+def test_the_trainer_trains_on_what_another_sampler_wrote(make_trainer, tmp_path):
+    theirs = dict(engine=partial(CMDPTrainer, sampler=noted), output_dir=str(tmp_path / "other"))
+    other = make_trainer(**theirs)
+    expected, found = make_trainer().step(), other.step()
+    assert found.pop("sampling_gap") == pytest.approx(0.25, abs=1e-4)
+    assert {**found, "seconds": 0} == {**expected, "seconds": 0}
+
+
+def test_a_sampler_that_says_no_probabilities(make_trainer):
+    trainer = make_trainer(engine=partial(CMDPTrainer, sampler=lists))
+    assert "sampling_gap" not in trainer.step()
+    assert trainer.rollout.lengths[:4].tolist() == [1, 2, 3, 1]
+    assert not trainer.rollout.terminated.any()
+
+
+@pytest.mark.parametrize(
+    "answer, said",
+    [
+        (lambda *asked: ["text"], "must answer with a Rollout, got list"),
+        (lambda m, t, p, c, *more: generate(m, t, p[::-1], c, *more), "rows of others"),
+    ],
+)
+def test_a_sampler_that_answers_something_else(answer, said, make_trainer):
+    trainer = make_trainer(engine=partial(CMDPTrainer, sampler=answer))
+    with pytest.raises((TypeError, ValueError), match=said):
+        trainer.step()
