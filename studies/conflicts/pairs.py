@@ -6,6 +6,7 @@ the budget; a `Pair` brings prompts, reward and checkers. `study.py` trains on t
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -41,10 +42,10 @@ class Pair:
 
 
 PAIRS = {
-    "chains": Pair("embedded", chain_dataset, chain_reward, step_validity, chains.left_out),
+    "chains": Pair("embedded", cache(chain_dataset), chain_reward, step_validity, chains.left_out),
     "easy chains": Pair(
         "embedded",
-        chains.easy_dataset,
+        cache(chains.easy_dataset),
         chain_reward,
         step_validity,
         chains.left_out,
@@ -53,7 +54,7 @@ PAIRS = {
     ),
     "words": Pair(
         "words",
-        words_dataset,
+        cache(words_dataset),
         words_reward,
         words_validity,
         brief.left_out,
