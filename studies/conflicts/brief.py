@@ -1,10 +1,12 @@
-"""A student of the words pair that may leave out the words: the start of a conflict about length.
+"""Students of the words pair that know two dialects: sentences, and equations alone.
 
-    python studies/conflicts/brief.py      writes brief_student/, some minutes on one core
+    python studies/conflicts/brief.py      writes brief_student/ and bilingual_student/, on one core
 
-The shipped student writes a sentence a step, so a price per token finds little to shorten. This one
-is fine-tuned from it on solutions of which every sentence is, with probability .5, its equation
-alone: `Ben has 12 - 4 = 8 apples. 8 + 7 = 15. The answer is 15.`
+The shipped student writes a sentence a step: a price per token finds little to shorten. `brief` is
+fine-tuned from it on solutions of which every sentence is, with probability .5, its equation alone:
+`Ben has 12 - 4 = 8 apples. 8 + 7 = 15. The answer is 15.` `bilingual` writes whole solutions in
+equations alone with probability .8: its own dialect, in which it can be understood by a teacher
+that has never written it, because it knows the other one, too.
 """
 
 import random
@@ -20,8 +22,9 @@ from cmdp_nbdev.model import words_pair
 from cmdp_nbdev.words import Misreading, check_sentences, read_steps, words_problems, write_solution
 from studies.conflicts.chains import loss_of
 
-FOLDER = Path(__file__).resolve().parent / "brief_student"
-SHARE, STEPS, BATCH, LEARNING_RATE = 0.5, 200, 64, 2e-3
+HERE = Path(__file__).resolve().parent
+BRIEF, BILINGUAL = HERE / "brief_student", HERE / "bilingual_student"
+STEPS, BATCH, LEARNING_RATE = 150, 64, 2e-3
 
 
 def left_out(prompts, completions, steps, **kwargs) -> list[float]:
@@ -37,26 +40,38 @@ def _left_out(prompt: str, completion: str, steps: str) -> int:
     return len(read_steps(steps)) - len(told)
 
 
-def brief_solution(problem, share: float, rng: random.Random) -> str:
-    "A solution with the teacher's misreading; each sentence its equation alone by `share`."
+def dialects(problem, rng: random.Random) -> tuple[list[str], list[str]]:
+    "The sentences of a solution with the teacher's misreading, and the same as equations."
     seed, slips = rng.random(), Misreading()
     whole, terse = (
         re.split(r"(?<=\.) ", write_solution(problem, slips, random.Random(seed), short))
         for short in (False, True)
     )
-    return " ".join(b if rng.random() < share else a for a, b in zip(whole, terse))
+    return whole, terse
 
 
-def main() -> None:
-    "See the top of this file."
-    torch.set_num_threads(1)
-    model, _, tokenizer = words_pair()
-    rng, problems = random.Random(0), words_problems(12800, "train", seed=7)
+def brief_solution(problem, rng: random.Random) -> str:
+    "A solution of which about half of the sentences are their equations alone."
+    return " ".join(rng.choice(pair) for pair in zip(*dialects(problem, rng)))
+
+
+def bilingual_solution(problem, rng: random.Random) -> str:
+    "A solution in equations alone, one in five in sentences."
+    whole, terse = dialects(problem, rng)
+    return " ".join(terse if rng.random() < 0.8 else whole)
+
+
+STUDENTS = {BRIEF: brief_solution, BILINGUAL: bilingual_solution}
+
+
+def fine_tune(model, tokenizer, write, seed: int = 7) -> None:
+    "Train the model in place on solutions as `write` writes them."
+    rng, problems = random.Random(seed), words_problems(STEPS * BATCH, "train", seed)
     optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, weight_decay=0.0)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LEARNING_RATE, total_steps=STEPS)
     for step in range(STEPS):
-        batch = problems[step * BATCH % len(problems) :][:BATCH]
-        texts = [brief_solution(problem, SHARE, rng) for problem in batch]
+        batch = problems[step * BATCH :][:BATCH]
+        texts = [write(problem, rng) for problem in batch]
         loss = loss_of(model, tokenizer, [problem.prompt for problem in batch], texts)
         optimizer.zero_grad()
         loss.backward()
@@ -65,8 +80,15 @@ def main() -> None:
         schedule.step()
         if step % 50 == 49:
             print(f"step {step + 1}: {loss.item():.3f} nats per token", flush=True)
-    model.save_pretrained(FOLDER)
-    tokenizer.save_pretrained(FOLDER)
+
+
+def main() -> None:
+    "See the top of this file."
+    torch.set_num_threads(1)
+    for folder, write in STUDENTS.items():
+        model, _, tokenizer = words_pair()
+        fine_tune(model, tokenizer, write)
+        model.half().save_pretrained(folder)
 
 
 if __name__ == "__main__":

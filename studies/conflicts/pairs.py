@@ -85,8 +85,10 @@ CONFLICTS = {
     "chains c": Conflict("c", CHARGED, "easy chains", 0.8, price=0.02, student=chains.FOLDER),
     "words a": Conflict("a", "none: a competent teacher", "words", 2.0, teacher="competent"),
     "words b": Conflict("b", WRONG, "words", 2.0),
-    "words c": Conflict("c", CHARGED, "words", 2.0, price=0.01, student=brief.FOLDER),
-    "words d": Conflict("d", "the student speaks another dialect", "words", 2.0, student="terse"),
+    "words c": Conflict("c", CHARGED, "words", 2.0, price=0.01, student=brief.BRIEF),
+    "words d": Conflict(
+        "d", "the student speaks another dialect", "words", 2.0, student=brief.BILINGUAL
+    ),
 }
 
 
