@@ -799,6 +799,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                     'cmdp_nbdev.rollout._parameters': ('rollout.html#_parameters', 'cmdp_nbdev/rollout.py'),
                                     'cmdp_nbdev.rollout._read': ('rollout.html#_read', 'cmdp_nbdev/rollout.py'),
                                     'cmdp_nbdev.rollout._scored': ('rollout.html#_scored', 'cmdp_nbdev/rollout.py'),
+                                    'cmdp_nbdev.rollout._side_stream': ('rollout.html#_side_stream', 'cmdp_nbdev/rollout.py'),
                                     'cmdp_nbdev.rollout._two_texts': ('rollout.html#_two_texts', 'cmdp_nbdev/rollout.py'),
                                     'cmdp_nbdev.rollout._with_first': ('rollout.html#_with_first', 'cmdp_nbdev/rollout.py'),
                                     'cmdp_nbdev.rollout._written': ('rollout.html#_written', 'cmdp_nbdev/rollout.py'),
