@@ -1,9 +1,10 @@
 """Students of the words pair that know two dialects: sentences, and equations alone.
 
-    python studies/conflicts/brief.py      writes brief_student/ and bilingual_student/, on one core
+    python studies/conflicts/brief.py out/words/student-700     writes brief_student/ and
+                                                                bilingual_student/, on one core
 
-The shipped student writes a sentence a step: a price per token finds little to shorten. `brief` is
-fine-tuned from it on solutions of which every sentence is, with probability .5, its equation alone:
+They are fine-tuned from a student of studies/words/pretrain.py (`--only student-700`) that writes a
+sentence a step: a price per token finds little to shorten. `brief` has seen solutions of which every sentence is, with probability .5, its equation alone:
 `Ben has 12 - 4 = 8 apples. 8 + 7 = 15. The answer is 15.` `bilingual` writes whole solutions in
 equations alone with probability .8: its own dialect, in which it can be understood by a teacher
 that has never written it, because it knows the other one, too.
@@ -18,7 +19,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import torch
 
-from cmdp_nbdev.model import words_pair
+from cmdp_nbdev.model import load_model, words_pair
 from cmdp_nbdev.words import Misreading, check_sentences, read_steps, words_problems, write_solution
 from studies.conflicts.chains import loss_of
 
@@ -86,8 +87,8 @@ def main() -> None:
     "See the top of this file."
     torch.set_num_threads(1)
     for folder, write in STUDENTS.items():
-        model, _, tokenizer = words_pair()
-        fine_tune(model, tokenizer, write)
+        model = load_model(sys.argv[1], dtype=torch.float32)
+        fine_tune(model, words_pair()[2], write)
         model.half().save_pretrained(folder)
 
 

@@ -59,8 +59,8 @@ PAIRS = {
         words_validity,
         brief.left_out,
         folder=DATA / "words",
-        changes={"max_steps": 150},
-        num_train=8000,
+        changes={"max_steps": 120},
+        num_train=4000,
     ),
 }
 
