@@ -15,7 +15,7 @@ from studies.conflicts.pairs import CONFLICTS, PAIRS, models_of, reward_of
 from studies.lab import Runs
 
 FOLDER = ROOT / "studies" / "conflicts"
-PROMPTS = 400
+PROMPTS = 300
 
 
 def made_up(job: dict, right: float, within: float, left: float = 0.0) -> dict:

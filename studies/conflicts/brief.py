@@ -4,10 +4,10 @@
                                                                 bilingual_student/, on one core
 
 They are fine-tuned from a student of studies/words/pretrain.py (`--only student-700`) that writes a
-sentence a step: a price per token finds little to shorten. `brief` has seen solutions of which every sentence is, with probability .5, its equation alone:
-`Ben has 12 - 4 = 8 apples. 8 + 7 = 15. The answer is 15.` `bilingual` writes whole solutions in
-equations alone with probability .8: its own dialect, in which it can be understood by a teacher
-that has never written it, because it knows the other one, too.
+sentence a step: a price per token would find little to shorten. `brief` has seen solutions of which
+every sentence is, with probability .5, its equation alone: `Ben has 12 - 4 = 8 apples. 8 + 7 = 15.
+The answer is 15.` `bilingual` has seen whole solutions, four of five in equations alone: that is
+its own dialect, and the teacher, which never writes it, finds the other one in it, too.
 """
 
 import random

@@ -134,6 +134,7 @@ def run(job: dict) -> dict:
         metrics=metrics_of(conflict),
         return_records=True,
         correct_at=CORRECT_AT,
+        batch_size=512,
         max_completion_length=pair.settings["max_completion_length"],
         seed=job["seed"] + 1000 * (job["name"] == "teacher"),
         disable_tqdm=True,

@@ -84,7 +84,7 @@ def difference(conflict: str, ours: str, theirs: str, metric: str) -> dict:
     a, b = (runs_of(conflict, name).set_index("seed") for name in (ours, theirs))
     shared = a.index.intersection(b.index)
     runs = [[records_of(x.loc[seed]) for seed in shared] for x in (a, b)]
-    return compare(*runs, metric, resamples=300)
+    return compare(*runs, metric, resamples=200)
 
 
 def has(conflict: str, *names: str) -> bool:
