@@ -1,6 +1,7 @@
 "Word problems: what a problem is, what its solution is, and what the checkers find in others."
 
 import itertools
+import json
 import math
 import random
 import re
@@ -8,6 +9,9 @@ import re
 import numpy as np
 import pytest
 
+from cmdp_nbdev.cli import evaluate_main, main
+from cmdp_nbdev.model import DATA, WORDS_MODELS, check_pair, load_tokenizer, words_pair
+from cmdp_nbdev.options import DISTILL, parse
 from cmdp_nbdev.words import (
     EQUATION,
     KINDS,
@@ -238,3 +242,74 @@ def test_the_frontier_is_the_closed_form():
     assert words_frontier([2], [log2])[0] < 0.9 < 1 - 1e-9 < words_frontier([1], [log2])[0]
     halves = words_frontier([1], [0.2])[0] ** 2  # equal shares are one way to spend
     assert words_frontier([2], [0.4])[0] >= halves - 1e-3
+
+
+# ---- the pair that ships, and the command --------------------------------------------------
+
+
+@pytest.mark.parametrize("student,teacher", [*itertools.product(*WORDS_MODELS.values())])
+def test_every_pair_shares_its_tokens_and_its_context_is_long_enough(student, teacher):
+    "Any student goes with any teacher, and a problem with its solution fits."
+    s, t, tokenizer = words_pair(student, teacher)
+    check_pair(tokenizer, load_tokenizer(DATA / "words" / teacher))
+    assert s.dtype == t.dtype and s.num_parameters() < t.num_parameters() < 3e6
+    digits = [tokenizer(str(n))["input_ids"] for n in (7, 42)]
+    assert [len(ids) for ids in digits] == [1, 2]
+    texts = [p.prompt + write_solution(p) + tokenizer.eos_token for p in ALL]
+    lengths = [len(ids) for ids in tokenizer(texts)["input_ids"]]
+    assert tokenizer.decode(tokenizer(texts[0])["input_ids"]) == texts[0]
+    assert max(lengths) < s.config.max_position_embeddings
+
+
+def test_a_model_that_does_not_ship_is_refused():
+    "With the names of those that do."
+    with pytest.raises(ValueError, match="student='teacher' does not ship; choose student or"):
+        words_pair("teacher")
+
+
+def test_the_weights_are_small():
+    "They travel with the package."
+    assert sum(f.stat().st_size for f in DATA.rglob("*") if f.is_file()) < 10e6
+
+
+def test_task_words_trains_and_is_judged(tmp_path, capsys):
+    "The command from the first word to the report, and `cmdp evaluate` on what it left."
+    small = "--max_completion_length 24 --n_eval 8 --per_device_train_batch_size 8"
+    run = tmp_path / "run"
+    words = f"--task words --max_steps 2 {small} --device cpu --output_dir {run}".split()
+    assert main(words) == 0
+    assert "exact optimum" in capsys.readouterr().out
+    summary = json.loads((run / "summary.json").read_text())
+    assert {"reasoning_validity", "left_out", "optimal_accuracy"} <= summary.keys()
+    assert json.loads((run / "config.json").read_text())["run"]["task"] == "words"
+    judged = f"--task words --student {run}/student --budget 0.8 --n_eval 8".split()
+    assert evaluate_main([*judged, "--output_dir", str(tmp_path / "judged")]) == 0
+    found = json.loads((tmp_path / "judged" / "evaluation.json").read_text())
+    assert found["about"]["max_completion_length"] == 80 and "left_out" in found["summary"]
+
+
+def test_the_task_decides_the_recipe():
+    "Of a run without a student; a student of one's own has no embedded task."
+    typed = parse(DISTILL, ["--task", "words"])
+    assert typed.sources["max_steps"] == "recipe words"
+    assert parse(DISTILL, ["--task", "chains"]).values["max_steps"] == 600
+
+
+@pytest.mark.parametrize(
+    "words,said",
+    [
+        ("--task wrods", "task must be one of chains, words, got 'wrods'"),
+        ("--task words --student x", "task='words' has a student of its own"),
+        ("--task words --dataset x", "dataset given without a student"),
+    ],
+)
+def test_slips_of_the_task_are_named(words, said, capsys):
+    "One clear sentence before any work."
+    assert main(words.split()) == 2
+    assert said in capsys.readouterr().err
+
+
+def test_an_examination_has_one_source_of_prompts(capsys):
+    "The task's or a dataset's."
+    assert evaluate_main("--task words --dataset x.jsonl".split()) == 2
+    assert "leave out one" in capsys.readouterr().err

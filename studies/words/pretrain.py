@@ -48,7 +48,7 @@ CHUNK = 2000  # problems that one process writes at a time
 DIALECTS = ("misread", "right", "terse", "terse-misread")
 MAX_LENGTH = 256
 WARMUP = 0.05
-TEACHERS = ("teacher", "teacher-right")  # the distance from both is measured
+TEACHERS = ("teacher-3x96", "teacher-right-3x96")  # the distance from both is measured
 
 
 @dataclass(frozen=True)
@@ -68,17 +68,14 @@ VARIANTS = {
     "teacher-3x96": Variant("misread", 3, 96, 2500),
     "teacher-right-3x96": Variant("right", 3, 96, 2500),
     "student": Variant("misread", 2, 64, 1200),
-    "terse": Variant("terse", 2, 64, 800),
     "student-700": Variant("misread", 2, 64, 700),
-    "student-2000": Variant("misread", 2, 64, 2000),
+    "student-500x64": Variant("misread", 2, 64, 500, 64),
     "student-3x64": Variant("misread", 3, 64, 1200),
     "student-3x96": Variant("misread", 3, 96, 500),
-    "student-3x96-800": Variant("misread", 3, 96, 800),
+    "terse": Variant("terse", 2, 64, 800),
     "terse-500": Variant("terse", 2, 64, 500),
-    "terse-1200": Variant("terse", 2, 64, 1200),
     "terse-3x96": Variant("terse", 3, 96, 500),
     "terse-misread": Variant("terse-misread", 2, 64, 800),
-    "terse-misread-3x96": Variant("terse-misread", 3, 96, 500),
 }
 
 # ---- texts ------------------------------------------------------------------------------
