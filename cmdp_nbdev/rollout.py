@@ -449,7 +449,7 @@ def llama_inside(model: torch.nn.Module) -> PreTrainedModel:
 # %% ../nbs/08_rollout.ipynb #layer-step
 def _quick(module: torch.nn.Module) -> Callable:
     "What a linear layer or an RMSNorm computes, without the detours of a module; others as is."
-    hooked = module._forward_hooks or module._forward_pre_hooks
+    hooked = module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module)
     if type(module) is torch.nn.Linear and not hooked:
         return functools.partial(linear, weight=module.weight, bias=module.bias)
     ours = type(module).__module__.startswith("transformers.models.")
@@ -873,14 +873,12 @@ def open_reader(
 NEVER = -1e4  # a logit
 
 
-def with_tokens(
-    logits: Tensor, vocab_size: int | None, holes: tuple[int, ...] | Tensor = ()
-) -> Tensor:
+def with_tokens(logits: Tensor, vocab_size: int | None, holes: tuple[int, ...] = ()) -> Tensor:
     "Logits (..., V) of the ids below `vocab_size` (None = all), `NEVER` in `holes`."
     logits = logits[..., :vocab_size]
-    if not len(holes):
+    if not holes:
         return logits
-    return logits.index_fill(-1, torch.as_tensor(holes, device=logits.device), NEVER)
+    return logits.index_fill(-1, torch.tensor(holes, device=logits.device), NEVER)
 
 # %% ../nbs/08_rollout.ipynb #written-so-far
 class Written:
@@ -928,7 +926,7 @@ def sample(
     Ids are padded and log-probabilities are 0 after EOS. `vocab_size`, `holes`: see with_tokens.
     """
     device, B, T = reader.logits.device, len(reader.logits), sampling.max_completion_length
-    eos, holes = (torch.tensor(x, dtype=torch.long, device=device) for x in (eos_ids, holes))
+    eos = torch.tensor(eos_ids, dtype=torch.long, device=device)
     how = sampling.temperature, sampling.top_p, generator
     rows = torch.arange(B, device=device)  # those that are still read
     ended = torch.zeros(B, dtype=torch.bool, device=device)  # of them
