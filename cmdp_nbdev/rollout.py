@@ -19,7 +19,8 @@ from weakref import WeakKeyDictionary
 import torch
 from fastcore.basics import patch
 from torch import Tensor
-from torch.nn.functional import pad, rms_norm, scaled_dot_product_attention
+from torch.nn import Identity
+from torch.nn.functional import linear, pad, rms_norm, scaled_dot_product_attention
 from transformers import GenerationMixin, PreTrainedModel, PreTrainedTokenizerBase
 
 from .budget import Budget
@@ -35,8 +36,9 @@ __all__ = ['TEMPLATE_COLUMNS', 'FEW', 'ROOM', 'LLAMAS', 'ROPES', 'READINGS', 'SH
            'draw_noise', 'choose', 'sample_token', 'core', 'known_names', 'accepted', 'cache_name', 'Reader',
            'own_preparation', 'llama_inside', 'LayerStep', 'Decoder', 'GraphDecoder', 'aligned', 'logits_at',
            'ByLength', 'Rereader', 'Reading', 'find_reading', 'still', 'read_as', 'reading', 'ToldStudent',
-           'open_reader', 'with_tokens', 'sample', 'eos_token_ids', 'as_rollout', 'generate', 'Sampler', 'written_by',
-           'given_text', 'given_rollout', 'completion_logits', 'Teacher', 'logits_in', 'teacher_rows', 'innermost']
+           'open_reader', 'with_tokens', 'Written', 'sample', 'eos_token_ids', 'as_rollout', 'generate', 'Sampler',
+           'written_by', 'given_text', 'given_rollout', 'completion_logits', 'Teacher', 'logits_in', 'teacher_rows',
+           'innermost']
 
 # %% ../nbs/08_rollout.ipynb #encode
 def is_chat(prompt) -> bool:
@@ -445,47 +447,49 @@ def llama_inside(model: torch.nn.Module) -> PreTrainedModel:
     return inside
 
 # %% ../nbs/08_rollout.ipynb #layer-step
-def _norm(module: torch.nn.Module) -> Callable:
-    "What an RMSNorm of transformers computes, in one call; other modules as they are."
-    plain = type(module).__module__.startswith("transformers.models.")
-    if not plain or module._forward_hooks or module._forward_pre_hooks:
-        return module
-    weight, eps = module.weight, module.variance_epsilon
-    return lambda x: rms_norm(x, weight.shape, weight, eps)
+def _quick(module: torch.nn.Module) -> Callable:
+    "What a linear layer or an RMSNorm computes, without the detours of a module; others as is."
+    hooked = module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module)
+    if type(module) is torch.nn.Linear and not hooked:
+        return functools.partial(linear, weight=module.weight, bias=module.bias)
+    ours = type(module).__module__.startswith("transformers.models.")
+    if ours and type(module).__name__.endswith("RMSNorm") and not hooked:
+        weight, eps = module.weight, module.variance_epsilon
+        return lambda x: rms_norm(x, weight.shape, weight, eps)
+    return module
 
 
 class LayerStep:
-    "A layer of a Llama with its keys and values, each (B, heads, room, D)."
+    """A layer of a Llama with its keys and values, each (B, heads, room, D).
+
+    Queries and keys are turned by their positions; `sin` has the signs of the two halves.
+    """
 
     def __init__(self, layer: torch.nn.Module, keys: Tensor, values: Tensor):
         own = layer.self_attn
-        self.project = own.q_proj, own.k_proj, own.v_proj
-        self.norm, self.norm_after = map(
-            _norm, (layer.input_layernorm, layer.post_attention_layernorm)
-        )
-        heads = (getattr(own, name, None) for name in ("q_norm", "k_norm"))
-        self.head_norms = [_norm(head) if head is not None else None for head in heads]
-        self.out, self.mlp, self.scale = own.o_proj, layer.mlp, own.scaling
+        parts = own.q_proj, own.k_proj, own.v_proj, own.o_proj
+        self.q, self.k, self.v, self.out = map(_quick, parts)
+        parts = layer.mlp.gate_proj, layer.mlp.up_proj, layer.mlp.down_proj
+        self.gate, self.up, self.down = map(_quick, parts)
+        parts = layer.input_layernorm, layer.post_attention_layernorm
+        self.norm, self.norm_after = map(_quick, parts)
+        self.head_norms = [_quick(getattr(own, n, Identity())) for n in ("q_norm", "k_norm")]
+        self.act, self.scale = layer.mlp.act_fn, own.scaling
         self.keys, self.values = keys, values
-
-    def _rotated(self, x: Tensor, norm: Callable | None, cos: Tensor, sin: Tensor) -> Tensor:
-        "Heads (B, H, D) of queries or keys, turned by their positions; `sin` has its signs."
-        if norm is not None:
-            x = norm(x)
-        return x * cos + x.roll(x.shape[-1] // 2, -1) * sin
 
     def __call__(self, x: Tensor, cos: Tensor, sin: Tensor, unseen, write: Callable) -> Tensor:
         "What follows from `x` (B, hidden); `write` puts keys and values where they belong."
         h = self.norm(x)
         B, groups, D = len(h), self.keys.shape[1], self.keys.shape[3]
-        q, k, v = (project(h).view(B, -1, D) for project in self.project)
-        q = self._rotated(q, self.head_norms[0], cos, sin)
-        k = self._rotated(k, self.head_norms[1], cos, sin)
-        seen = write(self.keys, k), write(self.values, v)
-        q = q.view(B, groups, -1, D)
+        heads = (project(h).view(B, -1, D) for project in (self.q, self.k))
+        qk = torch.cat([norm(head) for norm, head in zip(self.head_norms, heads)], 1)
+        qk = qk * cos + torch.cat([qk[..., D // 2 :], qk[..., : D // 2]], -1) * sin
+        q, k = qk[:, :-groups].reshape(B, groups, -1, D), qk[:, -groups:]
+        seen = write(self.keys, k), write(self.values, self.v(h).view(B, -1, D))
         y = scaled_dot_product_attention(q, *seen, attn_mask=unseen, scale=self.scale)
         x = x + self.out(y.reshape(B, -1))
-        return x + self.mlp(self.norm_after(x))
+        h = self.norm_after(x)
+        return x + self.down(self.act(self.gate(h)) * self.up(h))
 
 # %% ../nbs/08_rollout.ipynb #decoder
 class Decoder:
@@ -507,7 +511,7 @@ class Decoder:
         padding = padding.masked_fill(prompt_mask == 0, -torch.inf)
         self.unseen = padding.repeat_interleave(n, 0)[:, None, None]
         self.whole = bool(prompt_mask.all())  # nothing is padded
-        self.norm, self.head = _norm(self.llama.model.norm), self.llama.lm_head
+        self.norm, self.head = map(_quick, (self.llama.model.norm, self.llama.lm_head))
         self._grow()
 
     def _grow(self) -> None:
@@ -531,6 +535,7 @@ class Decoder:
         self.logits, self.positions = self.logits[rows], self.positions[rows]
         self.unseen = self.unseen[rows]
 
+    @torch.inference_mode()
     def feed(self, ids: Tensor, ended: Tensor | None = None) -> None:
         "Read one token per row, `ids` (B,)."
         if self.length == self.room:
@@ -868,14 +873,39 @@ def open_reader(
 NEVER = -1e4  # a logit
 
 
-def with_tokens(
-    logits: Tensor, vocab_size: int | None, holes: tuple[int, ...] | Tensor = ()
-) -> Tensor:
+def with_tokens(logits: Tensor, vocab_size: int | None, holes: tuple[int, ...] = ()) -> Tensor:
     "Logits (..., V) of the ids below `vocab_size` (None = all), `NEVER` in `holes`."
     logits = logits[..., :vocab_size]
-    if not len(holes):
+    if not holes:
         return logits
-    return logits.index_fill(-1, torch.as_tensor(holes, device=logits.device), NEVER)
+    return logits.index_fill(-1, torch.tensor(holes, device=logits.device), NEVER)
+
+# %% ../nbs/08_rollout.ipynb #written-so-far
+class Written:
+    "What was written so far: a stretch of tokens for as long as the same rows are read."
+
+    def __init__(self, rows: int, pad_id: int):
+        self.size, self.pad_id, self.stretches = rows, pad_id, []
+
+    def add(self, rows: Tensor, ids: Tensor, logps: Tensor, ended: Tensor) -> Tensor:
+        "A token of each of `rows`; the ids (B,), padded for those that had `ended`."
+        if not self.stretches or self.stretches[-1][0] is not rows:
+            self.stretches.append((rows, [], []))
+        ids = ids.masked_fill(ended, self.pad_id)
+        self.stretches[-1][1].append(ids)
+        self.stretches[-1][2].append(logps.masked_fill(ended, 0.0))
+        return ids
+
+    def whole(self, rows: Tensor, ended: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        "Ids (B, T), log-probabilities (B, T), who has ended (B,); `ended` says it of `rows`."
+        ids, logps = [], []
+        for some, tokens, said in self.stretches:
+            for parts, new, fill in ((ids, tokens, self.pad_id), (logps, said, 0.0)):
+                new = torch.stack(new, 1)
+                all_rows = new.new_full((self.size, new.shape[1]), fill)
+                parts.append(all_rows.index_copy_(0, some, new))
+        over = torch.ones(self.size, dtype=torch.bool, device=ended.device)
+        return torch.cat(ids, 1), torch.cat(logps, 1), over.index_copy_(0, rows, ended)
 
 # %% ../nbs/08_rollout.ipynb #sample
 DROP = 0.25  # of the rows must have ended before they leave
@@ -896,28 +926,28 @@ def sample(
     Ids are padded and log-probabilities are 0 after EOS. `vocab_size`, `holes`: see with_tokens.
     """
     device, B, T = reader.logits.device, len(reader.logits), sampling.max_completion_length
-    eos, holes = (torch.tensor(x, dtype=torch.long, device=device) for x in (eos_ids, holes))
-    ids = torch.full((B, T), pad_id, device=device)
-    logps = torch.zeros(B, T, dtype=torch.promote_types(reader.logits.dtype, torch.float32))
-    logps, how = logps.to(device), (sampling.temperature, sampling.top_p, generator)
-    ended = torch.zeros(B, dtype=torch.bool, device=device)
-    rows, noise = torch.arange(B, device=device), None  # those that are still read
+    eos = torch.tensor(eos_ids, dtype=torch.long, device=device)
+    how = sampling.temperature, sampling.top_p, generator
+    rows = torch.arange(B, device=device)  # those that are still read
+    ended = torch.zeros(B, dtype=torch.bool, device=device)  # of them
+    noise, written = None, Written(B, pad_id)
     for t in range(T):
         logits = with_tokens(reader.logits, vocab_size, holes)
         if sampling.temperature > 0:
-            noise = draw_noise(B, logits.shape[1], generator, device)[rows]
+            noise = draw_noise(B, logits.shape[1], generator, device)
+            noise = noise if len(rows) == B else noise[rows]
         token, logp = sample_token(logits, *how, noise)
-        before = ended[rows]
-        token = token.masked_fill(before, pad_id)
-        ids[rows, t], logps[rows, t] = token, logp.masked_fill(before, 0.0).to(logps.dtype)
-        ended[rows] = before | torch.isin(token, eos)
+        before = ended
+        ended = before | (token[:, None] == eos).any(1)
+        token = written.add(rows, token, logp, before)
         if t + 1 == T or reader.finished(ended):
-            return ids[:, : t + 1], logps[:, : t + 1], ended
-        if reader.can_drop and ended[rows].sum() >= DROP * len(rows):
-            live = ended[rows].logical_not().nonzero()[:, 0]
+            break
+        if reader.can_drop and ended.sum() >= DROP * len(rows):
+            live = ended.logical_not().nonzero()[:, 0]
             reader.keep(live)
-            rows, token, before = rows[live], token[live], before[live]
+            rows, token, before, ended = rows[live], token[live], before[live], ended[live]
         reader.feed(token, before)
+    return written.whole(rows, ended)
 
 # %% ../nbs/08_rollout.ipynb #eos-token-ids
 def eos_token_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
