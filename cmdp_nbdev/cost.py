@@ -18,12 +18,15 @@ from fastcore.basics import patch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from .mdp import slices
+
 # %% auto #0
 __all__ = ['COSTS', 'KINDS', 'RESOLUTION', 'NEVER', 'CHUNK_BYTES', 'align_vocab', 'Rows', 'CostKind', 'register_cost', 'kl',
            'with_floor', 'reverse_kl', 'forward_kl', 'jsd', 'log_ratio', 'surprisal', 'token_logps',
            'sampled_divergence', 'Cost', 'cost_problems', 'TeacherRows', 'DenseRows', 'as_rows', 'merge_rest',
            'TopKRows', 'check_top_k', 'what_it_is', 'top_k', 'with_tokens', 'Head', 'HiddenRows', 'Through', 'InChunks',
-           'Question', 'chunk_rows', 'ask_in_chunks', 'token_cost', 'Score', 'score_tokens', 'token_divergence']
+           'Question', 'chunk_rows', 'ask_in_chunks', 'token_cost', 'Score', 'score_tokens', 'warn_cropped',
+           'token_divergence']
 
 # %% ../nbs/01_cost.ipynb #align-vocab
 def align_vocab(student_logits: Tensor, teacher_logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -202,8 +205,7 @@ class Cost:
     kind: a key of `COSTS`; beta: the teacher's weight in the "jsd" mixture, in [0, 1];
     floor: uniform share mixed into the denominator, in [0, 1); student_temperature and
     teacher_temperature: each model's logits are divided by them, > 0; chunk_size: positions at a
-    time, computed again in the backward pass, >= 1; None = all logits that there are, of hidden
-    states as many as `chunk_rows` says.
+    time, computed again in the backward pass, >= 1; None = as many as `chunk_rows` says.
     """
 
     kind: str = "reverse_kl"
@@ -236,7 +238,7 @@ def cost_problems(cost: Cost) -> Iterable[str]:
         if not 0 < value < float("inf"):
             yield f"{name} must be a finite number > 0, got {value!r}"
     if cost.chunk_size is not None and cost.chunk_size < 1:
-        yield f"chunk_size must be >= 1, or None for all rows at once, got {cost.chunk_size}"
+        yield f"chunk_size must be >= 1, or None for as many as make 64 MB of logits, got {cost.chunk_size}"
 
 # %% ../nbs/01_cost.ipynb #cost-questions
 @patch(as_prop=True)
@@ -538,10 +540,9 @@ class Head:
     @property
     def plain(self) -> bool:
         "Whether it is one matrix, and a bias perhaps, that nobody has changed."
-        hooks = self.module._forward_hooks or self.module._forward_pre_hooks
-        return type(self.module) is torch.nn.Linear and not hooks and "forward" not in vars(
-            self.module
-        )
+        module = self.module
+        changed = module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module)
+        return type(module) is torch.nn.Linear and not changed
 
     def __call__(self, states: Tensor) -> Tensor:
         "Logits of the ids that have a token."
@@ -575,6 +576,16 @@ class HiddenRows(DenseRows):
     def split(self, size: int) -> list[HiddenRows]:
         "The same rows in pieces of `size`."
         return [HiddenRows(part, self.head) for part in self.states.split(size)]
+
+    def logps(self, ids: Tensor, mask: Tensor) -> Tensor:
+        "Log-probabilities of `ids`; 0 outside the mask."
+        inside = mask.bool()
+        chosen = ids[inside]
+
+        def ask(logits: Tensor, part: slice) -> list[Tensor]:
+            return [token_logps(logits, chosen[part])]
+
+        return _within(inside, ask_in_chunks(self[inside], ask)[0])
 
 # %% ../nbs/01_cost.ipynb #through
 class Through:
@@ -656,7 +667,7 @@ class InChunks(torch.autograd.Function):
         ctx.save_for_backward(states, *weights)
         ctx.set_materialize_grads(False)
         through = Through(head)
-        found = [ask(through.to(states[p])[1], p) for p in _slices(len(states), size)]
+        found = [ask(through.to(states[p])[1], p) for p in slices(len(states), size)]
         return tuple(torch.cat(values) for values in zip(*found))
 
     @staticmethod
@@ -665,17 +676,12 @@ class InChunks(torch.autograd.Function):
         "dL/dstates (N, H) and dL/dweights."
         states, *weights = ctx.saved_tensors
         given, through = torch.empty_like(states), Through(ctx.head)
-        for part in _slices(len(states), ctx.size):
+        for part in slices(len(states), ctx.size):
             mine = [None if s is None else s[part] for s in slopes]
             given[part] = _back(through, ctx.ask, states[part], part, mine)
         sums = through.gradients or [None] * len(weights)
         sums = [s if s is None else s.to(w.dtype) for s, w in zip(sums, weights)]
         return None, None, None, given, *sums
-
-
-def _slices(rows: int, size: int) -> list[slice]:
-    "All rows, at most `size` at a time; one slice where there are none."
-    return [slice(i, i + size) for i in range(0, max(rows, 1), size)]
 
 
 @torch.enable_grad()
@@ -728,15 +734,15 @@ def chunk_rows(vocab_size: int, device: torch.device | str = "cpu") -> int:
     return max(64, size // (4 * vocab_size))
 
 # %% ../nbs/01_cost.ipynb #ask-in-chunks
-def ask_in_chunks(student: DenseRows, question: Question, size: int | None = None) -> list[Tensor]:
-    """The answers (N,) for the student's rows (N, V); gradients reach its logits or its states.
+def ask_in_chunks(student: DenseRows, ask: Callable, size: int | None = None) -> list[Tensor]:
+    """What `ask`, a Question, says of all rows (N, V); gradients reach their logits or states.
 
     size: positions at a time, None = as many as chunk_rows says.
     """
     lazy = isinstance(student, HiddenRows)
     states, head = (student.states, student.head) if lazy else (student.logits, None)
     size = size or chunk_rows(student.shape[-1], states.device)
-    return list(InChunks.apply(question, head, size, states, *(head.weights if lazy else ())))
+    return list(InChunks.apply(ask, head, size, states, *(head.weights if lazy else ())))
 
 # %% ../nbs/01_cost.ipynb #cost-call
 @patch
@@ -745,10 +751,10 @@ def __call__(self: Cost, student: Tensor, teacher: TeacherRows, ids: Tensor | No
 
     `ids` (N,): the sampled tokens, which "log_ratio" and "surprisal" need.
     """
-    if self.chunk_size is None or len(student) <= self.chunk_size:
+    size = self.chunk_size or chunk_rows(student.shape[-1], student.device)
+    if len(student) <= size:
         return _piece(self, teacher, ids, student)
-    ask = partial(_chunk, self, teacher, ids)
-    return InChunks.apply(ask, None, self.chunk_size, student)[0]
+    return ask_in_chunks(DenseRows(student), partial(_chunk, self, teacher, ids), size)[0]
 
 
 def _piece(cost: Cost, teacher: TeacherRows, ids: Tensor | None, student: Tensor) -> Tensor:
@@ -813,7 +819,7 @@ def score_tokens(
     """
     student, teacher, main = as_rows(student_logits), as_rows(teacher_logits), costs["divergence"]
     told, lazy = (ids, mask, costs, temperature), isinstance(student, HiddenRows)
-    if lazy or (main.chunk_size is not None and int(mask.sum()) > main.chunk_size):
+    if lazy or ids.numel() > (main.chunk_size or chunk_rows(student.shape[-1], ids.device)):
         return _score_in_chunks(student, teacher, *told)
     return _score_at_once(student.logits, teacher, *told)
 
@@ -842,6 +848,23 @@ def _score_in_chunks(student: DenseRows, teacher: TeacherRows, ids, mask, costs,
     kl = found[[*costs].index("divergence") if main.is_kl else -1]
     return Score(logp, teacher_logp.detach(), dict(zip(costs, found)), kl.detach())
 
+# %% ../nbs/01_cost.ipynb #warn-cropped
+@torch.no_grad()
+def warn_cropped(student: DenseRows, teacher: TeacherRows) -> None:
+    "Warn if the ids that two models do not share have more than 0.1% of the probability mass."
+    sizes = student.shape[-1], teacher.shape[-1]
+    if not isinstance(teacher, DenseRows) or sizes[0] == sizes[1]:
+        return
+    every = torch.ones(student.shape[:-1], dtype=torch.bool)
+    size, lost = chunk_rows(max(sizes)), 0.0
+    for a, b in zip(student[every].split(size), teacher[every].split(size)):
+        lost += float(align_vocab(a.logits, b.logits)[2]) * a.shape[0] / every.numel()
+    if lost > 1e-3:
+        warnings.warn(
+            f"cropping to the {min(sizes)} ids common to student and teacher loses {lost:.1%} of "
+            "the probability mass: are these two models a pair?"
+        )
+
 # %% ../nbs/01_cost.ipynb #token-divergence
 def token_divergence(
     student_logits: Tensor,  # (B, T, V_s)
@@ -850,7 +873,7 @@ def token_divergence(
     beta: float = 0.5,  # weight of the teacher in the "jsd" mixture, in [0, 1]
     mask: Tensor | None = None,  # (B, T), 1 = compute; None = every position
     floor: float = 0.0,  # uniform share mixed into the denominator of a KL, in [0, 1)
-    chunk_size: int | None = None,  # positions converted to float32 at a time; None = all at once
+    chunk_size: int | None = None,  # positions at a time; None = as many as chunk_rows says
 ) -> Tensor:  # (B, T) nats per token
     """Divergence at every position, exact for logits; see `token_cost`.
 
@@ -861,10 +884,6 @@ def token_divergence(
     if kind not in KINDS:
         raise ValueError(f"divergence kind {kind!r} is unknown; choose one of {', '.join(KINDS)}")
     cost = Cost(kind, beta=beta, floor=floor, chunk_size=chunk_size)
-    student_logits, teacher, lost = as_rows(teacher_logits).align(student_logits)
-    if lost > 1e-3:
-        warnings.warn(
-            f"cropping to the {student_logits.shape[-1]} ids common to student and teacher loses "
-            f"{lost:.1%} of the probability mass: are these two models a pair?"
-        )
+    warn_cropped(DenseRows(student_logits), as_rows(teacher_logits))
+    student_logits, teacher, _ = as_rows(teacher_logits).align(student_logits)
     return token_cost(student_logits, teacher, None, mask, cost)
