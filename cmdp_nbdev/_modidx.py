@@ -615,6 +615,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                   'cmdp_nbdev/preflight.py'),
                                       'cmdp_nbdev.preflight.extreme_rows': ('preflight.html#extreme_rows', 'cmdp_nbdev/preflight.py'),
                                       'cmdp_nbdev.preflight.facts_of': ('preflight.html#facts_of', 'cmdp_nbdev/preflight.py'),
+                                      'cmdp_nbdev.preflight.find_heads': ('preflight.html#find_heads', 'cmdp_nbdev/preflight.py'),
                                       'cmdp_nbdev.preflight.first_line': ('preflight.html#first_line', 'cmdp_nbdev/preflight.py'),
                                       'cmdp_nbdev.preflight.given_completions_are_texts': ( 'preflight.html#given_completions_are_texts',
                                                                                             'cmdp_nbdev/preflight.py'),

@@ -238,7 +238,8 @@ def cost_problems(cost: Cost) -> Iterable[str]:
         if not 0 < value < float("inf"):
             yield f"{name} must be a finite number > 0, got {value!r}"
     if cost.chunk_size is not None and cost.chunk_size < 1:
-        yield f"chunk_size must be >= 1, or None for as many as make 64 MB of logits, got {cost.chunk_size}"
+        size = cost.chunk_size
+        yield f"chunk_size must be >= 1, or None for as many as chunk_rows says, got {size}"
 
 # %% ../nbs/01_cost.ipynb #cost-questions
 @patch(as_prop=True)
@@ -723,7 +724,7 @@ class Question:
         return [*logps, *values]
 
 # %% ../nbs/01_cost.ipynb #chunk-rows
-CHUNK_BYTES = 64_000_000  # of float32 logits
+CHUNK_BYTES = 16_000_000  # of float32 logits
 
 
 def chunk_rows(vocab_size: int, device: torch.device | str = "cpu") -> int:

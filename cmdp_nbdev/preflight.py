@@ -74,6 +74,7 @@ from cmdp_nbdev.rollout import (
     eos_token_ids,
     generate,
     given_text,
+    head_width,
     innermost,
     teacher_rows,
 )
@@ -91,7 +92,7 @@ __all__ = ['ADAPTER', 'BOOKKEEPING', 'rule', 'APART', 'SAID', 'PATIENCE', 'Job',
            'an_evaluation_holds_every_name_once', 'columns_are_seen', 'constraints_need_a_method_that_reads_the_reward',
            'a_quantile_has_prompts_to_be_measured_on', 'limits_per_prompt_are_numbers', 'check_job', 'extreme_rows',
            'write_probe', 'check_functions', 'probe_distances', 'distance_problems', 'precision_of', 'check_shapes',
-           'check_bound', 'alike_problems', 'check_gradient', 'check_probe', 'preflight', 'stay_in_eval',
+           'check_bound', 'alike_problems', 'check_gradient', 'find_heads', 'check_probe', 'preflight', 'stay_in_eval',
            'checkpoint_gradients']
 
 # %% ../nbs/11_preflight.ipynb #job
@@ -979,6 +980,14 @@ def check_gradient(model: torch.nn.Module, logits: Tensor) -> None:
             f"evaluation mode: {e}"
         ) from e
 
+# %% ../nbs/11_preflight.ipynb #find-heads
+def find_heads(job: Job, probe: Rollout) -> None:
+    "Try, where logits are made a chunk at a time, whether the models' heads can be told apart."
+    chunk_size = job.args.kl_chunk_size
+    read = (m for m in (job.model, job.teacher) if not (is_function(m) or hasattr(m, "replay")))
+    for model in read if chunk_size is not None else ():
+        head_width(model, probe)
+
 # %% ../nbs/11_preflight.ipynb #check-probe
 def check_probe(job: Job, probe: Rollout, generator: torch.Generator) -> int:
     """Raise ValueError unless both models are what they seem; returns the ids that both have.
@@ -986,6 +995,7 @@ def check_probe(job: Job, probe: Rollout, generator: torch.Generator) -> int:
     Raises what rewards and costs raise, too. Warns if the vocabularies do not fit.
     """
     check_functions(job, probe)
+    find_heads(job, probe)
     temperature, given = job.args.temperature, replace(probe, sampled_logps=None)
     with torch.enable_grad():
         student = completion_logits(job.model, probe)
