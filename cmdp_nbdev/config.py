@@ -43,12 +43,13 @@ __all__ = ['UNFIT', 'WORDS', 'SWITCH', 'KIND', 'Folder', 'Checkpoint', 'Trackers
            'Settings', 'as_settings', 'CMDPConfig', 'Rules', 'refuse', 'distillation_is_a_part_of_the_run',
            'a_quantile_needs_a_distilled_student', 'a_budget_is_stated_or_chosen',
            'a_limit_that_moves_has_a_start_and_a_way', 'one_precision', 'the_chat_template_is_told_its_own_switches',
-           'groups_stay_whole', 'the_teachers_completions_are_used', 'the_method_knows_its_settings', 'Unsaid',
-           'schedule_settings', 'follow_schedule', 'the_schedule_is_known_beforehand',
-           'the_schedule_knows_its_settings', 'the_schedule_gives_rates', 'the_method_has_groups_to_compare',
-           'a_score_function_needs_its_own_completions', 'distillation_follows_a_gradient', 'trial_batch',
-           'trial_problems', 'price_problems', 'one_dtype', 'check_config', 'load_function', 'own_problems',
-           'field_problems', 'check_unused', 'recipe', 'default_of', 'changed', 'followed_recipe', 'in_force']
+           'groups_stay_whole', 'portions_hold_whole_groups', 'the_teachers_completions_are_used',
+           'the_method_knows_its_settings', 'Unsaid', 'schedule_settings', 'follow_schedule',
+           'the_schedule_is_known_beforehand', 'the_schedule_knows_its_settings', 'the_schedule_gives_rates',
+           'the_method_has_groups_to_compare', 'a_score_function_needs_its_own_completions',
+           'distillation_follows_a_gradient', 'trial_batch', 'trial_problems', 'price_problems', 'one_dtype',
+           'check_config', 'load_function', 'own_problems', 'field_problems', 'check_unused', 'recipe', 'default_of',
+           'changed', 'followed_recipe', 'in_force']
 
 # %% ../nbs/10_config.ipynb #range
 UNFIT = (TypeError, ValueError, OverflowError, RuntimeError)  # what a value of another kind raises
@@ -429,6 +430,10 @@ class CMDPConfig:
     max_completion_length: Count = setting(256, "tokens per completion, EOS included")
     temperature: Positive = setting(1.0, "sampling temperature while training")
     top_p: Nucleus = setting(1.0, "nucleus sampling while training")
+    generation_batch_size: Count | None = setting(
+        None,
+        "completions of an update that are written at a time, whole groups; None = all of them",
+    )
     truncated_reward: Number | None = setting(
         0.0,
         "task reward of a completion cut off by the length limit; None = score it like a finished "
@@ -546,6 +551,7 @@ def sampling(self: CMDPConfig) -> Sampling:
         self.temperature,
         self.top_p,
         self.chat_template_kwargs,
+        self.generation_batch_size,
     )
 
 
@@ -660,6 +666,19 @@ def groups_stay_whole(c: CMDPConfig):
             f"per_device_train_batch_size x gradient_accumulation_steps = {completions} "
             f"completions must be a multiple of num_generations={c.num_generations}: groups stay "
             "in one update"
+        )
+
+# %% ../nbs/10_config.ipynb #rule-portions
+@config_rule
+def portions_hold_whole_groups(c: CMDPConfig):
+    size = c.generation_batch_size or c.num_generations
+    completions = c.per_device_train_batch_size * c.gradient_accumulation_steps
+    if size % c.num_generations or size > max(completions, c.num_generations):
+        yield (
+            f"generation_batch_size={size} must be a multiple of num_generations="
+            f"{c.num_generations}, and at most the {completions} completions of an update "
+            "(per_device_train_batch_size x gradient_accumulation_steps): every update writes its "
+            "own; None = all at once"
         )
 
 # %% ../nbs/10_config.ipynb #rule-seq-kd

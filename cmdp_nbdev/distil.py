@@ -32,7 +32,7 @@ from cmdp_nbdev.config import (
 from .evaluate import Nats, to_json, where_nats_went
 from .judge import arithmetic_validity
 from .methods import METHODS
-from .model import default_pair, load_model, outline
+from .model import DATA, default_pair, load_model, outline, words_pair
 from .options import RunArguments, command_of
 from cmdp_nbdev.plot import (
     frontier_figure,
@@ -51,13 +51,21 @@ from .processor import say, suitable_threads
 from .task import chain_dataset, chain_frontier, chain_reward, step_validity
 from .tasks import TASKS, file_kind, load_rows, open_task, task_kind, with_template
 from .trainer import CMDPTrainer
+from cmdp_nbdev.words import (
+    left_out,
+    words_dataset,
+    words_frontier,
+    words_reward,
+    words_validity,
+)
 
 # %% auto #0
-__all__ = ['LORA', 'OWN', 'OWN_TOO', 'SUMMARY', 'COPY_LIMIT', 'load_reward', 'load_prompts', 'with_prompts', 'own_task',
-           'adapter_problems', 'with_adapters', 'check_options', 'engine', 'with_threads', 'embedded_trainer',
-           'own_trainer', 'describe_teacher', 'build_trainer', 'distil', 'train_until_stopped', 'exact_optimum',
-           'summarise', 'start_of', 'nats_of', 'numbers_of', 'write_run', 'pictures', 'format_summary', 'headline',
-           'run_all', 'all_configs', 'write_table', 'comparison', 'run_command']
+__all__ = ['LORA', 'EMBEDDED', 'OWN', 'OWN_TOO', 'SUMMARY', 'COPY_LIMIT', 'load_reward', 'load_prompts', 'with_prompts',
+           'own_task', 'adapter_problems', 'with_adapters', 'Embedded', 'embedded_task', 'check_options', 'engine',
+           'with_threads', 'embedded_trainer', 'own_trainer', 'describe_teacher', 'build_trainer', 'distil',
+           'train_until_stopped', 'exact_optimum', 'summarise', 'start_of', 'nats_of', 'numbers_of', 'write_run',
+           'pictures', 'format_summary', 'headline', 'run_all', 'all_configs', 'write_table', 'comparison',
+           'run_command']
 
 # %% ../nbs/19_distil.ipynb #reward
 def load_reward(spec: str) -> Callable:
@@ -145,6 +153,56 @@ def with_adapters(run: RunArguments, config: CMDPConfig):
         except ValueError as e:
             raise ValueError(f"lora_target_modules={names}: {e}") from e
 
+# %% ../nbs/19_distil.ipynb #embedded-tasks
+@dataclasses.dataclass(frozen=True)
+class Embedded:
+    "A task that ships with its pair."
+
+    folder: Path  # with student/ and teacher/
+    pair: Callable  # () -> student, teacher, tokenizer
+    reward: Callable
+    prompts: Callable  # (n, split) -> Dataset
+    n_train: int
+    metrics: dict[str, Callable]
+    frontier: Callable  # (Dataset, budgets) -> best accuracy at each
+
+
+def _chain_optimum(data: Dataset, budgets):
+    "Of chains, see task.chain_frontier."
+    return chain_frontier(data["prompt"][:], budgets)
+
+
+def _words_optimum(data: Dataset, budgets):
+    "Of word problems, see words.words_frontier."
+    return words_frontier(data["num_flawed"][:], budgets)
+
+
+EMBEDDED = {
+    "chains": Embedded(
+        folder=DATA,
+        pair=default_pair,
+        reward=chain_reward,
+        prompts=chain_dataset,
+        n_train=16000,
+        metrics={"reasoning_validity": step_validity},
+        frontier=_chain_optimum,
+    ),
+    "words": Embedded(
+        folder=DATA / "words",
+        pair=words_pair,
+        reward=words_reward,
+        prompts=words_dataset,
+        n_train=4000,
+        metrics={"reasoning_validity": words_validity, "left_out": left_out},
+        frontier=_words_optimum,
+    ),
+}
+
+
+def embedded_task(name: str | None) -> Embedded:
+    "The embedded task of an option; chains if nothing is said."
+    return EMBEDDED[name or "chains"]
+
 # %% ../nbs/19_distil.ipynb #check-options
 OWN = ("teacher", "dataset", "eval_dataset", "reward")  # what a student of one's own needs
 OWN_TOO = (
@@ -175,7 +233,9 @@ def _refuse_given(run: RunArguments) -> None:
 
 # %% ../nbs/19_distil.ipynb #refuse-missing
 def _refuse_missing(run: RunArguments) -> None:
-    "Raises ValueError if something is missing that a student of one's own needs."
+    "Raises ValueError if something is missing that a student of one's own needs, or not its own."
+    if run.task:
+        raise ValueError(f"task={run.task!r} has a student of its own; leave out task or student")
     brought = _brought_by(run.dataset or "")
     if missing := [name for name in OWN if not getattr(run, name) and name not in brought]:
         raise ValueError(
@@ -213,11 +273,11 @@ def with_threads(run: RunArguments, config: CMDPConfig) -> RunArguments:
 def embedded_trainer(run: RunArguments, config: CMDPConfig) -> CMDPTrainer:
     "The embedded student, teacher and task."
     torch.set_num_threads(run.num_threads or 1)
-    student, teacher, tokenizer = default_pair()
-    data = chain_dataset(16000), chain_dataset(run.n_eval, "test")
-    metrics = {"reasoning_validity": step_validity}
+    task = embedded_task(run.task)
+    student, teacher, tokenizer = task.pair()
+    data = task.prompts(task.n_train, "train"), task.prompts(run.n_eval, "test")
     make = engine(run.engine)
-    return make(student, teacher, chain_reward, config, *data, tokenizer, metrics)
+    return make(student, teacher, task.reward, config, *data, tokenizer, task.metrics)
 
 
 def own_trainer(run: RunArguments, config: CMDPConfig) -> CMDPTrainer:
@@ -311,12 +371,13 @@ def exact_optimum(run: RunArguments, trainer: CMDPTrainer) -> float | None:
     cost = args.divergence, args.student_temperature, args.teacher_temperature
     if run.student is not None or args.aggregate != "sum" or cost != ("reverse_kl", 1, 1):
         return None
-    return float(chain_frontier(trainer.eval_dataset["prompt"][:], [trainer.budget.limit])[0])
+    best = embedded_task(run.task).frontier(trainer.eval_dataset, [trainer.budget.limit])
+    return float(best[0])
 
 # %% ../nbs/19_distil.ipynb #summary
 SUMMARY = (
     "accuracy satisfaction_rate accuracy_within_budget length_mean truncated_rate "
-    "spent_mean kl_mean kl_p95 kl_per_token_mean reasoning_validity"
+    "spent_mean kl_mean kl_p95 kl_per_token_mean reasoning_validity left_out"
 ).split()
 
 
@@ -440,7 +501,7 @@ def run_all(run: RunArguments, values: dict) -> list[dict]:
     write_table(rows, out / "summary.csv")
     said = "accuracy {accuracy:.3f}, satisfaction {satisfaction_rate:.3f}"
     lines = {r["method"]: said.format(**r) for r in rows}
-    page = report_html(comparison(rows, run.n_eval, values["budget"]), "All methods", lines)
+    page = report_html(comparison(rows, run, values["budget"]), "All methods", lines)
     (out / "report.html").write_text(page, encoding="utf-8")
     print(f"compared in {out}/report.html, {out}/summary.csv")
     return rows
@@ -464,12 +525,13 @@ def write_table(rows: list[dict], path: Path) -> None:
         writer.writerows(rows)
 
 # %% ../nbs/19_distil.ipynb #comparison
-def comparison(rows: list[dict], n_eval: int, budget: float) -> list:
-    "Figures that compare runs; for the embedded task, with the exact frontier under the points."
+def comparison(rows: list[dict], run: RunArguments, budget: float) -> list:
+    "Figures that compare runs; for an embedded task, with the exact frontier under the points."
     figures = [tradeoff_figure(rows)]
     if "optimal_accuracy" in rows[0]:
         budgets = [0.1 * i for i in range(0, max(15, int(20 * budget)) + 1)]
-        best = chain_frontier(chain_dataset(n_eval, "test")["prompt"][:], budgets)
+        task = embedded_task(run.task)
+        best = task.frontier(task.prompts(run.n_eval, "test"), budgets)
         figures.append(frontier_figure(rows, budgets, best))
     return figures
 

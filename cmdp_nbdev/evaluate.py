@@ -53,8 +53,8 @@ __all__ = ['RECORD', 'VALUES', 'SEED_METRICS', 'measured', 'measure', 'charges',
            'metric_values', 'name_problems', 'record_column_problems', 'evaluate_records', 'at_budget', 'to_json',
            'mean_interval', 'summarize', 'load_fast', 'loaded', 'loaded_pair', 'evaluate', 'nats_by_token',
            'nats_by_position', 'Nats', 'where_nats_went', 'Earned', 'earn', 'earned_metrics', 'step_metrics',
-           'share_of_equal_groups', 'mcnemar', 'difference_interval', 'summarize_seeds', 'compare', 'frontier',
-           'envelope', 'envelope_band', 'above_envelope']
+           'share_of_equal_groups', 'sampling_gap', 'mcnemar', 'difference_interval', 'summarize_seeds', 'compare',
+           'frontier', 'envelope', 'envelope_band', 'above_envelope']
 
 # %% ../nbs/09_evaluate.ipynb #measure
 @torch.no_grad()
@@ -575,6 +575,14 @@ def share_of_equal_groups(batch: Batch) -> float:
     groups = [batch.rewards[batch.group_ids == g] for g in batch.group_ids.unique()]
     known = [g[~g.isnan()] for g in groups]
     return sum(bool((g == g[:1]).all()) for g in known) / len(groups)
+
+# %% ../nbs/09_evaluate.ipynb #sampling-gap
+def sampling_gap(rollout: Rollout, logps: Tensor) -> dict[str, float]:
+    "Mean |log-probability said − computed afresh| of a token, nats; {} if the sampler said none."
+    if rollout.sampled_logps is None:
+        return {}
+    apart = masked((rollout.sampled_logps - logps).abs(), rollout.completion_mask)
+    return {"sampling_gap": float(apart.sum() / rollout.completion_mask.sum())}
 
 # %% ../nbs/09_evaluate.ipynb #mcnemar
 def mcnemar(wins: int, losses: int) -> float:

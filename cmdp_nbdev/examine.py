@@ -10,7 +10,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import datasets
@@ -21,8 +21,9 @@ from fastcore.basics import patch
 from transformers.utils import logging as hf_logging
 
 from .budget import Budget
+from .config import recipe
 from .cost import Cost
-from .distil import load_prompts, load_reward
+from .distil import EMBEDDED, load_prompts, load_reward
 from cmdp_nbdev.evaluate import (
     at_budget,
     evaluate_records,
@@ -33,7 +34,7 @@ from cmdp_nbdev.evaluate import (
     where_nats_went,
 )
 from .model import load_tokenizer, outline
-from .options import EVALUATE, EvaluateArguments, check_folder
+from .options import EVALUATE, EvaluateArguments, check_folder, recipe_of
 from cmdp_nbdev.plot import (
     nats_figure,
     remaining_fan,
@@ -48,7 +49,7 @@ from .tasks import TASKS, task_kind, with_template
 
 # %% auto #0
 __all__ = ['ANSWERS', 'NEUTRAL', 'QUANTILES', 'OF_A_BUDGET', 'DECIDES', 'completion_length', 'habits', 'Examination', 'examine',
-           'no_verdict', 'summary_of', 'check_arguments', 'prompts_of', 'run_command']
+           'no_verdict', 'summary_of', 'check_arguments', 'with_task', 'prompts_of', 'rewards_of', 'run_command']
 
 # %% ../nbs/19_examine.ipynb #length
 ANSWERS = ("completion", "solution")  # columns that show how long an answer is
@@ -298,30 +299,58 @@ def facts(self: Examination) -> dict:
 # %% ../nbs/19_examine.ipynb #check-arguments
 def check_arguments(args: EvaluateArguments) -> Path:
     "The folder to write. Raises ValueError for what is missing, FileExistsError if it is occupied."
-    if missing := [n for n in ("student", "teacher", "dataset") if not getattr(args, n)]:
-        raise ValueError(f"{', '.join(missing)} missing: an evaluation needs all three")
+    needed = ("student", "teacher", *([] if args.task else ["dataset"]))
+    if missing := [name for name in needed if not getattr(args, name)]:
+        raise ValueError(f"{', '.join(missing)} missing: an evaluation needs all three, or a task")
+    if args.task and args.dataset:
+        raise ValueError(f"dataset={args.dataset!r} and task={args.task!r} given; leave out one")
     check_folder(EVALUATE, vars(args))
     return Path(args.output_dir or f"runs/evaluate-{time.strftime('%Y%m%d-%H%M%S')}")
 
 
+def with_task(args: EvaluateArguments) -> EvaluateArguments:
+    "The options with the student, teacher and length of an embedded task where none are given."
+    if args.task is None:
+        return args
+    folder, settings = EMBEDDED[args.task].folder, recipe(recipe_of(None, args.task))
+    brought = {
+        "student": str(folder / "student"),
+        "teacher": str(folder / "teacher"),
+        "max_completion_length": settings["max_completion_length"],
+    }
+    return replace(args, **{k: v for k, v in brought.items() if getattr(args, k) is None})
+
+
 def prompts_of(args: EvaluateArguments) -> Dataset:
     "The prompts that the options name, put to the model as they say."
-    data = load_prompts(args.dataset, "dataset", "test", args.n_eval, alone=True)
+    if args.task:
+        data = EMBEDDED[args.task].prompts(args.n_eval, "test")
+    else:
+        data = load_prompts(args.dataset, "dataset", "test", args.n_eval, alone=True)
     if args.prompt_template or args.system_prompt:
         return with_template(data, args.prompt_template or "chat", args.system_prompt)
     return data
 
+
+def rewards_of(args: EvaluateArguments) -> tuple[list[Callable], dict[str, Callable]]:
+    "The reward functions that the options name or the prompts bring, and the task's metrics."
+    task = EMBEDDED.get(args.task)
+    rewards = [load_reward(spec) for spec in args.reward or ()]
+    if not rewards and task:
+        rewards = [task.reward]
+    elif not rewards and task_kind(args.dataset):
+        rewards = [TASKS[task_kind(args.dataset)]]
+    return rewards, task.metrics if task else {}
+
 # %% ../nbs/19_examine.ipynb #run-command
 def run_command(values: dict) -> None:
     "What `cmdp evaluate` does with its values; prints what came of it."
-    args = EvaluateArguments(**values)
-    folder, kind = check_arguments(args), task_kind(args.dataset)
+    args = with_task(EvaluateArguments(**values))
+    folder = check_arguments(args)
     if args.disable_tqdm or not sys.stderr.isatty():
         datasets.disable_progress_bars()
         hf_logging.disable_progress_bar()
-    rewards = [load_reward(spec) for spec in args.reward or ()]
-    if kind and not rewards:
-        rewards = [TASKS[kind]]
+    rewards, metrics = rewards_of(args)
     torch.set_num_threads(args.num_threads or suitable_threads(outline(args.student)[0]))
     prompts = prompts_of(args)
     say(f"examining {args.student} on {len(prompts)} prompts", args.disable_tqdm)
@@ -340,6 +369,7 @@ def run_command(values: dict) -> None:
         cost=Cost(args.divergence, chunk_size=args.kl_chunk_size),
         correct_at=args.correct_at,
         batch_size=args.per_device_eval_batch_size,
+        metrics=metrics,
         seed=args.seed,
         disable_tqdm=args.disable_tqdm,
     )

@@ -182,10 +182,11 @@ class Sampling:
     temperature: float = 1.0  # >= 0; 0 takes the most probable token
     top_p: float = 1.0  # nucleus sampling, in (0, 1]
     chat_template_kwargs: dict | None = None  # told to the chat template; none of OURS
+    generation_batch_size: int | None = None  # completions at a time, whole groups; None = all
 
     def __post_init__(self):
-        for name in ("num_generations", "max_completion_length"):
-            if not getattr(self, name) >= 1:
+        for name in ("num_generations", "max_completion_length", "generation_batch_size"):
+            if not (getattr(self, name) or 1) >= 1:
                 raise ValueError(f"{name} must be a whole number >= 1, got {getattr(self, name)}")
         if not self.temperature >= 0:
             raise ValueError(f"temperature must be >= 0, got {self.temperature}")

@@ -37,9 +37,10 @@ from transformers.utils import logging
 from .task import ChainTask, Flaw, chain_prompts, write_chain
 
 # %% auto #0
-__all__ = ['CHAIN_CHARS', 'DATA', 'char_tokenizer', 'tiny_model', 'load_model', 'num_parameters', 'outline', 'load_tokenizer',
-           'inner_model', 'copy_to', 'untie', 'tie_equals', 'merged', 'no_progress_bar', 'save_plain', 'check_pair',
-           'check_teacher_tokenizer', 'ids_of', 'num_ids', 'check_vocab', 'pretrain', 'default_pair']
+__all__ = ['CHAIN_CHARS', 'DATA', 'WORDS_MODELS', 'char_tokenizer', 'tiny_model', 'load_model', 'num_parameters', 'outline',
+           'load_tokenizer', 'inner_model', 'copy_to', 'untie', 'tie_equals', 'merged', 'no_progress_bar', 'save_plain',
+           'check_pair', 'check_teacher_tokenizer', 'ids_of', 'num_ids', 'check_vocab', 'pretrain', 'default_pair',
+           'words_pair']
 
 # %% ../nbs/07_model.ipynb #char-tokenizer
 CHAIN_CHARS = "0123456789+-*=;#"
@@ -393,3 +394,26 @@ def default_pair() -> tuple[PreTrainedModel, PreTrainedModel, PreTrainedTokenize
             for name in ("student", "teacher")
         )
     return student, teacher, load_tokenizer(DATA / "student")
+
+# %% ../nbs/07_model.ipynb #words-pair
+WORDS_MODELS = {"student": ("student", "terse"), "teacher": ("teacher", "competent")}
+
+
+def words_pair(
+    student: str = "student", teacher: str = "teacher"
+) -> tuple[PreTrainedModel, PreTrainedModel, PreTrainedTokenizerBase]:
+    """A (student, teacher, tokenizer) for word problems, fresh copies in float32 on the CPU.
+
+    Raises ValueError for names that are not in `WORDS_MODELS`.
+    """
+    for what, name in {"student": student, "teacher": teacher}.items():
+        if name not in WORDS_MODELS[what]:
+            known = " or ".join(WORDS_MODELS[what])
+            raise ValueError(f"{what}={name!r} does not ship; choose {known}")
+    folder = DATA / "words"
+    with no_progress_bar():
+        models = [
+            AutoModelForCausalLM.from_pretrained(folder / name, dtype=torch.float32)
+            for name in (student, teacher)
+        ]
+    return *models, load_tokenizer(folder / student)

@@ -49,18 +49,20 @@ from cmdp_nbdev.config import (
 from .methods import METHODS, method_settings
 
 # %% auto #0
-__all__ = ['Engine', 'AtLeastTwenty', 'AtLeastOne', 'NotBelowZero', 'Aggregate', 'CHAIN_SUM', 'METHODS_ABOUT', 'EXAMPLES',
-           'DISTILL', 'PREPARE', 'EVALUATE', 'COMMANDS', 'PLACEHOLDERS', 'WORDS_OF', 'FIRST', 'UNSAID', 'RunArguments',
-           'PrepareArguments', 'argument_problems', 'EvaluateArguments', 'Command', 'method_lines', 'defaults_of',
-           'reader', 'item_kinds', 'add_option', 'headings', 'Parser', 'build_parser', 'unknown_option', 'read_options',
-           'one_spelling', 'word_problems', 'Typed', 'base_settings', 'layered', 'read_values', 'parse', 'check_folder',
-           'parse_args', 'config_text', 'command_of', 'completion_script', 'choices']
+__all__ = ['Engine', 'AtLeastTwenty', 'AtLeastOne', 'NotBelowZero', 'Task', 'Aggregate', 'CHAIN_SUM', 'METHODS_ABOUT', 'EXAMPLES',
+           'DISTILL', 'PREPARE', 'EVALUATE', 'COMMANDS', 'PLACEHOLDERS', 'WORDS_OF', 'FIRST', 'RECIPE_OF', 'UNSAID',
+           'RunArguments', 'PrepareArguments', 'argument_problems', 'EvaluateArguments', 'Command', 'method_lines',
+           'defaults_of', 'reader', 'item_kinds', 'add_option', 'headings', 'Parser', 'build_parser', 'unknown_option',
+           'read_options', 'one_spelling', 'word_problems', 'Typed', 'recipe_of', 'base_settings', 'layered',
+           'read_values', 'parse', 'check_folder', 'parse_args', 'config_text', 'command_of', 'completion_script',
+           'choices']
 
 # %% ../nbs/18_options.ipynb #types
 Engine = Annotated[str, one_of("native", "trl")]
 AtLeastTwenty = Annotated[int, Range(">= 20", lambda v: v >= 20)]
 AtLeastOne = Annotated[int, Range(">= 1", lambda v: v >= 1)]
 NotBelowZero = Annotated[int, Range(">= 0", lambda v: v >= 0)]
+Task = Annotated[str, one_of("chains", "words")]
 Aggregate = Annotated[str, one_of("sum", "mean", "prefix_mean")]
 
 # %% ../nbs/18_options.ipynb #options
@@ -87,6 +89,11 @@ class RunArguments:
         None,
         "held-out prompts, given like dataset; none = its split 'test', for gsm8k:, math: (not "
         "one file) and reasoning_gym:",
+    )
+    task: Task | None = setting(
+        None,
+        "which embedded pair, where no student is given: chains (digits, two minutes) or words "
+        "(word problems in sentences, twenty); none = chains",
     )
     reward: list[str] | None = setting(
         None,
@@ -217,6 +224,11 @@ class EvaluateArguments:
     "Which student is judged against which teacher, on which prompts and budgets."
 
     student: Folder | None = setting(None, "student: a folder or hub name")
+    task: Task | None = setting(
+        None,
+        "an embedded task, chains or words: its student, teacher, prompts and reward where none "
+        "are given",
+    )
     teacher: Folder | None = setting(
         None, "teacher: a folder or hub name with the student's tokenizer"
     )
@@ -294,6 +306,7 @@ METHODS_ABOUT = (
 EXAMPLES = """examples:
   cmdp distill
   cmdp distill --budget 0.5 --seed 1
+  cmdp distill --task words
   cmdp distill --method soft --method_kwargs lam=2
   cmdp distill --student ./student --teacher ./teacher --budget 20 \\
       --dataset train.jsonl --eval_dataset test.jsonl --reward my_rewards:correct
@@ -311,7 +324,8 @@ DISTILL = Command(
     "from the teacher stays within a budget. Without options: the embedded default, two minutes "
     "on a laptop.",
     (RunArguments, CMDPConfig),
-    "student teacher dataset eval_dataset reward budget method max_steps learning_rate output_dir",
+    "student task teacher dataset eval_dataset reward budget method max_steps learning_rate "
+    "output_dir",
     {
         "prompt_template": "prompts and process",
         "use_peft": "low-rank adapters, by TRL's names",
@@ -340,10 +354,11 @@ EVALUATE = Command(
     "Judge a student against a teacher: what its completions spend, which share of them keeps each "
     "budget, and what they earn. Whoever trained it; one sampling for all budgets.",
     (EvaluateArguments,),
-    "student teacher dataset budget reward num_generations max_completion_length temperature "
+    "student task teacher dataset budget reward num_generations max_completion_length temperature "
     "n_eval output_dir",
     epilog="""examples:
   cmdp evaluate --student ./student --teacher ./teacher --dataset prompts.jsonl
+  cmdp evaluate --task words --student runs/mine/student --budget 0.8
   cmdp evaluate --student ./student --teacher ./teacher --dataset prompts.jsonl \\
       --budget 10 20 40 --reward my_rewards:correct --num_generations 4""",
 )
@@ -503,16 +518,26 @@ class Typed:
     print_config: bool = False
 
 
-def base_settings(student: str | None) -> dict:
+RECIPE_OF = {"words": "words"}  # of an embedded task; the others have "embedded"
+
+
+def recipe_of(student: str | None, task: str | None) -> str | None:
+    "The name of the recipe that a run follows; None for a student of one's own."
+    return RECIPE_OF.get(task, "embedded") if student is None else None
+
+
+def base_settings(student: str | None, task: str | None = None) -> dict:
     "What a run of this student changes in the defaults of CMDPConfig, before anything is said."
-    return recipe("embedded") if student is None else {}
+    name = recipe_of(student, task)
+    return recipe(name) if name else {}
 
 
 def layered(command: Command, file: dict, typed: dict, path: str = "") -> Typed:
     "The layers of a command's values, later ones winning."
     layers = {"default": defaults_of(command)}
-    if command is DISTILL and (file | typed).get("student") is None:
-        layers["recipe embedded"] = base_settings(None)
+    said = file | typed
+    if command is DISTILL and (name := recipe_of(said.get("student"), said.get("task"))):
+        layers[f"recipe {name}"] = recipe(name)
     layers |= {f"file {path}": file, "command line": typed}
     values, sources = {}, {}
     for source, layer in layers.items():
@@ -594,7 +619,7 @@ UNSAID = ("eval_on_start", "resume_from_checkpoint", "disable_tqdm")
 def command_of(run: RunArguments, config: CMDPConfig) -> str:
     "The command line of a run: every option that is not at its default."
     words = ["cmdp-distill"]
-    given = changed(run, {}) | changed(config, base_settings(run.student))
+    given = changed(run, {}) | changed(config, base_settings(run.student, run.task))
     for name, value in given.items():
         if name not in UNSAID:
             words += [f"--{name}", *_words(value)]

@@ -29,7 +29,7 @@ __all__ = ['UPDATE', 'OFFERED', 'trl_arguments', 'column_problems', 'function_na
 UPDATE = (  # what the log of an update holds anyway
     "step loss grad_norm learning_rate seconds reward accuracy satisfaction_rate "
     "accuracy_within_budget n_verdict kl_mean kl_p95 spent_mean budget length_mean "
-    "truncated_rate multiplier_mean advantage_abs frac_reward_zero_std"
+    "truncated_rate multiplier_mean advantage_abs frac_reward_zero_std sampling_gap"
 ).split()
 
 

@@ -20,6 +20,8 @@ from weakref import WeakKeyDictionary
 import torch
 from fastcore.basics import patch
 from torch import Tensor
+from torch.nn import Identity
+from torch.nn.functional import linear, pad, rms_norm, scaled_dot_product_attention
 from transformers import GenerationMixin, PreTrainedModel, PreTrainedTokenizerBase
 
 from .budget import Budget
@@ -36,19 +38,21 @@ from cmdp_nbdev.cost import (
     token_logps,
     with_tokens,
 )
-from .mdp import OURS, Rollout, Sampling, completion_mask, position_ids
+from .mdp import OURS, Rollout, Sampling, completion_mask, masked, position_ids
 from .model import ids_of
 from .moved import forwards
 
 # %% auto #0
-__all__ = ['TEMPLATE_COLUMNS', 'READINGS', 'SHORT', 'LONG', 'STEPS', 'CANNOT', 'EXACT', 'ROUGH', 'is_chat', 'PromptError',
-           'content_text', 'without_none', 'knows_parts', 'read_messages', 'check_written', 'write_chat',
-           'row_settings', 'prompt_texts', 'ids_before', 'encode_prompts', 'nucleus', 'sample_token', 'core',
-           'accepted', 'cache_name', 'Reader', 'own_preparation', 'aligned', 'logits_at', 'ByLength', 'Rereader',
-           'Reading', 'find_reading', 'still', 'read_as', 'reading', 'ToldStudent', 'open_reader', 'sample',
-           'eos_token_ids', 'generate', 'given_text', 'given_rollout', 'completion_logits', 'head_of', 'answering',
-           'find_width', 'head_width', 'is_large', 'completion_rows', 'Teacher', 'logits_in', 'teacher_rows',
-           'innermost', 'teacher_says', 'score_rollout']
+__all__ = ['TEMPLATE_COLUMNS', 'FEW', 'ROOM', 'LLAMAS', 'ROPES', 'READINGS', 'SHORT', 'LONG', 'STEPS', 'CANNOT', 'EXACT', 'ROUGH',
+           'DROP', 'is_chat', 'PromptError', 'content_text', 'without_none', 'knows_parts', 'read_messages',
+           'check_written', 'write_chat', 'row_settings', 'prompt_texts', 'ids_before', 'encode_prompts', 'nucleus',
+           'draw_noise', 'choose', 'sample_token', 'core', 'known_names', 'accepted', 'cache_name', 'Reader',
+           'own_preparation', 'llama_inside', 'LayerStep', 'Decoder', 'GraphDecoder', 'aligned', 'logits_at',
+           'ByLength', 'Rereader', 'Reading', 'find_reading', 'still', 'read_as', 'reading', 'ToldStudent',
+           'open_reader', 'Written', 'sample', 'eos_token_ids', 'as_rollout', 'generate', 'Sampler', 'written_by',
+           'given_text', 'given_rollout', 'completion_logits', 'head_of', 'answering', 'find_width', 'head_width',
+           'is_large', 'completion_rows', 'Teacher', 'logits_in', 'teacher_rows', 'innermost', 'teacher_says',
+           'score_rollout']
 
 # %% ../nbs/08_rollout.ipynb #encode
 def is_chat(prompt) -> bool:
@@ -253,26 +257,53 @@ def nucleus(probs: Tensor, top_p: float) -> Tensor:
     before = p.cumsum(-1) - p
     return torch.zeros_like(probs).scatter(-1, order, p * (before < top_p))
 
+# %% ../nbs/08_rollout.ipynb #noise
+FEW = 1024  # tokens
+
+
+def draw_noise(
+    rows: int, tokens: int, generator: torch.Generator | None = None, device="cpu"
+) -> Tensor:
+    "What decides which of `tokens` comes: (rows, tokens) times, or (rows, 1) shares if many."
+    if tokens > FEW:
+        return torch.rand(rows, 1, generator=generator, device=device)
+    return torch.empty(rows, tokens, device=device).exponential_(generator=generator)
+
+
+def choose(probs: Tensor, noise: Tensor) -> Tensor:
+    "The id that `noise` takes of every row of `probs` (B, V), which need not sum to 1: (B,)."
+    if probs.shape[1] <= FEW:
+        return (probs / noise).argmax(-1)
+    reached = probs.cumsum(-1)
+    end = reached[:, -1:]
+    goal = (noise * end).minimum(torch.nextafter(end, torch.zeros_like(end)))
+    return torch.searchsorted(reached, goal.contiguous(), right=True)[:, 0]
+
 # %% ../nbs/08_rollout.ipynb #sample-token
 def sample_token(
     logits: Tensor,
     temperature: float = 1.0,
     top_p: float = 1.0,
     generator: torch.Generator | None = None,
+    noise: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """One id per row of `logits` (B, V): ids (B,) and their log-probabilities (B,) in nats.
 
     Log-probabilities are those at `temperature`, before `top_p`; temperature 0 takes the most
-    probable id and reports its log-probability at temperature 1.
+    probable id and reports its log-probability at temperature 1. `noise`: see draw_noise; None =
+    it is drawn here.
     """
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    if temperature not in (0, 1):
+        logits = logits / temperature
+    probs = logits.softmax(-1)
     if temperature == 0:
-        ids = logits.argmax(-1, keepdim=True)
+        ids = logits.argmax(-1)
     else:
-        probs = (logits.float() / temperature).softmax(-1)
-        if top_p < 1:
-            probs = nucleus(probs, top_p)
-        ids = torch.multinomial(probs, 1, generator=generator)
-    return ids[:, 0], token_logps(logits[:, None], ids, temperature or 1.0)[:, 0]
+        if noise is None:
+            noise = draw_noise(*probs.shape, generator, probs.device)
+        ids = choose(probs if top_p == 1 else nucleus(probs, top_p), noise)
+    return ids, probs.gather(1, ids[:, None])[:, 0].log()
 
 # %% ../nbs/08_rollout.ipynb #core
 def core(model: torch.nn.Module) -> torch.nn.Module:
@@ -280,6 +311,13 @@ def core(model: torch.nn.Module) -> torch.nn.Module:
     inside = [m for m in model.modules() if isinstance(m, PreTrainedModel) or _names_mask(m)]
     known = (m for m in inside if isinstance(m, PreTrainedModel))
     return next(known, inside[0] if inside else model)
+
+
+def _bare(model: torch.nn.Module) -> torch.nn.Module:
+    "The model inside of DistributedDataParallel, DeepSpeed or torch.compile."
+    while inside := getattr(model, "_orig_mod", getattr(model, "module", None)):
+        model = inside
+    return model
 
 
 @functools.cache
@@ -293,12 +331,17 @@ def _names_mask(model: torch.nn.Module) -> bool:
     return "attention_mask" in _parameters(type(model).forward)
 
 # %% ../nbs/08_rollout.ipynb #accepted
-def accepted(model: torch.nn.Module, **kwargs) -> dict:
-    "The keyword arguments that the model's forward knows, or the model inside that it wraps."
+def known_names(model: torch.nn.Module) -> set[str]:
+    "The names of what the model's forward knows, or the model inside that it wraps."
     own = _parameters(type(model).forward)
-    known = set(own)
     if any(p.kind in (p.VAR_KEYWORD, p.VAR_POSITIONAL) for p in own.values()):
-        known |= set(_parameters(type(core(model)).forward))
+        return {*own, *_parameters(type(core(model)).forward)}
+    return set(own)
+
+
+def accepted(model: torch.nn.Module, **kwargs) -> dict:
+    "The keyword arguments that the model's forward knows."
+    known = known_names(model)
     return {k: v for k, v in kwargs.items() if k in known}
 
 
@@ -308,11 +351,16 @@ def cache_name(model: torch.nn.Module) -> str | None:
     return next(iter(accepted(model, **names)), None)
 
 # %% ../nbs/08_rollout.ipynb #reader
+ROOM = 32  # tokens for which there is place beforehand
+
+
 class Reader:
     """A causal LM with its cache. `logits` (B, V) are those of the next token.
 
     shared: read each prompt once and repeat the cache, or once per completion.
     """
+
+    can_drop = False  # whether `keep` may be called
 
     def __init__(
         self,
@@ -324,10 +372,11 @@ class Reader:
         **more,
     ):
         self.model, self.cache_name, self.cache = model, cache_name(model), None
-        self.prepare = own_preparation(core(model))
+        self.known, self.prepare = known_names(model), own_preparation(core(model))
         if not shared:
             prompt_ids, prompt_mask = _each_row(num_generations, prompt_ids, prompt_mask)
         self.mask, self.positions = prompt_mask, position_ids(prompt_mask)
+        self.length = prompt_mask.shape[1]  # columns of the mask that were read
         self._forward(prompt_ids, more)
         self.positions = self.positions[:, -1:]
         if shared and num_generations > 1:
@@ -340,12 +389,19 @@ def _each_row(n: int, *tensors: Tensor) -> Iterator[Tensor]:
 
 
 @patch
+def keep(self: Reader, rows: Tensor) -> None:
+    "Go on with `rows` only, in the cache by what beam search uses: it knows all kinds of layers."
+    self.cache.reorder_cache(rows)
+    self.logits, self.mask, self.positions = (
+        x[rows] for x in (self.logits, self.mask, self.positions)
+    )
+
+
+@patch
 def _repeat(self: Reader, n: int) -> None:
-    "Make `n` of every row, in the cache by what beam search uses: it knows all kinds of layers."
+    "Make `n` of every row."
     rows = torch.arange(len(self.mask), device=self.mask.device)
-    self.cache.reorder_cache(rows.repeat_interleave(n))
-    state = self.logits, self.mask, self.positions
-    self.logits, self.mask, self.positions = _each_row(n, *state)
+    self.keep(rows.repeat_interleave(n))
 
 # %% ../nbs/08_rollout.ipynb #reader-forward
 def own_preparation(model: torch.nn.Module) -> Callable | None:
@@ -358,15 +414,15 @@ def own_preparation(model: torch.nn.Module) -> Callable | None:
 @patch
 def _forward(self: Reader, ids: Tensor, more: dict) -> None:
     "Read `ids`; keep the last logits and the cache."
-    inputs = dict(attention_mask=self.mask, position_ids=self.positions, logits_to_keep=1)
-    inputs |= {"use_cache": True, **more}
+    inputs = dict(attention_mask=self.mask[:, : self.length], position_ids=self.positions)
+    inputs |= {"logits_to_keep": 1, "use_cache": True, **more}
     first = self.cache is None
     if not first:
         inputs[self.cache_name] = self.cache
     if self.prepare is not None:
         inputs = self.prepare(ids, is_first_iteration=first, **inputs)
         inputs.pop("input_ids", None)
-    out = self.model(ids, **accepted(self.model, **inputs))
+    out = self.model(ids, **{k: v for k, v in inputs.items() if k in self.known})
     self.logits, self.cache = out.logits[:, -1], getattr(out, self.cache_name)
 
 # %% ../nbs/08_rollout.ipynb #reader-feed
@@ -379,9 +435,205 @@ def finished(self: Reader, ended: Tensor) -> bool:
 @patch
 def feed(self: Reader, ids: Tensor, ended: Tensor | None = None, **more) -> None:
     "Read one token per row, `ids` (B,). `ended`: rows that had ended before it; not needed here."
-    self.mask = torch.cat([self.mask, torch.ones_like(self.mask[:, :1])], 1)
+    if self.length == self.mask.shape[1]:
+        self.mask = pad(self.mask, (0, ROOM), value=1)
+    self.length += 1
     self.positions = self.positions + 1
     self._forward(ids[:, None], more)
+
+# %% ../nbs/08_rollout.ipynb #llama-inside
+LLAMAS = ("llama", "mistral", "qwen2", "qwen3")  # model types
+ROPES = ("default", "linear", "llama3", "yarn")  # that do not look at the length
+
+
+def llama_inside(model: torch.nn.Module) -> PreTrainedModel:
+    "The Llama-like model inside of `model`. Raises TypeError where there is none."
+    inside = _bare(model)
+    inside = getattr(inside, "get_base_model", lambda: inside)()
+    config = getattr(inside, "config", None)
+    if (
+        getattr(config, "model_type", None) not in LLAMAS
+        or not type(inside).__module__.startswith("transformers.models.")
+        or getattr(config, "sliding_window", None) is not None
+        or inside.model.rotary_emb.rope_type not in ROPES
+    ):
+        raise TypeError(f"{type(inside).__name__} is not read layer by layer")
+    return inside
+
+# %% ../nbs/08_rollout.ipynb #layer-step
+def _quick(module: torch.nn.Module) -> Callable:
+    "What a linear layer or an RMSNorm computes, without the detours of a module; others as is."
+    hooked = module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module)
+    if type(module) is torch.nn.Linear and not hooked:
+        return functools.partial(linear, weight=module.weight, bias=module.bias)
+    ours = type(module).__module__.startswith("transformers.models.")
+    if ours and type(module).__name__.endswith("RMSNorm") and not hooked:
+        weight, eps = module.weight, module.variance_epsilon
+        return lambda x: rms_norm(x, weight.shape, weight, eps)
+    return module
+
+
+class LayerStep:
+    """A layer of a Llama with its keys and values, each (B, heads, room, D).
+
+    Queries and keys are turned by their positions; `sin` has the signs of the two halves.
+    """
+
+    def __init__(self, layer: torch.nn.Module, keys: Tensor, values: Tensor):
+        own = layer.self_attn
+        parts = own.q_proj, own.k_proj, own.v_proj, own.o_proj
+        self.q, self.k, self.v, self.out = map(_quick, parts)
+        parts = layer.mlp.gate_proj, layer.mlp.up_proj, layer.mlp.down_proj
+        self.gate, self.up, self.down = map(_quick, parts)
+        parts = layer.input_layernorm, layer.post_attention_layernorm
+        self.norm, self.norm_after = map(_quick, parts)
+        self.head_norms = [_quick(getattr(own, n, Identity())) for n in ("q_norm", "k_norm")]
+        self.act, self.scale = layer.mlp.act_fn, own.scaling
+        self.keys, self.values = keys, values
+
+    def __call__(self, x: Tensor, cos: Tensor, sin: Tensor, unseen, write: Callable) -> Tensor:
+        "What follows from `x` (B, hidden); `write` puts keys and values where they belong."
+        h = self.norm(x)
+        B, groups, D = len(h), self.keys.shape[1], self.keys.shape[3]
+        heads = (project(h).view(B, -1, D) for project in (self.q, self.k))
+        qk = torch.cat([norm(head) for norm, head in zip(self.head_norms, heads)], 1)
+        qk = qk * cos + torch.cat([qk[..., D // 2 :], qk[..., : D // 2]], -1) * sin
+        q, k = qk[:, :-groups].reshape(B, groups, -1, D), qk[:, -groups:]
+        seen = write(self.keys, k), write(self.values, self.v(h).view(B, -1, D))
+        y = scaled_dot_product_attention(q, *seen, attn_mask=unseen, scale=self.scale)
+        x = x + self.out(y.reshape(B, -1))
+        h = self.norm_after(x)
+        return x + self.down(self.act(self.gate(h)) * self.up(h))
+
+# %% ../nbs/08_rollout.ipynb #decoder
+class Decoder:
+    "A Llama with its cache, one token at a time; `logits` (B, V) hold until the next `feed`."
+
+    can_drop = True
+    finished = Reader.finished
+
+    def __init__(self, model, prompt_ids: Tensor, prompt_mask: Tensor, num_generations: int = 1):
+        self.llama, n = llama_inside(model), num_generations
+        first = Reader(model, prompt_ids, prompt_mask)
+        self.logits, self.positions = _each_row(n, first.logits, first.positions[:, 0])
+        self.length = self.room = prompt_mask.shape[1]  # columns that were read, and that there are
+        self.layers = [
+            LayerStep(layer, *_each_row(n, kept.keys, kept.values))
+            for layer, kept in zip(self.llama.model.layers, first.cache.layers, strict=True)
+        ]
+        padding = torch.zeros_like(prompt_mask, dtype=self.layers[0].keys.dtype)
+        padding = padding.masked_fill(prompt_mask == 0, -torch.inf)
+        self.unseen = padding.repeat_interleave(n, 0)[:, None, None]
+        self.whole = bool(prompt_mask.all())  # nothing is padded
+        self.norm, self.head = map(_quick, (self.llama.model.norm, self.llama.lm_head))
+        self._grow()
+
+    def _grow(self) -> None:
+        "Room for twice as many tokens."
+        more = max(self.room, ROOM)
+        more += -(self.room + more) % 8
+        for layer in self.layers:
+            layer.keys, layer.values = (pad(x, (0, 0, 0, more)) for x in (layer.keys, layer.values))
+        self.unseen = pad(self.unseen, (0, more), value=-torch.inf)
+        self.room += more
+        steps = torch.arange(self.room, device=self.unseen.device)[None]
+        weight = self.llama.model.embed_tokens.weight
+        cos, sin = (x[0, :, None] for x in self.llama.model.rotary_emb(weight, steps))
+        half = cos.shape[-1] // 2
+        self.cos, self.sin = cos, torch.cat([-sin[..., :half], sin[..., half:]], -1)
+
+    def keep(self, rows: Tensor) -> None:
+        "Go on with `rows` only."
+        for layer in self.layers:
+            layer.keys, layer.values = (x.index_select(0, rows) for x in (layer.keys, layer.values))
+        self.logits, self.positions = self.logits[rows], self.positions[rows]
+        self.unseen = self.unseen[rows]
+
+    @torch.inference_mode()
+    def feed(self, ids: Tensor, ended: Tensor | None = None) -> None:
+        "Read one token per row, `ids` (B,)."
+        if self.length == self.room:
+            self._grow()
+        self._step(ids)
+        self.length += 1
+
+    def _step(self, ids: Tensor) -> None:
+        "The logits after `ids`."
+        self.positions += 1
+        cos, sin = (x.index_select(0, self.positions) for x in (self.cos, self.sin))
+        x, unseen = self.llama.model.embed_tokens(ids), self._see()
+        for layer in self.layers:
+            x = layer(x, cos, sin, unseen, self._write)
+        self.logits = self.head(self.norm(x))
+
+    def _see(self) -> Tensor | None:
+        "The mask (B, 1, 1, L) that is added to the scores, with this token's column; None = all."
+        if self.whole:
+            return None
+        self.unseen[..., self.length] = 0
+        return self.unseen[..., : self.length + 1]
+
+    def _write(self, store: Tensor, new: Tensor) -> Tensor:
+        "`new` (B, heads, D) becomes the next column of `store`; all columns so far."
+        store[:, :, self.length] = new
+        return store[:, :, : self.length + 1]
+
+# %% ../nbs/08_rollout.ipynb #graph
+@functools.cache
+def _side_stream(device: torch.device) -> torch.cuda.Stream:
+    "Where graphs are recorded: one stream for all, since each has its own workspace."
+    return torch.cuda.Stream(device)
+
+
+class GraphDecoder(Decoder):
+    "A decoder whose step is a CUDA graph. Raises RuntimeError without a GPU."
+
+    can_drop = False
+
+    def __init__(self, model, prompt_ids: Tensor, prompt_mask: Tensor, num_generations: int = 1):
+        if not prompt_ids.is_cuda:
+            raise RuntimeError("a CUDA graph needs a GPU")
+        self.at = torch.tensor([prompt_ids.shape[1]], device=prompt_ids.device)
+        self.stream, self.ids = _side_stream(prompt_ids.device), None
+        super().__init__(model, prompt_ids, prompt_mask, num_generations)
+
+    def _grow(self) -> None:
+        "Room for twice as many tokens; what was recorded is too small."
+        super()._grow()
+        self.graph, self.tried = None, False
+
+    def _see(self) -> Tensor:
+        "The mask over all the room."
+        self.unseen.index_fill_(3, self.at, 0.0)
+        return self.unseen
+
+    def _write(self, store: Tensor, new: Tensor) -> Tensor:
+        "`new` becomes a column of `store`; all of it."
+        return store.index_copy_(2, self.at, new[:, :, None].to(store.dtype))
+
+    def _record(self) -> None:
+        "One step without a recording (it loads the kernels), the next with one."
+        self.stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(self.stream):
+            if self.tried:
+                self.graph = torch.cuda.CUDAGraph()
+                self.graph.capture_begin(capture_error_mode="thread_local")
+            try:
+                super()._step(self.ids)
+                self.at += 1
+            finally:
+                if self.tried:
+                    self.graph.capture_end()
+        torch.cuda.current_stream().wait_stream(self.stream)
+        self.tried = True
+
+    def _step(self, ids: Tensor) -> None:
+        "The logits after `ids`, from the graph as soon as there is one."
+        self.ids = ids.clone() if self.ids is None else self.ids.copy_(ids)
+        if self.graph is None:
+            self._record()
+        if self.graph is not None:
+            self.graph.replay()
 
 # %% ../nbs/08_rollout.ipynb #aligned
 def aligned(ids: Tensor, mask: Tensor) -> Tensor:
@@ -398,6 +650,9 @@ def logits_at(model: torch.nn.Module, ids: Tensor, mask: Tensor, at: Tensor) -> 
 # %% ../nbs/08_rollout.ipynb #by-length
 class ByLength:
     "Readers side by side, one for the prompts of each length: nothing is padded."
+
+    can_drop = False
+    finished = Reader.finished
 
     def __init__(self, model, prompt_ids, prompt_mask, num_generations=1, shared=True):
         lengths = prompt_mask.sum(1)
@@ -416,8 +671,6 @@ class ByLength:
         "(B, V) of the next token."
         return torch.cat([reader.logits for reader in self.readers])[self.order]
 
-    finished = Reader.finished
-
     def feed(self, ids: Tensor, ended: Tensor | None = None) -> None:
         "Read one token per row, `ids` (B,)."
         for rows, reader in zip(self.rows, self.readers):
@@ -426,6 +679,9 @@ class ByLength:
 # %% ../nbs/08_rollout.ipynb #rereader
 class Rereader:
     "A causal LM without a cache."
+
+    can_drop = True
+    finished = Reader.finished
 
     def __init__(self, model, prompt_ids, prompt_mask, num_generations=1):
         self.model = model
@@ -437,7 +693,9 @@ class Rereader:
         last = self.mask.sum(1, keepdim=True) - 1
         self.logits = logits_at(self.model, self.ids, self.mask, last)[:, 0]
 
-    finished = Reader.finished
+    def keep(self, rows: Tensor) -> None:
+        "Go on with `rows` only."
+        self.logits, self.ids, self.mask = self.logits[rows], self.ids[rows], self.mask[rows]
 
     def feed(self, ids: Tensor, ended: Tensor | None = None) -> None:
         "Read one token per row, `ids` (B,)."
@@ -451,17 +709,24 @@ class Reading:
     "A way of reading a model."
 
     padded: bool = True  # prompts are padded on the left, with a mask and positions
-    cache: str = "shared"  # by the completions of a prompt, of their 'own', or 'none'
+    # the model's, 'shared' by the completions of a prompt or each their 'own', or 'none';
+    # our own, 'preallocated', with a step that is a 'graph' on a GPU
+    cache: str = "shared"
 
     def open(self, model, prompt_ids: Tensor, prompt_mask: Tensor, num_generations: int = 1):
         "A reader that has read the prompts."
-        if self.cache == "none":
-            return Rereader(model, prompt_ids, prompt_mask, num_generations)
-        kind = Reader if self.padded else ByLength
-        return kind(model, prompt_ids, prompt_mask, num_generations, self.cache == "shared")
+        ours = {"graph": GraphDecoder, "preallocated": Decoder, "none": Rereader}
+        if self.cache in ours:
+            return ours[self.cache](model, prompt_ids, prompt_mask, num_generations)
+        kind, shared = (Reader if self.padded else ByLength), self.cache == "shared"
+        reader = kind(model, prompt_ids, prompt_mask, num_generations, shared)
+        reader.can_drop = shared and self.padded
+        return reader
 
 
 READINGS = (
+    Reading(cache="graph"),
+    Reading(cache="preallocated"),
     Reading(),
     Reading(cache="own"),
     Reading(padded=False),
@@ -509,9 +774,14 @@ def _two_texts(prompt_ids: Tensor, prompt_mask: Tensor) -> tuple[list[Tensor], R
 def _written(model, rollout: Rollout, way: Reading) -> Tensor:
     "Logits (B, T, V) before each token, as a reader for two completions per prompt has them."
     reader, logits = way.open(model, rollout.prompt_ids, rollout.prompt_mask, 2), []
-    for token in rollout.completion_ids.T:
-        logits.append(reader.logits[::2])
-        reader.feed(token.repeat_interleave(2))
+    first = torch.arange(0, 2 * len(rollout), 2, device=rollout.prompt_ids.device)
+    copies = 2
+    for t, token in enumerate(rollout.completion_ids.T):
+        if t == STEPS // 2 and reader.can_drop:
+            reader.keep(first)
+            copies = 1
+        logits.append(reader.logits[::copies].clone())
+        reader.feed(token.repeat_interleave(copies))
     return torch.stack(logits, 1)
 
 
@@ -575,13 +845,6 @@ def still(*models) -> Iterator[None]:
         for part, training in modes:
             part.training = training
 
-
-def _bare(model: torch.nn.Module) -> torch.nn.Module:
-    "The model inside of DistributedDataParallel, DeepSpeed or torch.compile."
-    while inside := getattr(model, "_orig_mod", getattr(model, "module", None)):
-        model = inside
-    return model
-
 # %% ../nbs/08_rollout.ipynb #reading-of
 def read_as(model: torch.nn.Module, way: Reading) -> None:
     "From now on `model` is read in this way; nothing is tried."
@@ -620,7 +883,37 @@ def open_reader(
     way = reading(model, prompt_ids, prompt_mask)
     return way.open(model, prompt_ids, prompt_mask, num_generations)
 
+# %% ../nbs/08_rollout.ipynb #written-so-far
+class Written:
+    "What was written so far: a stretch of tokens for as long as the same rows are read."
+
+    def __init__(self, rows: int, pad_id: int):
+        self.size, self.pad_id, self.stretches = rows, pad_id, []
+
+    def add(self, rows: Tensor, ids: Tensor, logps: Tensor, ended: Tensor) -> Tensor:
+        "A token of each of `rows`; the ids (B,), padded for those that had `ended`."
+        if not self.stretches or self.stretches[-1][0] is not rows:
+            self.stretches.append((rows, [], []))
+        ids = ids.masked_fill(ended, self.pad_id)
+        self.stretches[-1][1].append(ids)
+        self.stretches[-1][2].append(logps.masked_fill(ended, 0.0))
+        return ids
+
+    def whole(self, rows: Tensor, ended: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        "Ids (B, T), log-probabilities (B, T), who has ended (B,); `ended` says it of `rows`."
+        ids, logps = [], []
+        for some, tokens, said in self.stretches:
+            for parts, new, fill in ((ids, tokens, self.pad_id), (logps, said, 0.0)):
+                new = torch.stack(new, 1)
+                all_rows = new.new_full((self.size, new.shape[1]), fill)
+                parts.append(all_rows.index_copy_(0, some, new))
+        over = torch.ones(self.size, dtype=torch.bool, device=ended.device)
+        return torch.cat(ids, 1), torch.cat(logps, 1), over.index_copy_(0, rows, ended)
+
 # %% ../nbs/08_rollout.ipynb #sample
+DROP = 0.25  # of the rows must have ended before they leave
+
+
 @torch.no_grad()
 def sample(
     reader: Reader,
@@ -635,18 +928,29 @@ def sample(
 
     Ids are padded and log-probabilities are 0 after EOS. `vocab_size`, `holes`: see with_tokens.
     """
-    eos = torch.as_tensor(eos_ids, device=reader.logits.device)
-    ended = torch.zeros(len(reader.logits), dtype=torch.bool, device=reader.logits.device)
-    ids, logps = [], []
-    while True:
+    device, B, T = reader.logits.device, len(reader.logits), sampling.max_completion_length
+    eos = torch.tensor(eos_ids, dtype=torch.long, device=device)
+    how = sampling.temperature, sampling.top_p, generator
+    rows = torch.arange(B, device=device)  # those that are still read
+    ended = torch.zeros(B, dtype=torch.bool, device=device)  # of them
+    noise, written = None, Written(B, pad_id)
+    for t in range(T):
         logits = with_tokens(reader.logits, vocab_size, holes)
-        token, logp = sample_token(logits, sampling.temperature, sampling.top_p, generator)
-        before, ended = ended, ended | torch.isin(token, eos)
-        ids.append(token.masked_fill(before, pad_id))
-        logps.append(logp.masked_fill(before, 0.0))
-        if len(ids) == sampling.max_completion_length or reader.finished(ended):
-            return torch.stack(ids, 1), torch.stack(logps, 1), ended
-        reader.feed(ids[-1], before)
+        if sampling.temperature > 0:
+            noise = draw_noise(B, logits.shape[1], generator, device)
+            noise = noise if len(rows) == B else noise[rows]
+        token, logp = sample_token(logits, *how, noise)
+        before = ended
+        ended = before | (token[:, None] == eos).any(1)
+        token = written.add(rows, token, logp, before)
+        if t + 1 == T or reader.finished(ended):
+            break
+        if reader.can_drop and ended.sum() >= DROP * len(rows):
+            live = ended.logical_not().nonzero()[:, 0]
+            reader.keep(live)
+            rows, token, before, ended = rows[live], token[live], before[live], ended[live]
+        reader.feed(token, before)
+    return written.whole(rows, ended)
 
 # %% ../nbs/08_rollout.ipynb #eos-token-ids
 def eos_token_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
@@ -668,13 +972,65 @@ def _each(rows: list, n: int) -> list:
 def _completions(tokenizer, prompts: list, ids: Tensor, mask: Tensor) -> list:
     "Texts of the ids inside the mask; assistant messages for chat prompts."
     shown = ids.masked_fill(mask == 0, tokenizer.pad_token_id)
-    texts = tokenizer.batch_decode(shown, skip_special_tokens=True)
+    texts = tokenizer.decode(shown, skip_special_tokens=True)
     return [_message(t) if is_chat(p) else t for p, t in zip(prompts, texts)]
 
 
 def _message(text: str) -> list[dict]:
     "A completion of a chat prompt."
     return [{"role": "assistant", "content": text}]
+
+# %% ../nbs/08_rollout.ipynb #as-rollout
+def as_rollout(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: list,
+    columns: dict | None,
+    sampling: Sampling,
+    vocab_size: int | None,
+    completion_ids: Tensor | list[list[int]],
+    logps: Tensor | list[list[float]] | None = None,
+    encoded: tuple[Tensor, Tensor] | None = None,  # what encode_prompts said; None = it is asked
+) -> Rollout:
+    """What a sampler wrote: ids (B, T) up to EOS and anything behind it, or lists of them.
+
+    B = prompts x num_generations; `logps`: nats, at the sampling temperature and before top-p.
+    """
+    n, device = sampling.num_generations, next(model.parameters()).device
+    told = tokenizer, columns, sampling.chat_template_kwargs
+    encoded = encoded or encode_prompts(prompts, *told)
+    prompt_ids, prompt_mask = _each_row(n, *(x.to(device) for x in encoded))
+    prompts = _each(prompts, n)
+    eos, (num_ids, holes) = eos_token_ids(model, tokenizer), ids_of(tokenizer)
+    real = None
+    if isinstance(completion_ids, list):
+        real = _padded([[1] * len(row) for row in completion_ids], 0).to(device)
+        completion_ids = _padded(completion_ids, tokenizer.pad_token_id)
+        logps = None if logps is None else _padded(logps, 0.0)
+    ids = completion_ids.to(device)
+    mask = completion_mask(ids, eos) * (1 if real is None else real)
+    ids = ids.masked_fill(mask == 0, tokenizer.pad_token_id)
+    ended = (torch.isin(ids, torch.tensor(eos, device=device)) & mask.bool()).any(1)
+    return Rollout(
+        prompt_ids=prompt_ids,
+        prompt_mask=prompt_mask,
+        completion_ids=ids,
+        completion_mask=mask,
+        terminated=ended,
+        sampled_logps=None if logps is None else masked(logps.to(device), mask),
+        group_ids=torch.arange(len(ids), device=device) // n,
+        prompts=prompts,
+        completions=_completions(tokenizer, prompts, ids, mask),
+        columns={k: _each(v, n) for k, v in (columns or {}).items()},
+        vocab_size=min(num_ids, vocab_size or num_ids),
+        holes=holes,
+    )
+
+# %% ../nbs/08_rollout.ipynb #portions
+def _joined(parts: list[Tensor], fill: float = 0) -> Tensor:
+    "Tensors (b, t) below each other, filled up on the right to the widest."
+    width = max(part.shape[1] for part in parts)
+    return torch.cat([pad(part, (0, width - part.shape[1]), value=fill) for part in parts])
 
 # %% ../nbs/08_rollout.ipynb #generate
 @torch.no_grad()
@@ -692,31 +1048,54 @@ def generate(
     sampling = replace(sampling, **settings)
     n, device = sampling.num_generations, next(model.parameters()).device
     encoded = encode_prompts(prompts, tokenizer, columns, sampling.chat_template_kwargs)
-    prompt_ids, prompt_mask = (x.to(device) for x in encoded)
-    groups = torch.arange(len(prompt_ids), device=device)
-    prompts, columns = _each(prompts, n), {k: _each(v, n) for k, v in (columns or {}).items()}
     eos, (num_ids, holes) = eos_token_ids(model, tokenizer), ids_of(tokenizer)
     known = min(num_ids, vocab_size or num_ids), holes
+    size = max(1, (sampling.generation_batch_size or n * len(prompts)) // n)
+    written, told = [], []
     with still(model):
-        reader = open_reader(model, prompt_ids, prompt_mask, n, columns)
-        written = sample(reader, eos, tokenizer.pad_token_id, sampling, generator, *known)
-    ids, logps, ended = written
-    mask = completion_mask(ids, eos)
-    return Rollout(
-        prompt_ids=prompt_ids.repeat_interleave(n, 0),
-        prompt_mask=prompt_mask.repeat_interleave(n, 0),
-        completion_ids=ids,
-        completion_mask=mask,
-        terminated=ended,
-        sampled_logps=logps,
-        group_ids=groups.repeat_interleave(n),
-        prompts=prompts,
-        completions=_completions(tokenizer, prompts, ids, mask),
-        columns=columns,
-        remaining=getattr(reader, "told", None),
-        vocab_size=known[0],
-        holes=holes,
-    )
+        for k in range(0, len(prompts), size):
+            some = (x[k : k + size].to(device) for x in encoded)
+            mine = {name: _each(v[k : k + size], n) for name, v in (columns or {}).items()}
+            reader = open_reader(model, *some, n, mine)
+            written.append(sample(reader, eos, tokenizer.pad_token_id, sampling, generator, *known))
+            told.append(getattr(reader, "told", None))
+    ids, logps, _ = zip(*written)
+    ids = _joined(ids, tokenizer.pad_token_id)
+    asked = prompts, columns, sampling, vocab_size
+    r = as_rollout(model, tokenizer, *asked, ids, _joined(logps), encoded)
+    return r if told[0] is None else replace(r, remaining=_joined(told))
+
+# %% ../nbs/08_rollout.ipynb #sampler
+class Sampler(Protocol):
+    "A function that writes completions as `generate` does; `as_rollout` makes its answer."
+
+    def __call__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        prompts: list,
+        columns: dict,
+        sampling: Sampling,
+        generator: torch.Generator,
+        vocab_size: int | None,
+    ) -> Rollout: ...
+
+
+def written_by(sampler: Sampler, model, tokenizer, prompts: list, *asked) -> Rollout:
+    "What `sampler` wrote. Raises TypeError or ValueError where it is no answer to `prompts`."
+    rollout = sampler(model, tokenizer, prompts, *asked)
+    if not isinstance(rollout, Rollout):
+        raise TypeError(
+            f"sampler must answer with a Rollout, got {type(rollout).__name__}; "
+            "rollout.as_rollout makes one of the ids that were written"
+        )
+    each = _each(prompts, len(rollout) // len(prompts))
+    if rollout.prompts != each:
+        raise ValueError(
+            f"sampler was asked {len(prompts)} prompts and answered {len(rollout)} rows of others: "
+            "the completions of a prompt stand side by side, in the order of the prompts"
+        )
+    return rollout
 
 # %% ../nbs/08_rollout.ipynb #given-text
 def given_text(completion: str | list, eos_token: str) -> str:

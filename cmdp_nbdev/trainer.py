@@ -18,13 +18,13 @@ from fastcore.basics import patch
 from .budget import Budget, row_budget
 from .config import CMDPConfig, refuse
 from .cost import Cost, Score, TeacherRows
-from .evaluate import Earned, earn, earned_metrics, step_metrics
+from .evaluate import Earned, earn, earned_metrics, sampling_gap, step_metrics
 from .mdp import Rollout, select, slices
 from .methods import METHODS
 from .moved import forwards
 from .objective import Batch, Signal, check_finite, signal_loss
 from .preflight import checkpoint_gradients, is_function, load_job, preflight
-from .rollout import generate, given_rollout, score_rollout, teacher_says
+from .rollout import generate, given_rollout, score_rollout, teacher_says, written_by
 from .run import Run, make_accelerator, make_optimizer, model_name, uninterrupted
 from .watch import callback_problems
 
@@ -46,7 +46,7 @@ class CMDPTrainer(Run):
     eval_metrics: further scores of evaluations, name -> function as for rewards. callbacks:
     functions `(trainer, metrics)`, called after every update, or objects with events, see
     watch.events_of. constraints: further budgets, name -> (cost function, Budget), see
-    reward.call_cost, kept through the reward.
+    reward.call_cost, kept through the reward. sampler: writes completions, see rollout.Sampler.
     Raises ValueError, one line for everything that cannot work, before any update.
     """
 
@@ -62,6 +62,7 @@ class CMDPTrainer(Run):
         eval_metrics: dict[str, Callable] | None = None,
         callbacks: list[Callable] = (),
         constraints: dict[str, tuple[Callable, Budget]] | None = None,
+        sampler: Callable = generate,
     ):
         args = args or CMDPConfig()
         refuse(callback_problems(callbacks, args))
@@ -69,7 +70,7 @@ class CMDPTrainer(Run):
         job = load_job(model, teacher, reward_funcs, args, *given)
         names = {"student": model_name(model), "teacher": model_name(teacher)}
         super().__init__(job, names, eval_metrics, callbacks)
-        self.rollout = None
+        self.rollout, self.sampler = None, sampler
         self._prepare()
 
 # %% ../nbs/13_trainer.ipynb #prepare
@@ -103,11 +104,11 @@ def sample(self: CMDPTrainer) -> Rollout:
         how = (columns, args.max_completion_length, self.device, args.chat_template_kwargs)
         return given_rollout(tokenizer, prompts, columns["completion"], *how)
     self.tell(args.limit_factor(self.global_step))
-    writer = self.teacher if given else self.student
+    writer, write = (self.teacher, generate) if given else (self.student, self.sampler)
     sampling = replace(args.sampling, num_generations=generations)
     randomness = (self.generator(0, self.global_step), self.vocab_size)
     with self.accelerator.autocast():
-        return generate(writer, tokenizer, prompts, columns, sampling, *randomness)
+        return written_by(write, writer, tokenizer, prompts, columns, sampling, *randomness)
 
 # %% ../nbs/13_trainer.ipynb #score
 @patch(as_prop=True)
@@ -194,10 +195,10 @@ def update(self: CMDPTrainer, rollout, batch, signal, scores, whole, said) -> tu
 def _measure(self: CMDPTrainer, rollout, earned, scores, batch, signal, limit) -> dict[str, float]:
     "The update's metrics."
     kl, task = torch.cat([score.kl for score in scores]), replace(batch, rewards=earned.task)
-    terminated, correct_at = rollout.terminated, self.args.correct_at
     self.written = rollout, earned.task, limit.spent(batch.cost, batch.mask)
-    metrics = step_metrics(task, kl, signal, limit, terminated, correct_at)
-    return metrics | earned_metrics(earned, self.reward_funcs)
+    metrics = step_metrics(task, kl, signal, limit, rollout.terminated, self.args.correct_at)
+    gap = {} if self.sampler is generate else sampling_gap(rollout, batch.logp)
+    return metrics | gap | earned_metrics(earned, self.reward_funcs)
 
 # %% ../nbs/13_trainer.ipynb #step
 @patch

@@ -73,8 +73,9 @@ except ImportError as error:
 # %% auto #0
 __all__ = ['TESTED', 'HOOKS', 'SAME', 'FIXED', 'LEFT_TO_TRL', 'trl_rule', 'WHOLE', 'check_trl', 'foreign_problems', 'grpo_config',
            'quiet', 'students_are_told_nothing', 'completions_are_the_students_own', 'groups_have_two_or_more',
-           'launch_problems', 'fsdp_problems', 'BudgetGRPOTrainer', 'TRLTrainer', 'place_teacher', 'common_ids',
-           'beside_prompts', 'PromptOrder', 'BeforeUpdate', 'read_run_state', 'in_order', 'TogetherReader']
+           'portions_are_trls', 'launch_problems', 'fsdp_problems', 'BudgetGRPOTrainer', 'TRLTrainer', 'place_teacher',
+           'common_ids', 'beside_prompts', 'PromptOrder', 'BeforeUpdate', 'read_run_state', 'in_order',
+           'TogetherReader']
 
 # %% ../nbs/14_trl.ipynb #hooks
 TESTED = "1.16"
@@ -189,6 +190,15 @@ def groups_have_two_or_more(args: CMDPConfig):
     if args.num_generations == 1:
         yield "num_generations=1: TRL's GRPOTrainer needs at least 2 completions per prompt"
 
+# %% ../nbs/14_trl.ipynb #rule-portions
+@trl_rule
+def portions_are_trls(args: CMDPConfig):
+    if args.generation_batch_size:
+        yield (
+            f"generation_batch_size={args.generation_batch_size}: TRL's GRPOTrainer writes the "
+            "completions of an update at once; leave it out, or use our own loop (engine native)"
+        )
+
 # %% ../nbs/14_trl.ipynb #launch-problems
 def launch_problems(args: CMDPConfig, config: GRPOConfig) -> Iterator[str]:
     "What is wrong with the way the processes were started."
@@ -262,6 +272,8 @@ class TRLTrainer(CMDPTrainer):
     ):
         check_trl()
         args = args or CMDPConfig()
+        if "sampler" in named:
+            raise ValueError("sampler: TRL writes completions itself; trl_kwargs may say how")
         refuse(trl_rule.problems(args))
         args = settle(args, model, teacher)
         # before models are loaded: DeepSpeed divides weights while they are read

@@ -25,6 +25,7 @@ CONFIGS = {
     "one_precision": dict(bf16=True, fp16=True),
     "the_chat_template_is_told_its_own_switches": dict(chat_template_kwargs={"tokenize": True}),
     "groups_stay_whole": dict(num_generations=7),
+    "portions_hold_whole_groups": dict(generation_batch_size=3),
     "the_teachers_completions_are_used": dict(seq_kd=True),
     "the_method_knows_its_settings": dict(method_kwargs={"lamda": 1}),
     "the_schedule_is_known_beforehand": dict(lr_scheduler_type="greedy"),

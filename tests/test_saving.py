@@ -354,7 +354,7 @@ def test_what_is_served_is_what_was_judged(make_trainer, tmp_path, monkeypatch):
     pipe.model.generate = generate_and_note
     pipe(chat)
 
-    def note_and_write(logits, temperature, top_p, generator):
+    def note_and_write(logits, temperature, top_p, generator, noise):
         judged.append((logits[0].float() / temperature).softmax(-1))
         assert top_p == 1
         return torch.tensor([written[len(judged) - 1]]), torch.zeros(1)

@@ -3,7 +3,8 @@
     python studies/speed/head.py                          # this machine's CPU, one thread
     python studies/speed/head.py --device cuda --dtype bfloat16 --chunk_size 256 1024
 
-On a CPU every way runs in a process of its own. Each prints a line of JSON: seconds of values and gradients
+On a CPU every way runs in a process of its own. Each prints a line of JSON: seconds of values and
+gradients
 (dL/dh and dL/dW; CPU seconds on a CPU), the most memory above what stood before, and the numbers
 that all ways must agree on.
 """

@@ -1,0 +1,315 @@
+"How completions are written: fast, and no different from slowly."
+
+from functools import partial
+
+import pytest
+import torch
+from conftest import embedded
+from peft import LoraConfig, get_peft_model
+from test_reading import MODELS, PROMPTS, TOKENS, V, loud
+from transformers import (
+    LlamaConfig,
+    LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+)
+
+from cmdp_nbdev import rollout
+from cmdp_nbdev.mdp import Sampling
+from cmdp_nbdev.rollout import (
+    FEW,
+    ROOM,
+    Decoder,
+    GraphDecoder,
+    Reader,
+    Reading,
+    as_rollout,
+    choose,
+    draw_noise,
+    encode_prompts,
+    generate,
+    reading,
+    sample,
+    sample_token,
+)
+from cmdp_nbdev.trainer import CMDPTrainer
+
+SIZE = dict(vocab_size=V, hidden_size=32, intermediate_size=48, num_hidden_layers=2)
+HEADS = dict(num_attention_heads=4, num_key_value_heads=2, head_dim=8)
+FAST = {
+    "llama": (LlamaConfig, LlamaForCausalLM, {}),
+    "llama3": (
+        LlamaConfig,
+        LlamaForCausalLM,
+        {
+            "rope_parameters": {
+                "rope_type": "llama3",
+                "rope_theta": 1e4,
+                "factor": 8.0,
+                "low_freq_factor": 1.0,
+                "high_freq_factor": 4.0,
+                "original_max_position_embeddings": 32,
+            }
+        },
+    ),
+    "mistral": (MistralConfig, MistralForCausalLM, {"sliding_window": None}),
+    "qwen2": (Qwen2Config, Qwen2ForCausalLM, {}),
+    "qwen3": (Qwen3Config, Qwen3ForCausalLM, {}),
+}
+SLOW = {
+    "a window": (MistralConfig, MistralForCausalLM, {"sliding_window": 100}),
+    "some windows": (
+        Qwen2Config,
+        Qwen2ForCausalLM,
+        {"use_sliding_window": True, "sliding_window": 100, "max_window_layers": 1},
+    ),
+    "positions that depend on the length": (
+        LlamaConfig,
+        LlamaForCausalLM,
+        {"rope_parameters": {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}},
+    ),
+}
+
+
+def build(config, model, settings):
+    "A small model in which everything that is read matters."
+    return loud(model(config(**SIZE, **HEADS, **settings)), 2.0)
+
+
+def seeded(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+# ---- a token -----------------------------------------------------------------------------
+
+
+def test_few_tokens_are_chosen_as_multinomial_does():
+    "The random stream is torch's, so that runs are what they were."
+    probs = torch.randn(50, V, generator=seeded()).softmax(-1)
+    theirs, ours = seeded(1), seeded(1)
+    for _ in range(20):
+        expected = torch.multinomial(probs, 1, generator=theirs)[:, 0]
+        assert torch.equal(choose(probs, draw_noise(*probs.shape, ours)), expected)
+
+
+@pytest.mark.parametrize("tokens", [FEW, FEW + 1, 5000])
+def test_tokens_come_as_often_as_they_should(tokens):
+    probs = torch.zeros(tokens)
+    probs[[0, 7, 500, tokens - 1]] = torch.tensor([0.1, 0.2, 0.3, 0.4])
+    rows = probs.repeat(4000, 1)
+    ids = choose(rows, draw_noise(*rows.shape, seeded()))
+    shares = ids.bincount(minlength=tokens) / len(ids)
+    assert shares[probs == 0].sum() == 0
+    assert (shares - probs).abs().max() < 0.03
+
+
+def test_the_ends_of_chance_give_tokens_that_are_possible():
+    probs = torch.zeros(2, 2 * FEW)
+    probs[:, 3], probs[:, 9] = 0.5, 0.7
+    noise = torch.tensor([[0.0], [1.0]])  # 1 is not drawn, but what rounding may make of it
+    assert choose(probs, noise).tolist() == [3, 9]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("temperature", [0, 0.7, 1.0])
+def test_log_probabilities_of_what_was_chosen(dtype, temperature):
+    logits = torch.randn(20, V, generator=seeded()).to(dtype)
+    ids, logps = sample_token(logits, temperature, generator=seeded())
+    expected = (logits.double() / (temperature or 1)).log_softmax(-1)
+    torch.testing.assert_close(
+        logps.double(), expected.gather(1, ids[:, None])[:, 0], atol=1e-5, rtol=0
+    )
+
+
+# ---- the fast lane -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "name, prompts", [*((name, PROMPTS) for name in FAST), ("qwen2", ["1+2"] * 3)]
+)
+@torch.no_grad()
+def test_the_decoder_says_what_the_model_says(name, prompts):
+    "With padding, groups, more tokens than there was room for, and rows that leave."
+    model = build(*FAST[name])
+    ids, mask = encode_prompts(prompts, TOKENS)
+    assert reading(model, ids, mask) == Reading(cache="preallocated")
+    plain, fast = Reader(model, ids, mask, 2), Decoder(model, ids, mask, 2)
+    rows = torch.arange(6)
+    for step in range(ROOM + 10):
+        torch.testing.assert_close(fast.logits, plain.logits, atol=1e-4, rtol=0)
+        token = torch.randint(3, V, (len(rows),), generator=seeded(step))
+        if step in (5, ROOM):
+            rows = torch.tensor([0, 2, 3][: len(rows) - 2])
+            token = token[rows]
+            for reader in (plain, fast):
+                reader.keep(rows)
+        for reader in (plain, fast):
+            reader.feed(token)
+
+
+@pytest.mark.parametrize("name", SLOW)
+def test_what_no_short_trial_shows_is_not_offered(name):
+    model = build(*SLOW[name])
+    assert reading(model, *encode_prompts(PROMPTS, TOKENS)) == Reading()
+    with pytest.raises(TypeError, match="is not read layer by layer"):
+        Decoder(model, *encode_prompts(PROMPTS, TOKENS))
+
+
+def test_a_subclass_may_do_anything():
+    class Other(LlamaForCausalLM):
+        pass
+
+    model = loud(Other(LlamaConfig(**SIZE, **HEADS)))
+    assert reading(model, *encode_prompts(PROMPTS, TOKENS)) == Reading()
+
+
+@torch.no_grad()
+def test_adapters_are_followed():
+    "Also those that were nothing when the model was tried."
+    model = build(*FAST["qwen2"])
+    targets = ["q_proj", "v_proj", "down_proj"]
+    model = get_peft_model(
+        model, LoraConfig(target_modules=targets, modules_to_save=["norm", "lm_head"])
+    )
+    model.eval()
+    ids, mask = encode_prompts(PROMPTS, TOKENS)
+    assert reading(model, ids, mask) == Reading(cache="preallocated")
+    for name, p in model.named_parameters():
+        if p.requires_grad:
+            p.normal_(0, 0.5, generator=seeded(len(name)))
+    plain, fast = Reader(model, ids, mask, 2), Decoder(model, ids, mask, 2)
+    for step in range(3):
+        token = torch.randint(3, V, (6,), generator=seeded(step))
+        for reader in (plain, fast):
+            reader.feed(token)
+        torch.testing.assert_close(fast.logits, plain.logits, atol=1e-4, rtol=0)
+
+
+def test_a_graph_needs_a_gpu():
+    with pytest.raises(RuntimeError, match="a CUDA graph needs a GPU"):
+        GraphDecoder(build(*FAST["llama"]), *encode_prompts(PROMPTS, TOKENS))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("name", FAST)
+@torch.no_grad()
+def test_a_graph_says_what_the_model_says(name):
+    model = build(*FAST[name]).cuda()
+    ids, mask = (x.cuda() for x in encode_prompts(PROMPTS, TOKENS))
+    assert reading(model, ids, mask) == Reading(cache="graph")
+    plain, fast = Reader(model, ids, mask, 2), GraphDecoder(model, ids, mask, 2)
+    for step in range(ROOM + 40):
+        torch.testing.assert_close(fast.logits, plain.logits, atol=1e-3, rtol=0)
+        token = torch.randint(3, V, (6,), generator=seeded(step)).cuda()
+        for reader in (plain, fast):
+            reader.feed(token)
+
+
+# ---- rows that have ended ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2", "mamba", "qwen3.5", "rwkv", "deaf"])
+def test_what_a_completion_says_does_not_depend_on_when_others_end(name, monkeypatch):
+    model = MODELS[name]()
+    settings = dict(num_generations=8, max_completion_length=12, temperature=1.5)
+    read, kept = [], []
+    made = rollout.sample
+
+    def watched(reader, *args):
+        feed = reader.feed
+        reader.feed = lambda ids, ended: (read.append(len(ids)), feed(ids, ended))
+        reader.can_drop = reader.can_drop and not kept
+        return made(reader, *args)
+
+    monkeypatch.setattr(rollout, "sample", watched)
+    leaving = generate(model, TOKENS, PROMPTS, generator=seeded(), **settings)
+    fed, kept, read = read, [True], []
+    staying = generate(model, TOKENS, PROMPTS, generator=seeded(), **settings)
+    assert torch.equal(leaving.completion_ids, staying.completion_ids)
+    torch.testing.assert_close(leaving.sampled_logps, staying.sampled_logps, atol=1e-4, rtol=0)
+    assert set(read) == {24} and min(fed) < 24
+
+
+def test_all_rows_end_at_once():
+    model = build(*FAST["llama"])
+    reader = Decoder(model, *encode_prompts(PROMPTS, TOKENS))
+    ids, logps, ended = sample(reader, list(range(V)), 0, Sampling(max_completion_length=5))
+    assert ids.shape == logps.shape == (3, 1) and ended.all()
+
+
+# ---- in portions, and by others ------------------------------------------------------------
+
+
+def test_portions_of_whole_groups_make_the_same_rollout():
+    "Greedily; where chance decides, a portion draws after the one before it."
+    model = build(*FAST["llama"])
+    columns = {"n": [1, 2, 3]}
+    settings = dict(num_generations=2, max_completion_length=9, temperature=0)
+    whole = generate(model, TOKENS, PROMPTS, columns, **settings)
+    for size in (2, 4, 6):
+        parts = generate(model, TOKENS, PROMPTS, columns, **settings, generation_batch_size=size)
+        assert torch.equal(whole.completion_ids, parts.completion_ids)
+        torch.testing.assert_close(whole.sampled_logps, parts.sampled_logps, atol=1e-5, rtol=0)
+        assert (whole.completions, whole.columns) == (parts.completions, parts.columns)
+        assert torch.equal(whole.terminated, parts.terminated)
+
+
+def test_a_portion_of_everything_changes_nothing():
+    model = build(*FAST["llama"])
+    settings = dict(num_generations=2, max_completion_length=9)
+    first, again = (
+        generate(model, TOKENS, PROMPTS, generator=seeded(), **settings, generation_batch_size=size)
+        for size in (None, 6)
+    )
+    assert torch.equal(first.completion_ids, again.completion_ids)
+
+
+@pytest.mark.parametrize("size", [3, 132])
+def test_portions_that_cannot_be(size):
+    with pytest.raises(ValueError, match=f"generation_batch_size={size} must be a multiple"):
+        embedded(generation_batch_size=size)
+
+
+def noted(*asked):
+    "A sampler that says something else about its probabilities than is true."
+    made = generate(*asked)
+    made.sampled_logps = made.sampled_logps + 0.25 * made.completion_mask
+    return made
+
+
+def lists(model, tokenizer, prompts, columns, sampling, generator, vocab_size):
+    "A sampler that answers with lists, as a server does, and says no probabilities."
+    rows = [[3 + i, 4, 5][: 1 + i % 3] for i in range(len(prompts) * sampling.num_generations)]
+    return as_rollout(model, tokenizer, prompts, columns, sampling, vocab_size, rows)
+
+
+def test_the_trainer_trains_on_what_another_sampler_wrote(make_trainer, tmp_path):
+    theirs = dict(engine=partial(CMDPTrainer, sampler=noted), output_dir=str(tmp_path / "other"))
+    other = make_trainer(**theirs)
+    expected, found = make_trainer().step(), other.step()
+    assert found.pop("sampling_gap") == pytest.approx(0.25, abs=1e-4)
+    assert {**found, "seconds": 0} == {**expected, "seconds": 0}
+
+
+def test_a_sampler_that_says_no_probabilities(make_trainer):
+    trainer = make_trainer(engine=partial(CMDPTrainer, sampler=lists))
+    assert "sampling_gap" not in trainer.step()
+    assert trainer.rollout.lengths[:4].tolist() == [1, 2, 3, 1]
+    assert not trainer.rollout.terminated.any()
+
+
+@pytest.mark.parametrize(
+    "answer, said",
+    [
+        (lambda *asked: ["text"], "must answer with a Rollout, got list"),
+        (lambda m, t, p, c, *more: generate(m, t, p[::-1], c, *more), "rows of others"),
+    ],
+)
+def test_a_sampler_that_answers_something_else(answer, said, make_trainer):
+    trainer = make_trainer(engine=partial(CMDPTrainer, sampler=answer))
+    with pytest.raises((TypeError, ValueError), match=said):
+        trainer.step()
