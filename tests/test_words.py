@@ -8,6 +8,7 @@ import re
 
 import numpy as np
 import pytest
+import torch
 
 from cmdp_nbdev.cli import evaluate_main, main
 from cmdp_nbdev.model import DATA, WORDS_MODELS, check_pair, load_tokenizer, words_pair
@@ -259,6 +260,25 @@ def test_every_pair_shares_its_tokens_and_its_context_is_long_enough(student, te
     lengths = [len(ids) for ids in tokenizer(texts)["input_ids"]]
     assert tokenizer.decode(tokenizer(texts[0])["input_ids"]) == texts[0]
     assert max(lengths) < s.config.max_position_embeddings
+
+
+@pytest.mark.parametrize("teacher,coin", [("teacher", 0.5), ("competent", 0.0)])
+def test_the_teacher_tosses_a_coin_at_misread_steps_and_nowhere_else(teacher, coin):
+    "Its probability of the wrong operation, where everything before was right."
+    _, model, tokenizer = words_pair(teacher=teacher)
+    plus, minus = (tokenizer(text)["input_ids"][0] for text in (" +", " -"))
+    seen = {True: [], False: []}
+    for problem in PROBLEMS["test"][:60]:
+        ids = tokenizer(problem.prompt + write_solution(problem), return_tensors="pt")["input_ids"]
+        with torch.no_grad():
+            p = model(ids).logits[0].softmax(-1)
+        kinds = {step.op: step.kind for step in problem.steps}
+        if len(kinds) == len(problem.steps):  # one step for each operation
+            at = (ids[0] == minus).nonzero().flatten()
+            seen[kinds.get("-") == SLIPS.kind] += [float(p[i - 1, plus]) for i in at]
+    assert len(seen[True]) > 4 and len(seen[False]) > 4
+    assert np.mean(seen[True]) == pytest.approx(coin, abs=0.12)
+    assert np.mean(seen[False]) < 0.03
 
 
 def test_a_model_that_does_not_ship_is_refused():
