@@ -35,7 +35,6 @@ from cmdp_nbdev.cost import (
     TopKRows,
     chunk_rows,
     score_tokens,
-    token_logps,
     with_tokens,
 )
 from .mdp import OURS, Rollout, Sampling, completion_mask, masked, position_ids
