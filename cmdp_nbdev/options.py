@@ -24,6 +24,7 @@ from cmdp_nbdev.config import (
     CMDPConfig,
     Folder,
     Kind,
+    Finite,
     NotNegative,
     Number,
     Positive,
@@ -260,7 +261,7 @@ class EvaluateArguments:
     aggregate: Aggregate = setting("sum", "how the budget adds up per-token costs")
     divergence: str = setting("reverse_kl", "per-token cost, a key of cost.COSTS")
     kl_chunk_size: AtLeastOne | None = setting(
-        1024, "token positions converted to float32 at a time; None = all"
+        None, "token positions whose logits are there at a time; None = 16 MB of them"
     )
     correct_at: Number = setting(1.0, "an answer is correct if its total reward is at least this")
     prompt_template: str | None = setting(
@@ -562,7 +563,9 @@ def layered(command: Command, file: dict, typed: dict, path: str = "") -> Typed:
     "The layers of a command's values, later ones winning."
     layers = {"default": defaults_of(command)}
     said = file | typed
-    if RunArguments in command.records and (name := recipe_of(said.get("student"), said.get("task"))):
+    if RunArguments in command.records and (
+        name := recipe_of(said.get("student"), said.get("task"))
+    ):
         layers[f"recipe {name}"] = recipe(name)
     layers |= {f"file {path}": file, "command line": typed}
     values, sources = {}, {}

@@ -26,7 +26,7 @@ from torch.utils._pytree import tree_leaves
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, PreTrainedConfig
 
 from .config import CMDPConfig
-from .cost import score_tokens
+from .cost import DenseRows, Head, HiddenRows, chunk_rows, score_tokens
 from .distil import embedded_task
 from .methods import METHODS
 from .mdp import position_ids
@@ -170,8 +170,13 @@ class Work:
     @property
     def chunk(self) -> int:
         "Positions whose logits are there at a time."
-        vocab_size = max(self.student.vocab_size, self.teacher.vocab_size)
-        return min(self.tokens, self.args.kl_chunk_size or 10**9)
+        usual = chunk_rows(self.student.vocab_size, self.device)
+        return min(self.tokens, self.args.kl_chunk_size or usual)
+
+    @property
+    def in_chunks(self) -> bool:
+        "Whether logits are made from hidden states, a chunk at a time."
+        return self.chunk < self.tokens
 
     def autocast(self):
         "The precision that both models are computed in."
@@ -255,36 +260,47 @@ def choice_seconds(work: Work) -> float:
     return seconds_of(once, work.device) * work.rows / rows
 
 # %% ../nbs/19_plan.ipynb #head
-POSITIONS = 256  # on which the head is measured at most
+POSITIONS = 512  # on which the head is measured at most
 
 
 def head_measure(work: Work) -> tuple[float, float, float]:
-    "Of a position: seconds without and with the gradient, and peak bytes."
+    "Of a position: seconds without and with the gradient, and peak bytes beside the gradient."
     n, made = min(POSITIONS, work.chunk), dict(device=work.device)
-    models = work.student, work.teacher
-    states = [torch.randn(n, m.hidden_size, **made) for m in models]
-    heads = [torch.randn(m.vocab_size, m.hidden_size, **made).mul_(0.02) for m in models]
-    heads[0].requires_grad_()
+    models, dtypes = (work.student, work.teacher), (torch.float32, work.teacher_dtype)
+    heads = [
+        torch.nn.Linear(m.hidden_size, m.vocab_size, bias=False, dtype=dtype, **made)
+        for m, dtype in zip(models, dtypes)
+    ]
+    states = [
+        torch.randn(1, n, head.in_features, dtype=head.weight.dtype, **made) for head in heads
+    ]
+    heads[1].requires_grad_(False)
+    autocast = torch.bfloat16 if work.bf16 else None
     ids, mask = torch.zeros(1, n, dtype=torch.long, **made), torch.ones(1, n, **made)
     cost, kinds = work.args.cost, METHODS[work.args.method].costs
     costs = {"divergence": cost, **{kind: cost.of(kind) for kind in kinds}}
 
+    def rows(h: Tensor, head: torch.nn.Linear) -> DenseRows:
+        "What a model hands over."
+        if work.in_chunks:
+            return HiddenRows(h, Head(head, head.out_features, h.dtype, autocast))
+        with work.autocast():
+            return DenseRows(head(h))
+
     def once(train: bool = True):
         with torch.set_grad_enabled(train):
-            with work.autocast():
-                both = zip(states, heads)
-                logits = [torch.nn.functional.linear(h, w)[None] for h, w in both]
-            logits[1] = logits[1].detach()
-            score = score_tokens(*logits, ids, mask, costs, work.args.temperature)
+            h = states[0].detach().requires_grad_(train)
+            student, teacher = rows(h, heads[0]), rows(states[1], heads[1])
+            score = score_tokens(student, teacher, ids, mask, costs, work.args.temperature)
             loss = score.logp.sum() + sum(c.sum() for c in score.costs.values())
         if train:
-            torch.autograd.grad(loss, heads[0])
+            torch.autograd.grad(loss, [h, heads[0].weight])
 
     forward, both = (seconds_of(lambda on=on: once(on), work.device) for on in (False, True))
     gc.collect()
     with PeakBytes() as seen:
         once()
-    return forward / n, both / n, max(0.0, seen.peak - heads[0].nbytes) / n
+    return forward / n, both / n, max(0.0, seen.peak - heads[0].weight.nbytes) / n
 
 # %% ../nbs/19_plan.ipynb #optimizer
 def optimizer_seconds(device: torch.device, parameters: int = 4_000_000) -> float:
@@ -316,14 +332,14 @@ class Measured:
 def calibrate(work: Work) -> Measured:
     "A few seconds of measuring."
     layers, student = work.student.num_hidden_layers, (work, work.student, torch.float32)
-    train = layer_measure(*student, True)
+    train = functools.cache(layer_measure(*student, True))
     teacher = layer_measure(work, work.teacher, work.teacher_dtype, False)
     step = at_layers(step_measure(work), layers)
     return Measured(
         at_layers(train, layers),
         float(at_layers(layer_measure(*student, False), layers)[0]),
         float(at_layers(teacher, work.teacher.num_hidden_layers)[0]),
-        float((at_layers(train, 2) - train(1))[1]),
+        float((train(2) - train(1))[1]),
         float(step) + choice_seconds(work),
         head_measure(work),
         optimizer_seconds(work.device),
@@ -358,8 +374,7 @@ def memory_of(work: Work, found: Measured, parameters: tuple[int, int, int]) -> 
         kept = 4 * work.length * width * student.num_hidden_layers
         body = micro * (kept + found.layer_bytes)
     states = 4 * work.rows * args.max_completion_length * (width + work.teacher.hidden_size)
-    in_chunks = work.chunk < work.tokens
-    ways_back = 4 * student.vocab_size * width * (2 if in_chunks else 1)
+    ways_back = 2 * 4 * student.vocab_size * width  # of the head, and of a tied embedding
     inside = 4 * micro * work.length * (4 * width + 3 * getattr(student, "intermediate_size", 0))
     out = {
         "student: weights": 4 * own,
@@ -392,7 +407,7 @@ def peak_of(gb: dict[str, float]) -> float:
 def seconds_by_phase(work: Work, found: Measured, trained: int) -> dict[str, float]:
     "Seconds of an update."
     args, rows = work.args, work.rows
-    in_chunks, in_parts = work.chunk < work.tokens, args.gradient_accumulation_steps > 1
+    in_parts = args.gradient_accumulation_steps > 1
     prompts = rows / args.num_generations * work.prompt_length / work.length
     forward, both, _ = found.head
     positions = rows * args.max_completion_length
@@ -402,8 +417,7 @@ def seconds_by_phase(work: Work, found: Measured, trained: int) -> dict[str, flo
         "writing": args.max_completion_length * found.step + prompts * found.student_look,
         "teacher": rows * found.teacher_row,
         "student": rows * (score + train * args.num_iterations),
-        "head and costs": positions
-        * (both * args.num_iterations + forward * (in_parts + in_chunks * args.num_iterations)),
+        "head and costs": positions * (both * args.num_iterations + forward * in_parts),
         "optimiser": found.optimizer * trained * args.num_iterations,
     }
 
@@ -449,6 +463,7 @@ class Plan:
     memory: dict[str, float]  # GB by purpose
     seconds: dict[str, float]  # of an update, by phase
     limit: float  # GB
+    measured: Measured  # for another plan of the same pair
     changes: list[str] = field(default_factory=list)  # that make it fit; all of them, in turn
     changed_peak: float = math.nan  # GB, with the changes
     largest: int | None = None  # completions of a micro-batch that fit; None = not even one
@@ -523,6 +538,7 @@ def plan(
     prompt_length: int = 128,  # tokens
     memory_gb: float | None = None,  # None = what the device has
     run: RunArguments | None = None,  # adapters
+    measured: Measured | None = None,  # by an earlier plan of the pair, as many tokens a row
 ) -> Plan:
     """Memory and time of a run with these settings, from the configurations alone.
 
@@ -534,12 +550,12 @@ def plan(
     teacher_dtype = fast_dtype(getattr(teacher, "dtype", None) or torch.float32, device)
     bf16 = choose_bf16(args.bf16, counts[0], device)
     work = Work(student, teacher, args, device, prompt_length, teacher_dtype, bf16)
-    found, limit = calibrate(work), memory_gb or available_gb(device)
+    found, limit = measured or calibrate(work), memory_gb or available_gb(device)
     parameters = counts[0], trained_parameters(work, run, counts[0]), counts[1]
     seconds = seconds_by_phase(work, found, parameters[1])
-    made = Plan(work, parameters, memory_of(work, found, parameters), seconds, limit)
+    made = Plan(work, parameters, memory_of(work, found, parameters), seconds, limit, found)
     if made.fits:
-        made.largest = _largest(made, found)
+        made.largest = _largest(made)
     for text, changed in smaller(work) if not made.fits else ():
         sizes = text.startswith("per_device_train_batch_size")
         if sizes and made.changes and made.changes[-1].startswith("per_device_train_batch_size"):
@@ -551,13 +567,13 @@ def plan(
     return made
 
 
-def _largest(made: Plan, found: Measured) -> int:
+def _largest(made: Plan) -> int:
     "The largest micro-batch, in whole parts of an update, that there is memory for."
     rows, work = made.work.rows, made.work
     for size in (n for n in range(rows, 0, -1) if rows % n == 0):
         sizes = dict(per_device_train_batch_size=size, gradient_accumulation_steps=rows // size)
         other = replace(work, args=replace(work.args, **sizes))
-        if peak_of(memory_of(other, found, made.parameters)) <= made.limit:
+        if peak_of(memory_of(other, made.measured, made.parameters)) <= made.limit:
             return size
     return work.args.per_device_train_batch_size
 
