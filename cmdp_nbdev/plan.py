@@ -28,8 +28,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, PreTrain
 from .config import CMDPConfig
 from .cost import DenseRows, Head, HiddenRows, chunk_rows, score_tokens
 from .distil import embedded_task
-from .methods import METHODS
 from .mdp import position_ids
+from .methods import METHODS
 from .options import RunArguments
 from .processor import choose_bf16, device_of, fast_dtype, suitable_threads
 from .rollout import accepted, draw_noise, reading, sample_token
