@@ -78,7 +78,7 @@ class Ending:
 
     @property
     def logits(self) -> torch.Tensor:
-        logits = self.reader.logits
+        logits = self.reader.logits.clone()
         over = self.lengths <= self.written + 1
         logits[:, EOS] = torch.where(over, 1e4, -1e4)
         return logits
