@@ -25,7 +25,7 @@ __all__ = ['COSTS', 'KINDS', 'RESOLUTION', 'NEVER', 'CHUNK_BYTES', 'align_vocab'
            'with_floor', 'reverse_kl', 'forward_kl', 'jsd', 'log_ratio', 'surprisal', 'token_logps',
            'sampled_divergence', 'Cost', 'cost_problems', 'TeacherRows', 'DenseRows', 'as_rows', 'merge_rest',
            'TopKRows', 'check_top_k', 'what_it_is', 'top_k', 'with_tokens', 'Head', 'HiddenRows', 'Through', 'InChunks',
-           'Question', 'chunk_rows', 'ask_in_chunks', 'token_cost', 'Score', 'score_tokens', 'warn_cropped',
+           'Fused', 'Question', 'chunk_rows', 'ask_in_chunks', 'token_cost', 'Score', 'score_tokens', 'warn_cropped',
            'token_divergence']
 
 # %% ../nbs/01_cost.ipynb #align-vocab
@@ -697,6 +697,34 @@ def _back(through: Through, ask: Callable, states: Tensor, part: slice, slopes: 
     (down,) = torch.autograd.grad([x for x, _ in both], logits, [s for _, s in both])
     return through.back(states, made, down)
 
+# %% ../nbs/01_cost.ipynb #fused
+class Fused(torch.autograd.Function):
+    """Log-probabilities of the tokens under both models, and the reverse KL, (n,) each.
+
+    Of logits (n, V) and ids (n,). `free`: the teacher's logits may be written over.
+    """
+
+    @staticmethod
+    def forward(ctx, student: Tensor, teacher: Tensor, ids: Tensor, free: bool):
+        "The values; kept are the student's probabilities and the differences to the teacher."
+        ids = ids.unsqueeze(-1)
+        mine, other = (x.logsumexp(-1, keepdim=True) for x in (student, teacher))
+        logps = student.gather(-1, ids) - mine, teacher.gather(-1, ids) - other
+        apart = torch.sub(student, teacher, out=teacher if free else None).sub_(mine - other)
+        p = (student - mine).exp_()
+        cost = torch.linalg.vecdot(p, apart).unsqueeze(-1)
+        ctx.save_for_backward(p, apart, cost, ids)
+        return tuple(x.squeeze(-1) for x in (*logps, cost))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, slope: Tensor, unused: Tensor, price: Tensor):
+        "dL/dlogits of the student, (n, V)."
+        p, apart, cost, ids = ctx.saved_tensors
+        slope, price = slope.unsqueeze(-1), price.unsqueeze(-1)
+        down = apart.mul_(price).sub_(price * cost + slope).mul_(p)
+        return down.scatter_add_(-1, ids, slope), None, None, None
+
 # %% ../nbs/01_cost.ipynb #question
 @dataclass
 class Question:
@@ -710,6 +738,10 @@ class Question:
     def __call__(self, student: Tensor, part: slice = slice(None)) -> list[Tensor]:
         "Student's and teacher's log-probabilities and every cost, (n,) each."
         ids, said = self.ids[part], self.teacher[part]
+        if self.fits_fused(said):
+            values = self.fused(student, said, ids)
+            if values[-1].isfinite().all():
+                return values
         if isinstance(said, DenseRows):
             said = DenseRows(said.logits)  # made once
         student, said, _ = said.align(student)
@@ -723,8 +755,20 @@ class Question:
             values.append(COSTS[cost.kind](met[key], cost))
         return [*logps, *values]
 
+    def fits_fused(self, said: TeacherRows) -> bool:
+        "Whether the reverse KL is all that is asked, of a teacher that says everything."
+        plain = all(c.is_kl and not c.floor for c in self.costs) and len(self.costs) == 1
+        ours = COSTS["reverse_kl"].function is reverse_kl
+        return plain and ours and self.temperature == 1 and isinstance(said, DenseRows)
+
+    def fused(self, student: Tensor, said: DenseRows, ids: Tensor) -> list[Tensor]:
+        "The answers by `Fused`; not finite where the teacher gives something probability 0."
+        student, teacher, _ = align_vocab(student, said.logits)
+        student, teacher = student.to(_wide(student)), teacher.to(_wide(teacher))
+        return list(Fused.apply(student, teacher, ids, isinstance(said, HiddenRows)))
+
 # %% ../nbs/01_cost.ipynb #chunk-rows
-CHUNK_BYTES = 16_000_000  # of float32 logits
+CHUNK_BYTES = 32_000_000  # of float32 logits
 
 
 def chunk_rows(vocab_size: int, device: torch.device | str = "cpu") -> int:
