@@ -196,6 +196,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                  'cmdp_nbdev.cost._back': ('cost.html#_back', 'cmdp_nbdev/cost.py'),
                                  'cmdp_nbdev.cost._chunk': ('cost.html#_chunk', 'cmdp_nbdev/cost.py'),
                                  'cmdp_nbdev.cost._log_probabilities': ('cost.html#_log_probabilities', 'cmdp_nbdev/cost.py'),
+                                 'cmdp_nbdev.cost._note': ('cost.html#_note', 'cmdp_nbdev/cost.py'),
                                  'cmdp_nbdev.cost._piece': ('cost.html#_piece', 'cmdp_nbdev/cost.py'),
                                  'cmdp_nbdev.cost._score_at_once': ('cost.html#_score_at_once', 'cmdp_nbdev/cost.py'),
                                  'cmdp_nbdev.cost._score_in_chunks': ('cost.html#_score_in_chunks', 'cmdp_nbdev/cost.py'),

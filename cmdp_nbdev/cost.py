@@ -667,9 +667,10 @@ class InChunks(torch.autograd.Function):
         ctx.ask, ctx.head, ctx.size = ask, head, size
         ctx.save_for_backward(states, *weights)
         ctx.set_materialize_grads(False)
-        through = Through(head)
-        found = [ask(through.to(states[p])[1], p) for p in slices(len(states), size)]
-        return tuple(torch.cat(values) for values in zip(*found))
+        through, found = Through(head), []
+        for part in slices(len(states), size):
+            _note(found, len(states), part, ask(through.to(states[part])[1], part))
+        return tuple(found)
 
     @staticmethod
     @once_differentiable
@@ -683,6 +684,14 @@ class InChunks(torch.autograd.Function):
         sums = through.gradients or [None] * len(weights)
         sums = [s if s is None else s.to(w.dtype) for s, w in zip(sums, weights)]
         return None, None, None, given, *sums
+
+
+def _note(found: list[Tensor], rows: int, part: slice, values: list[Tensor]) -> None:
+    "Write a chunk's values to their place; kept apart they would scatter over the heap."
+    if not found:
+        found += [x.new_empty(rows) for x in values]
+    for whole, x in zip(found, values):
+        whole[part] = x
 
 
 @torch.enable_grad()
@@ -768,7 +777,7 @@ class Question:
         return list(Fused.apply(student, teacher, ids, isinstance(said, HiddenRows)))
 
 # %% ../nbs/01_cost.ipynb #chunk-rows
-CHUNK_BYTES = 32_000_000  # of float32 logits
+CHUNK_BYTES = 16_000_000  # of float32 logits
 
 
 def chunk_rows(vocab_size: int, device: torch.device | str = "cpu") -> int:
