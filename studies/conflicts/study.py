@@ -19,6 +19,7 @@ import tempfile
 import time
 import zlib
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from dataclasses import dataclass, field
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -41,17 +42,27 @@ DEFAULT, CHOSEN = "cmdp-rate", "chosen"
 LAMBDAS = (0.25, 0.5, 1.0, 2.0)
 CORRECT_AT = 0.05  # a right answer earns more, whatever its tokens cost
 
-# Settings of each method, and by how much its learning rate differs from the pair's: those that
-# four trials on validation prompts chose in studies/methods. Fixed λ has four trials a conflict.
+
+@dataclass(frozen=True)
+class Asked:
+    "What a method is given: settings, by how much its learning rate differs, fields of CMDPConfig."
+
+    settings: dict | str
+    rate: float = 1.0
+    config: dict = field(default_factory=lambda: {"distill_steps": 0, "seq_kd": False})
+
+
+# The settings are those that four trials on validation prompts chose in studies/methods. Fixed λ
+# has four trials a conflict. What the default begins with is its own: no other has it.
 METHODS = {
-    DEFAULT: ({}, 1.0),
-    "soft": (CHOSEN, 1.0),
-    "grpo": ({}, 0.5),
-    "gkd": ({}, 1.0),
-    "cmdp": ({"penalty": 1.0, "coef": 1.0}, 1.0),
-    "hinge": ({"coef": 1.0}, 1.0),
-    "chance-dual": ({"lr": 1.0, "init": 1.0}, 1.0),
-    "saute": ({"penalty": 0.3}, 1.0),
+    DEFAULT: Asked({}, config={}),
+    "soft": Asked(CHOSEN),
+    "grpo": Asked({}, rate=0.5),
+    "gkd": Asked({}),
+    "cmdp": Asked({"penalty": 1.0, "coef": 1.0}),
+    "hinge": Asked({"coef": 1.0}),
+    "chance-dual": Asked({"lr": 1.0, "init": 1.0}),
+    "saute": Asked({"penalty": 0.3}),
 }
 FIRST = (DEFAULT, "soft", "grpo", "gkd", "cmdp")  # what the comparison needs
 AS_THEY_ARE = ("start", "teacher")
@@ -84,7 +95,7 @@ def plan(conflicts: list[str], num_seeds: int = len(SEEDS)) -> list[dict]:
         for seed in SEEDS[:num_seeds]:
             for name in names:
                 if name != "saute" or seed == 0:
-                    jobs += [job(c, name, METHODS[name][0], seed) for c in conflicts]
+                    jobs += [job(c, name, METHODS[name].settings, seed) for c in conflicts]
     return jobs
 
 
@@ -157,11 +168,12 @@ def run(job: dict) -> dict:
 def trainer_of(job: dict, models: tuple, folder: str) -> CMDPTrainer:
     "The trainer of a run."
     conflict = CONFLICTS[job["conflict"]]
-    pair = PAIRS[conflict.pair]
-    settings = pair.settings
-    settings["learning_rate"] *= METHODS[job["name"]][1]
+    pair, asked = PAIRS[conflict.pair], METHODS[job["name"]]
+    settings = pair.settings | asked.config
+    settings["learning_rate"] *= asked.rate
     settings["budget"] = conflict.budget
-    about = {"method": job["name"], "config": {"correct_at": CORRECT_AT}, **job}
+    method = job["name"].split()[0]
+    about = {**job, "method": method, "config": {"correct_at": CORRECT_AT}}
     config = CMDPConfig(
         **settings | settings_of(about, folder),
         device="cpu" if job.get("device", "cpu") == "cpu" else "auto",
