@@ -419,7 +419,9 @@ class CMDPConfig:
     beta: float = setting(0.5, "teacher's weight in the jsd mixture, in [0, 1]")
     floor: float = setting(0.0, "uniform share mixed into the denominator of the KL, in [0, 1)")
     kl_chunk_size: Count | None = setting(
-        512, "token positions converted to float32 at a time; None = all at once"
+        None,
+        "token positions whose logits are there at a time; None = chosen once per run, from "
+        "vocabulary and memory (all at once where they fit)",
     )
     # sampling
     num_generations: Count = setting(

@@ -260,7 +260,7 @@ class EvaluateArguments:
     aggregate: Aggregate = setting("sum", "how the budget adds up per-token costs")
     divergence: str = setting("reverse_kl", "per-token cost, a key of cost.COSTS")
     kl_chunk_size: AtLeastOne | None = setting(
-        1024, "token positions converted to float32 at a time; None = all"
+        None, "token positions whose logits are there at a time; None = 16 MB of them"
     )
     correct_at: Number = setting(1.0, "an answer is correct if its total reward is at least this")
     prompt_template: str | None = setting(

@@ -10,6 +10,7 @@ import inspect
 import json
 import math
 import re
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -24,21 +25,33 @@ from torch.nn.functional import linear, pad, rms_norm, scaled_dot_product_attent
 from transformers import GenerationMixin, PreTrainedModel, PreTrainedTokenizerBase
 
 from .budget import Budget
-from .cost import Cost, DenseRows, TeacherRows, TopKRows
+from cmdp_nbdev.cost import (
+    Cost,
+    DenseRows,
+    Head,
+    HiddenRows,
+    Score,
+    TeacherRows,
+    TopKRows,
+    chunk_rows,
+    score_tokens,
+    with_tokens,
+)
 from .mdp import OURS, Rollout, Sampling, completion_mask, masked, position_ids
 from .model import ids_of
 from .moved import forwards
 
 # %% auto #0
 __all__ = ['TEMPLATE_COLUMNS', 'FEW', 'ROOM', 'LLAMAS', 'ROPES', 'READINGS', 'SHORT', 'LONG', 'STEPS', 'CANNOT', 'EXACT', 'ROUGH',
-           'NEVER', 'DROP', 'is_chat', 'PromptError', 'content_text', 'without_none', 'knows_parts', 'read_messages',
+           'DROP', 'is_chat', 'PromptError', 'content_text', 'without_none', 'knows_parts', 'read_messages',
            'check_written', 'write_chat', 'row_settings', 'prompt_texts', 'ids_before', 'encode_prompts', 'nucleus',
            'draw_noise', 'choose', 'sample_token', 'core', 'known_names', 'accepted', 'cache_name', 'Reader',
            'own_preparation', 'llama_inside', 'LayerStep', 'Decoder', 'GraphDecoder', 'aligned', 'logits_at',
            'ByLength', 'Rereader', 'Reading', 'find_reading', 'still', 'read_as', 'reading', 'ToldStudent',
-           'open_reader', 'with_tokens', 'Written', 'sample', 'eos_token_ids', 'as_rollout', 'generate', 'Sampler',
-           'written_by', 'given_text', 'given_rollout', 'completion_logits', 'Teacher', 'logits_in', 'teacher_rows',
-           'innermost']
+           'open_reader', 'Written', 'sample', 'eos_token_ids', 'as_rollout', 'generate', 'Sampler', 'written_by',
+           'given_text', 'given_rollout', 'completion_logits', 'head_of', 'answering', 'find_width', 'head_width',
+           'is_large', 'completion_rows', 'Teacher', 'logits_in', 'teacher_rows', 'innermost', 'teacher_says',
+           'score_rollout']
 
 # %% ../nbs/08_rollout.ipynb #encode
 def is_chat(prompt) -> bool:
@@ -869,17 +882,6 @@ def open_reader(
     way = reading(model, prompt_ids, prompt_mask)
     return way.open(model, prompt_ids, prompt_mask, num_generations)
 
-# %% ../nbs/08_rollout.ipynb #with-tokens
-NEVER = -1e4  # a logit
-
-
-def with_tokens(logits: Tensor, vocab_size: int | None, holes: tuple[int, ...] = ()) -> Tensor:
-    "Logits (..., V) of the ids below `vocab_size` (None = all), `NEVER` in `holes`."
-    logits = logits[..., :vocab_size]
-    if not holes:
-        return logits
-    return logits.index_fill(-1, torch.tensor(holes, device=logits.device), NEVER)
-
 # %% ../nbs/08_rollout.ipynb #written-so-far
 class Written:
     "What was written so far: a stretch of tokens for as long as the same rows are read."
@@ -1169,6 +1171,115 @@ def _all_of(rows: TeacherRows) -> Tensor:
         )
     return rows.logits
 
+# %% ../nbs/08_rollout.ipynb #head-of
+def head_of(model: torch.nn.Module) -> torch.nn.Module | None:
+    "A model's output layer; None without one, and where it is compiled or divided."
+    find = getattr(core(model), "get_output_embeddings", None)
+    head = find() if find is not None else None
+    if head is None or hasattr(model, "_orig_mod"):
+        return None
+    divided = any(hasattr(p, "ds_id") or hasattr(p, "placements") for p in head.parameters())
+    return None if divided else head
+
+
+@contextmanager
+def answering(head: torch.nn.Module, answer: Callable) -> Iterator[None]:
+    "For a while `head` says what `answer` makes of its input."
+    own = vars(head).get("forward")
+    head.forward = answer
+    try:
+        yield
+    finally:
+        del head.forward
+        if own is not None:
+            head.forward = own
+
+# %% ../nbs/08_rollout.ipynb #head-width
+_WIDTHS: WeakKeyDictionary[torch.nn.Module, int | None] = WeakKeyDictionary()
+
+
+def find_width(model: torch.nn.Module, ids: Tensor) -> int | None:
+    "The size of a model's vocabulary if its logits are what its head says, else None."
+    head, given, said = head_of(model), [], []
+    if head is None:
+        return None
+    own = head.forward
+
+    def loud(states):
+        given.append(states)
+        made = own(states)
+        row = torch.linspace(-64, 64, made.shape[-1], dtype=made.dtype, device=made.device)
+        said.append(row.expand_as(made))
+        return said[-1]
+
+    try:
+        found = []
+        for answer in (loud, lambda states: states):
+            with answering(head, answer):
+                found.append(model(ids, **accepted(model, use_cache=False)).logits)
+    except CANNOT:
+        return None
+    once = len(said) == 1
+    alike = once and _same(found[0], said[0]) and _same(found[1], given[0])
+    return said[0].shape[-1] if alike else None
+
+
+def _same(a: Tensor, b: Tensor) -> bool:
+    "Whether two tensors hold the same numbers, of whatever precision."
+    return a.shape == b.shape and torch.equal(a.double(), b.double())
+
+
+@torch.no_grad()
+def head_width(model: torch.nn.Module, rollout: Rollout) -> int | None:
+    "See find_width; tried once. Warns of a model of which all logits are needed at once."
+    bare = _bare(model)
+    if bare not in _WIDTHS:
+        text = rollout.prompt_ids[:1][rollout.prompt_mask[:1].bool()][None, :LONG]
+        with still(model), torch.autocast(text.device.type, enabled=False):
+            _WIDTHS[bare] = find_width(model, text)
+        if _WIDTHS[bare] is None:
+            warnings.warn(
+                f"{type(core(model)).__name__}: its logits are not what its head says of one "
+                "hidden state, so they are all kept at once; where memory is short use smaller "
+                "micro-batches (gradient_accumulation_steps)"
+            )
+    return _WIDTHS[bare]
+
+# %% ../nbs/08_rollout.ipynb #is-large
+def is_large(parts: list[Rollout], chunk_size: int | None = None) -> bool:
+    """Whether the logits before all tokens of rollouts are more than a chunk of them.
+
+    chunk_size: in positions; None: see cost.chunk_rows.
+    """
+    ids = [part.completion_ids for part in parts]
+    if chunk_size is None:
+        chunk_size = chunk_rows(parts[0].vocab_size or 1, ids[0].device)
+    return sum(x.numel() for x in ids) > chunk_size
+
+# %% ../nbs/08_rollout.ipynb #completion-rows
+def completion_rows(model: torch.nn.Module, rollout: Rollout, hidden: bool = False) -> DenseRows:
+    """What `completion_logits` says, as rows (B, T, V), with gradient if enabled.
+
+    hidden: as hidden states (B, T, H), if the model's head can be told apart and nothing has to
+    be told to it.
+    """
+    width = head_width(model, rollout) if hidden and not hasattr(model, "replay") else None
+    if width is None:
+        return DenseRows(completion_logits(model, rollout))
+    seen = {}
+
+    def keep(states):
+        kind = states.device.type
+        under = torch.is_autocast_enabled(kind)
+        seen.update(dtype=states.dtype, autocast=torch.get_autocast_dtype(kind) if under else None)
+        return states
+
+    head, way = head_of(model), reading(model, rollout.prompt_ids, rollout.prompt_mask)
+    with answering(head, keep):
+        states = _scored(model, rollout, way.padded)
+    known = {"vocab_size": rollout.vocab_size, "holes": rollout.holes}
+    return HiddenRows(states, Head(head, width, **seen, **known))
+
 # %% ../nbs/08_rollout.ipynb #teacher
 class Teacher(Protocol):
     "A teacher that is no model."
@@ -1192,11 +1303,14 @@ def logits_in(answer) -> Tensor | TopKRows:
     return answer
 
 # %% ../nbs/08_rollout.ipynb #teacher-rows
-def teacher_rows(teacher, rollout: Rollout) -> TeacherRows:
-    "What a teacher says before each completion token: a model, a function or a `Teacher`."
+def teacher_rows(teacher, rollout: Rollout, hidden: bool = False) -> TeacherRows:
+    """What a teacher says before each completion token: a model, a function or a `Teacher`.
+
+    hidden: see completion_rows.
+    """
     known = rollout.vocab_size, rollout.holes
     if isinstance(teacher, torch.nn.Module):
-        return DenseRows(completion_logits(teacher, rollout))
+        return completion_rows(teacher, rollout, hidden)
     if hasattr(teacher, "rows"):
         return teacher.rows(rollout)
     T = rollout.completion_ids.shape[1]
@@ -1211,6 +1325,33 @@ def innermost(teacher):
     while not isinstance(teacher, torch.nn.Module) and hasattr(teacher, "teacher"):
         teacher = teacher.teacher
     return teacher
+
+# %% ../nbs/08_rollout.ipynb #teacher-says
+@torch.no_grad()
+def teacher_says(
+    teacher, parts: list[Rollout], chunk_size: int | None = None
+) -> list[TeacherRows | None]:
+    "What a teacher says of the parts of a rollout; None, of several, where it is asked again."
+    hidden = is_large(parts, chunk_size)
+    if not isinstance(teacher, torch.nn.Module):
+        return [teacher_rows(teacher, part) for part in parts]
+    if hidden and len(parts) > 1 and head_width(teacher, parts[0]) is None:
+        return [None] * len(parts)
+    with torch.inference_mode():
+        return [teacher_rows(teacher, part, hidden) for part in parts]
+
+# %% ../nbs/08_rollout.ipynb #score-rollout
+def score_rollout(
+    model,
+    said: TeacherRows,  # by the teacher, see teacher_says
+    rollout: Rollout,
+    costs: dict[str, Cost],
+    temperature: float = 1.0,
+) -> Score:
+    "Both models on a rollout; gradients flow to the student's numbers, if enabled."
+    student = completion_rows(model, rollout, is_large([rollout], costs["divergence"].chunk_size))
+    ids, mask = rollout.completion_ids, rollout.completion_mask
+    return score_tokens(student, said, ids, mask, costs, temperature)
 
 # %% ../nbs/08_rollout.ipynb #moved
 __getattr__ = forwards("rollout", "theory.told")
