@@ -31,6 +31,7 @@ import transformers
 
 from cmdp_nbdev.budget import Budget
 from cmdp_nbdev.evaluate import evaluate, metric_values
+from cmdp_nbdev.methods import method_settings
 from cmdp_nbdev.trainer import CMDPConfig, CMDPTrainer
 from studies.conflicts.pairs import CONFLICTS, PAIRS, metrics_of, models_of, reward_of
 from studies.lab import Runs, made_with, settings_of
@@ -60,10 +61,12 @@ METHODS = {
     "grpo": Asked({}, rate=0.5),
     "gkd": Asked({}),
     "cmdp": Asked({"penalty": 1.0, "coef": 1.0}),
+    "saute": Asked({"penalty": 0.3}),
     "hinge": Asked({"coef": 1.0}),
     "chance-dual": Asked({"lr": 1.0, "init": 1.0}),
-    "saute": Asked({"penalty": 0.3}),
 }
+if "price" in method_settings(DEFAULT):
+    METHODS = {**METHODS, "cmdp-rate before": Asked({"price": "global"})}
 FIRST = (DEFAULT, "soft", "grpo", "gkd", "cmdp")  # what the comparison needs
 AS_THEY_ARE = ("start", "teacher")
 OUTCOMES = ("correct", "within_budget", "reasoning_validity", "left_out")
@@ -83,20 +86,31 @@ def job(conflict: str, name: str, settings, seed: int = 0, split: str = "test") 
 
 
 def plan(conflicts: list[str], num_seeds: int = len(SEEDS)) -> list[dict]:
-    "All runs, the most wanted first."
-    jobs = [
-        job(conflict, "soft", {"lam": lam}, TUNE_SEED, "validation")
-        for conflict in conflicts
-        for lam in LAMBDAS
-    ]
-    jobs += [job(conflict, name, {}) for conflict in conflicts for name in AS_THEY_ARE]
+    "All runs, the most wanted first; where nothing conflicts least is to be seen."
+    calm = [name for name in conflicts if CONFLICTS[name].kind == "a"]
+    others = [name for name in conflicts if name not in calm]
     rest = [name for name in METHODS if name not in FIRST]
-    for names in (FIRST, rest):
-        for seed in SEEDS[:num_seeds]:
-            for name in names:
-                if name != "saute" or seed == 0:
-                    jobs += [job(c, name, METHODS[name].settings, seed) for c in conflicts]
-    return jobs
+    jobs = tries(others) + [job(c, name, {}) for c in conflicts for name in AS_THEY_ARE]
+    jobs += tests(others, FIRST, num_seeds)
+    jobs += tries(calm) + tests(calm, FIRST, num_seeds)
+    return jobs + tests(conflicts, rest, num_seeds)
+
+
+def tries(conflicts: list[str]) -> list[dict]:
+    "The trials of fixed λs."
+    what = [{"lam": lam} for lam in LAMBDAS]
+    return [job(c, "soft", x, TUNE_SEED, "validation") for c in conflicts for x in what]
+
+
+def tests(conflicts: list[str], names, num_seeds: int) -> list[dict]:
+    "Methods on test prompts, seed by seed; one seed is enough to see the constant penalty fail."
+    return [
+        job(conflict, name, METHODS[name].settings, seed)
+        for seed in SEEDS[:num_seeds]
+        for name in names
+        for conflict in conflicts
+        if name != "saute" or seed == 0
+    ]
 
 
 def trials(rows, conflict: str):
