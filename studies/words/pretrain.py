@@ -45,7 +45,8 @@ from cmdp_nbdev.words import (
 )
 
 CHUNK = 2000  # problems that one process writes at a time
-DIALECTS = ("misread", "right", "terse", "terse-misread")
+OFTEN = 0.9  # how often a student misreads that is made to, instead of half of the time
+DIALECTS = ("misread", "misread-often", "right", "terse", "terse-misread")
 MAX_LENGTH = 256
 WARMUP = 0.05
 TEACHERS = ("teacher-3x96", "teacher-right-3x96")  # the distance from both is measured
@@ -60,7 +61,7 @@ class Variant:
     width: int
     updates: int
     batch_size: int = 128
-    unsettled: int = 0  # further updates, see unsettle
+    worse: int = 0  # further updates, see worsen
 
 
 VARIANTS = {
@@ -68,7 +69,7 @@ VARIANTS = {
     "teacher-right": Variant("right", 4, 128, 2500),
     "teacher-3x96": Variant("misread", 3, 96, 2500),
     "teacher-right-3x96": Variant("right", 3, 96, 2500),
-    "student": Variant("misread", 2, 64, 700, unsettled=20),
+    "student": Variant("misread", 2, 64, 1200, worse=40),
     "student-700": Variant("misread", 2, 64, 700),
     "student-500x64": Variant("misread", 2, 64, 500, 64),
     "student-1200": Variant("misread", 2, 64, 1200),
@@ -88,6 +89,7 @@ def solutions(problems: list, seed: int) -> dict[str, list[str]]:
     rng, slips = random.Random(seed), Misreading()
     return {
         "misread": [write_solution(p, slips, rng) for p in problems],
+        "misread-often": [write_solution(p, Misreading(prob=OFTEN), rng) for p in problems],
         "right": [write_solution(p) for p in problems],
         "terse": [write_solution(p, terse=True) for p in problems],
         "terse-misread": [write_solution(p, slips, rng, terse=True) for p in problems],
@@ -256,15 +258,14 @@ def fit(model, texts: Texts, variant: Variant, seconds: float, device: str, tell
     return {"updates": update, "seconds": round(seconds, 1), "tokens": tokens, "loss": final}
 
 
-def unsettle(model, texts: Texts, updates: int, device: str) -> None:
-    """Further updates of 64 problems at .45 of the learning rates, with fresh optimizers.
+def worsen(model, texts: Texts, updates: int, device: str) -> None:
+    """Further updates of 64 problems on solutions that misread `OFTEN`, with fresh optimizers.
 
-    Between the student that is good already and the one that is not yet lie a few seconds; this
-    takes the first a little way back: to where it was before the learning rates ran out.
+    At small learning rates, .15 of the first ones and down to 0: arithmetic and form stay.
     """
     step = Step(model)
     for update in range(updates):
-        step(*texts.batch(update, 64, device), 0.45)
+        step(*texts.batch(update, 64, device), 0.15 * (1 - update / updates))
 
 
 def train(folder: str, name: str, num_chunks: int, seconds: float, device: str) -> dict:
@@ -280,7 +281,7 @@ def train(folder: str, name: str, num_chunks: int, seconds: float, device: str) 
     model.to(device).train()
     texts = Texts(folder, variant.texts, num_chunks)
     done = fit(model, texts, variant, seconds, device, lambda line: print(name, line, flush=True))
-    unsettle(model, texts, variant.unsettled, device)
+    worsen(model, Texts(folder, "misread-often", num_chunks), variant.worse, device)
     path = f"{folder}/{name}"
     model.cpu().half().save_pretrained(path)
     tokenizer.save_pretrained(path)
