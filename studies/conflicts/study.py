@@ -46,10 +46,9 @@ CORRECT_AT = 0.05  # a right answer earns more, whatever its tokens cost
 
 @dataclass(frozen=True)
 class Asked:
-    "What a method is given: settings, by how much its learning rate differs, fields of CMDPConfig."
+    "What a method is given: its settings, and fields of CMDPConfig."
 
     settings: dict | str
-    rate: float = 1.0
     config: dict = field(default_factory=lambda: {"distill_steps": 0, "seq_kd": False})
 
 
@@ -58,7 +57,7 @@ class Asked:
 METHODS = {
     DEFAULT: Asked({}, config={}),
     "soft": Asked(CHOSEN),
-    "grpo": Asked({}, rate=0.5),
+    "grpo": Asked({}),
     "gkd": Asked({}),
     "cmdp": Asked({"penalty": 1.0, "coef": 1.0}),
     "saute": Asked({"penalty": 0.3}),
@@ -184,9 +183,9 @@ def trainer_of(job: dict, models: tuple, folder: str) -> CMDPTrainer:
     conflict = CONFLICTS[job["conflict"]]
     pair, asked = PAIRS[conflict.pair], METHODS[job["name"]]
     settings = pair.settings | asked.config
-    settings["learning_rate"] *= asked.rate
-    settings["budget"] = conflict.budget
     method = job["name"].split()[0]
+    settings["learning_rate"] *= pair.rates.get(method, 1.0)
+    settings["budget"] = conflict.budget
     about = {**job, "method": method, "config": {"correct_at": CORRECT_AT}}
     config = CMDPConfig(
         **settings | settings_of(about, folder),
