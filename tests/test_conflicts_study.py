@@ -3,6 +3,7 @@
 import json
 import random
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -92,10 +93,10 @@ def test_no_lambda_is_chosen_before_all_were_tried(tmp_path):
     "A test run of the fixed λ waits; others do not."
     runs = Runs(tmp_path / "runs.csv", study.KEY)
     jobs = study.plan(["chains b"])
-    trials = [study.next_job(jobs, runs) for _ in study.LAMBDAS]
-    assert {job["split"] for job in trials} == {"validation"}
-    others = iter(lambda: study.next_job(jobs, runs), None)
-    assert "soft" not in {job["name"] for job in others} and len(jobs) == len(study.SEEDS)
+    begun = list(iter(lambda: study.next_job(jobs, runs), None))
+    trials = [job for job in begun if job["name"] == "soft"]
+    assert {job["split"] for job in trials} == {"validation"} and len(trials) == 4
+    assert [job["settings"] for job in jobs] == [study.CHOSEN] * len(study.SEEDS)
 
 
 def test_a_run_is_done_once(runs):
@@ -183,10 +184,9 @@ def test_every_conflict_can_be_run(name):
 
 def test_a_row_can_be_run_again(monkeypatch):
     "The script must go on working with the library; two updates of it."
-    monkeypatch.setattr(study, "N_EVAL", 64)
     short = {"max_steps": 2, "per_device_train_batch_size": 32}
-    for name, value in short.items():
-        monkeypatch.setitem(PAIRS["easy chains"].changes, name, value)
+    pair = replace(PAIRS["easy chains"], changes=short, num_test=64)
+    monkeypatch.setitem(PAIRS, "easy chains", pair)
     row = study.run(study.job("chains c", "hinge", {"coef": 1.0}))
     assert row["steps"] == 2 and row["n_eval"] == 64 and row["note"] == ""
     assert study.unpack(row["each_correct"]).mean() == pytest.approx(row["accuracy"], abs=1e-5)

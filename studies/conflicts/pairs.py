@@ -34,6 +34,8 @@ class Pair:
     folder: Path = DATA  # with student/ and teacher/
     changes: dict = field(default_factory=dict)  # of the recipe
     num_train: int = 16000
+    num_test: int = 1024
+    lambdas: tuple[float, ...] = (0.25, 0.5, 1.0, 2.0)  # the trials of fixed λ
     rates: dict = field(default_factory=dict)  # method -> multiple of the learning rate
 
     @property
@@ -68,8 +70,10 @@ PAIRS = {
         words_validity,
         brief.left_out,
         folder=DATA / "words",
-        changes={"max_steps": 120},
+        changes={"max_steps": 100, "per_device_train_batch_size": 32},
         num_train=4000,
+        num_test=512,
+        lambdas=(0.25, 0.5, 1.0),
     ),
 }
 

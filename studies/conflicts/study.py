@@ -38,9 +38,8 @@ from studies.lab import Runs, made_with, settings_of
 
 HERE = Path(__file__).resolve().parent
 KEY = ("conflict", "name", "settings", "seed", "split")
-SEEDS, TUNE_SEED, N_EVAL = range(3), 100, 1024
+SEEDS, TUNE_SEED = range(3), 100
 DEFAULT, CHOSEN = "cmdp-rate", "chosen"
-LAMBDAS = (0.25, 0.5, 1.0, 2.0)
 CORRECT_AT = 0.05  # a right answer earns more, whatever its tokens cost
 
 
@@ -85,27 +84,32 @@ def job(conflict: str, name: str, settings, seed: int = 0, split: str = "test") 
 
 
 def plan(conflicts: list[str], num_seeds: int = len(SEEDS)) -> list[dict]:
-    "All runs, the most wanted first; where nothing conflicts least is to be seen."
+    "All runs, the most wanted first: one seed everywhere before the second anywhere."
     calm = [name for name in conflicts if CONFLICTS[name].kind == "a"]
-    others = [name for name in conflicts if name not in calm]
+    others = [name for name in reversed(conflicts) if name not in calm]
     rest = [name for name in METHODS if name not in FIRST]
-    jobs = tries(others) + [job(c, name, {}) for c in conflicts for name in AS_THEY_ARE]
-    jobs += tests(others, FIRST, num_seeds)
-    jobs += tries(calm) + tests(calm, FIRST, num_seeds)
-    return jobs + tests(conflicts, rest, num_seeds)
+    jobs = [job(c, name, {}) for c in conflicts for name in AS_THEY_ARE]
+    for conflict in others:
+        jobs += tries(conflict) + tests([conflict], FIRST, SEEDS[:1])
+    jobs += tests(others, FIRST, SEEDS[1:num_seeds])
+    for conflict in calm:
+        jobs += tries(conflict) + tests([conflict], FIRST, SEEDS[:num_seeds])
+    return jobs + tests(conflicts, rest, SEEDS[:num_seeds])
 
 
-def tries(conflicts: list[str]) -> list[dict]:
+def tries(conflict: str) -> list[dict]:
     "The trials of fixed λs."
-    what = [{"lam": lam} for lam in LAMBDAS]
-    return [job(c, "soft", x, TUNE_SEED, "validation") for c in conflicts for x in what]
+    return [
+        job(conflict, "soft", {"lam": lam}, TUNE_SEED, "validation")
+        for lam in PAIRS[CONFLICTS[conflict].pair].lambdas
+    ]
 
 
-def tests(conflicts: list[str], names, num_seeds: int) -> list[dict]:
+def tests(conflicts: list[str], names, seeds) -> list[dict]:
     "Methods on test prompts, seed by seed; one seed is enough to see the constant penalty fail."
     return [
         job(conflict, name, METHODS[name].settings, seed)
-        for seed in SEEDS[:num_seeds]
+        for seed in seeds
         for name in names
         for conflict in conflicts
         if name != "saute" or seed == 0
@@ -122,7 +126,7 @@ def settle(job: dict, runs: Runs) -> dict | None:
     if job["settings"] != CHOSEN:
         return job
     tried = trials(runs.read(), job["conflict"])
-    if len(tried) < len(LAMBDAS):
+    if len(tried) < len(tries(job["conflict"])):
         return None
     best = tried.loc[tried["accuracy_within_budget"].idxmax()]
     return {**job, "settings": json.loads(best["settings"])}
@@ -151,7 +155,7 @@ def run(job: dict) -> dict:
     result, records = evaluate(
         student,
         teacher,
-        pair.dataset(N_EVAL, job["split"]),
+        pair.dataset(pair.num_test, job["split"]),
         tokenizer,
         reward_of(conflict),
         Budget(conflict.budget),
