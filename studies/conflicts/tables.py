@@ -10,13 +10,15 @@ import pandas as pd
 from cmdp_nbdev.evaluate import compare
 from studies.conflicts import study
 from studies.conflicts.pairs import CONFLICTS
-from studies.lab import half_width, markdown, plus_minus, put_between
+from studies.lab import half_width, markdown, paired, plus_minus, put_between, with_interval
 
+EARLIER = study.HERE.parent / "methods"
 PAGE, PICTURE = study.HERE / "README.md", study.HERE / "conflicts.svg"
 MARKS = {
     "verdicts": ("<!-- verdicts: study.py readme -->\n", "\n<!-- end of verdicts -->"),
     "claims": ("<!-- claims: study.py readme -->\n", "\n<!-- end of claims -->"),
     "table": ("<!-- table: study.py readme -->\n", "\n<!-- end of table -->"),
+    "earlier": ("<!-- earlier: study.py readme -->\n", "\n<!-- end of earlier -->"),
 }
 BOTH = "accuracy_within_budget"
 RIVALS = {"grpo": "GRPO", "gkd": "distillation", "soft": "best fixed λ of validation"}
@@ -193,6 +195,32 @@ def against_teacher(conflict: str, runs: pd.DataFrame) -> tuple[float, float]:
     return float((ours > theirs).mean()), float((ours < theirs).mean())
 
 
+# ---- rows of an earlier study ---------------------------------------------------------------
+
+
+def earlier() -> str:
+    "Chains under (b) as studies/methods ran them: differences over seeds, at the λ chosen here."
+    found = dict(list(pd.read_csv(EARLIER / "report.csv").groupby("name")))
+    lam = json.dumps({"lam": chosen_lambda("chains b")})
+    found["soft"] = pd.read_csv(EARLIER / "lambdas.csv").query("settings == @lam")
+    ours, lines = found[study.DEFAULT], []
+    for name in ("grpo", "gkd", "soft", "cmdp", "hinge", "chance-dual"):
+        theirs = found[name]
+        less = [paired(ours, theirs, x, x) for x in (BOTH, "accuracy", "satisfaction_rate")]
+        cells = [f"{theirs[x].mean():.3f}" for x in ("accuracy", "satisfaction_rate", BOTH)]
+        called = f"{NAMES[name]} {lam if name == 'soft' else ''}".strip()
+        lines.append([called, *cells, *map(with_interval, less), len(less[0])])
+    head = "method|right|within|both|both: default minus this|right|within|seeds".split("|")
+    return markdown(head, lines)
+
+
+def chosen_lambda(conflict: str) -> float:
+    "The λ that the trials under a conflict say is best."
+    runs = study.Runs(study.HERE / "runs.csv", study.KEY)
+    settled = study.settle(study.job(conflict, "soft", study.CHOSEN), runs)
+    return settled["settings"]["lam"]
+
+
 # ---- the paper's claims ---------------------------------------------------------------------
 
 COMPARED = ("grpo", "gkd", "soft", "cmdp", study.DEFAULT, "hinge", "chance-dual")
@@ -334,7 +362,7 @@ def draw_all() -> None:
 
 def parts() -> dict[str, str]:
     "What stands between the marks of README.md."
-    return {"verdicts": verdicts(), "claims": claims(), "table": table()}
+    return {"verdicts": verdicts(), "claims": claims(), "table": table(), "earlier": earlier()}
 
 
 def write_readme() -> None:
