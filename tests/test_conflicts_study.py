@@ -51,7 +51,8 @@ def made_up(job: dict, right: float, within: float, left: float = 0.0) -> dict:
 RATES = {
     "start": (0.4, 0.5),
     "teacher": (0.5, 1.0),
-    "cmdp-rate": (0.95, 0.97, 0.0),
+    study.DEFAULT: (0.95, 0.97, 0.0),
+    study.BEFORE: (0.9, 0.9),
     "cmdp": (0.95, 0.95, 0.0),
     "soft": (0.955, 0.972, 0.5),
     "grpo": (0.97, 0.2, 0.6),
@@ -127,8 +128,8 @@ def test_the_page_is_made_of_the_rows(runs):
     tables.PAGE.write_text("\n".join(marks), encoding="utf-8")
     tables.write_readme()
     page = tables.PAGE.read_text(encoding="utf-8")
-    for name in tables.NAMES.values():
-        assert f"| chains b | {name}" in page
+    for name in (*study.METHODS, *study.AS_THEY_ARE):
+        assert f"| chains b | {tables.NAMES[name]}" in page
     assert "| **yes** |" in page and "yes: 0.00 right, 0.00 within" in page
     assert "λ = 0.5 chosen" in page
     assert "<title>" in tables.PICTURE.read_text(encoding="utf-8")

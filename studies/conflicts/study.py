@@ -39,7 +39,7 @@ from studies.lab import Runs, made_with, settings_of
 HERE = Path(__file__).resolve().parent
 KEY = ("conflict", "name", "settings", "seed", "split")
 SEEDS, TUNE_SEED = range(3), 100
-DEFAULT, CHOSEN = "cmdp-rate", "chosen"
+DEFAULT, BEFORE, CHOSEN = "cmdp-rate", "cmdp-rate before", "chosen"
 CORRECT_AT = 0.05  # a right answer earns more, whatever its tokens cost
 
 
@@ -64,7 +64,7 @@ METHODS = {
     "chance-dual": Asked({"lr": 1.0, "init": 1.0}),
 }
 if "price" in method_settings(DEFAULT):
-    METHODS = {**METHODS, "cmdp-rate before": Asked({"price": "global"})}
+    METHODS = {**METHODS, BEFORE: Asked({"price": "global"})}
 FIRST = (DEFAULT, "soft", "grpo", "gkd", "cmdp")  # what the comparison needs
 AS_THEY_ARE = ("start", "teacher")
 OUTCOMES = ("correct", "within_budget", "reasoning_validity", "left_out")
