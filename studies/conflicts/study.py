@@ -90,7 +90,7 @@ def plan(conflicts: list[str], num_seeds: int = len(SEEDS)) -> list[dict]:
     rest = [name for name in METHODS if name not in FIRST]
     jobs = [job(c, name, {}) for c in conflicts for name in AS_THEY_ARE]
     for conflict in others:
-        jobs += tries(conflict) + tests([conflict], FIRST, SEEDS[:1])
+        jobs += tests([conflict], FIRST, SEEDS[:1]) + tries(conflict)
     jobs += tests(others, FIRST, SEEDS[1:num_seeds])
     for conflict in calm:
         jobs += tries(conflict) + tests([conflict], FIRST, SEEDS[:num_seeds])
