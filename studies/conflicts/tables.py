@@ -15,9 +15,11 @@ from studies.lab import half_width, markdown, paired, plus_minus, put_between, w
 EARLIER = study.HERE.parent / "methods"
 PAGE, PICTURE = study.HERE / "README.md", study.HERE / "conflicts.svg"
 MARKS = {
+    "size": ("<!-- size: study.py readme -->\n", "\n<!-- end of size -->"),
     "verdicts": ("<!-- verdicts: study.py readme -->\n", "\n<!-- end of verdicts -->"),
     "claims": ("<!-- claims: study.py readme -->\n", "\n<!-- end of claims -->"),
     "table": ("<!-- table: study.py readme -->\n", "\n<!-- end of table -->"),
+    "trials": ("<!-- trials: study.py readme -->\n", "\n<!-- end of trials -->"),
     "earlier": ("<!-- earlier: study.py readme -->\n", "\n<!-- end of earlier -->"),
 }
 BOTH = "accuracy_within_budget"
@@ -221,6 +223,23 @@ def earlier() -> str:
     return markdown(head, lines)
 
 
+def trials() -> str:
+    "The trials of fixed λs on validation prompts: both (right, within)."
+    tried = study.Runs(study.HERE / "runs.csv", study.KEY).read()
+    tried = tried[tried["split"] == "validation"]
+    lines = []
+    for name in CONFLICTS:
+        mine = tried[tried["conflict"] == name].sort_values("settings")
+        cells = [
+            f"λ = {json.loads(run['settings'])['lam']:g}: {run[BOTH]:.3f} "
+            f"({run['accuracy']:.3f}, {run['satisfaction_rate']:.3f})"
+            for _, run in mine.iterrows()
+        ]
+        if cells:
+            lines.append([name, "; ".join(cells)])
+    return markdown(["conflict", "both (right, within)"], lines)
+
+
 def chosen_lambda(conflict: str) -> float:
     "The λ that the trials under a conflict say is best."
     runs = study.Runs(study.HERE / "runs.csv", study.KEY)
@@ -381,9 +400,29 @@ def draw_all() -> None:
 # ---- the page -------------------------------------------------------------------------------
 
 
+def size() -> str:
+    "How many runs there are, how long they took, and what is missing."
+    runs = study.Runs(study.HERE / "runs.csv", study.KEY)
+    trained = runs.read().query("name in @study.METHODS.keys()")
+    minutes = trained["seconds"].sum() / 60
+    settled = [study.settle(job, runs) for job in study.plan(list(CONFLICTS))]
+    missing = settled.count(None) + len(runs.missing([job for job in settled if job]))
+    return (
+        f"{len(trained)} students, {minutes:.0f} minutes of training, one thread each, on machines "
+        f"that were shared; {missing} of {len(settled)} planned runs are still to be done."
+    )
+
+
 def parts() -> dict[str, str]:
     "What stands between the marks of README.md."
-    return {"verdicts": verdicts(), "claims": claims(), "table": table(), "earlier": earlier()}
+    return {
+        "size": size(),
+        "verdicts": verdicts(),
+        "claims": claims(),
+        "table": table(),
+        "trials": trials(),
+        "earlier": earlier(),
+    }
 
 
 def write_readme() -> None:
