@@ -81,7 +81,8 @@ def accuracies(rows: list[dict]) -> pd.DataFrame:
     "Accuracy of every variant on every split, with half of its 95% interval."
     found = pd.DataFrame(rows)
     found["accuracy"] = [f"{r.accuracy:.3f} ± {r.within:.3f}" for r in found.itertuples()]
-    return found.pivot(index="variant", columns="split", values="accuracy")[[*WORDS_SPLITS[1:]]]
+    wide = found.pivot(index="variant", columns="split", values="accuracy")
+    return wide[[split for split in WORDS_SPLITS if split in wide]]
 
 
 def on_test(rows: list[dict]) -> pd.DataFrame:
