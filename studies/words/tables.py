@@ -89,7 +89,7 @@ def on_test(rows: list[dict]) -> pd.DataFrame:
     "What else was measured on test problems."
     found = pd.DataFrame([row for row in rows if row["split"] == "test"])
     silent = ("split", "n", "accuracy", "within", "example")
-    return found.set_index("variant").drop(columns=[*silent]).sort_index().round(3)
+    return found.set_index("variant").drop(columns=[*silent], errors="ignore").sort_index().round(3)
 
 
 def main() -> None:
