@@ -22,6 +22,7 @@ from cmdp_nbdev.config import (
     KIND,
     UNFIT,
     CMDPConfig,
+    Finite,
     Folder,
     Kind,
     NotNegative,
@@ -50,12 +51,12 @@ from .methods import METHODS, method_settings
 
 # %% auto #0
 __all__ = ['Engine', 'AtLeastTwenty', 'AtLeastOne', 'NotBelowZero', 'Task', 'Aggregate', 'CHAIN_SUM', 'METHODS_ABOUT', 'EXAMPLES',
-           'DISTILL', 'PREPARE', 'EVALUATE', 'COMMANDS', 'PLACEHOLDERS', 'WORDS_OF', 'FIRST', 'RECIPE_OF', 'UNSAID',
-           'RunArguments', 'PrepareArguments', 'argument_problems', 'EvaluateArguments', 'Command', 'method_lines',
-           'defaults_of', 'reader', 'item_kinds', 'add_option', 'headings', 'Parser', 'build_parser', 'unknown_option',
-           'read_options', 'one_spelling', 'word_problems', 'Typed', 'recipe_of', 'base_settings', 'layered',
-           'read_values', 'parse', 'check_folder', 'parse_args', 'config_text', 'command_of', 'completion_script',
-           'choices']
+           'DISTILL', 'PREPARE', 'EVALUATE', 'PLAN', 'COMMANDS', 'PLACEHOLDERS', 'WORDS_OF', 'FIRST', 'RECIPE_OF',
+           'UNSAID', 'RunArguments', 'PrepareArguments', 'argument_problems', 'EvaluateArguments', 'PlanArguments',
+           'Command', 'method_lines', 'defaults_of', 'reader', 'item_kinds', 'add_option', 'headings', 'Parser',
+           'build_parser', 'unknown_option', 'read_options', 'one_spelling', 'word_problems', 'Typed', 'recipe_of',
+           'base_settings', 'layered', 'read_values', 'parse', 'check_folder', 'parse_args', 'config_text',
+           'command_of', 'completion_script', 'choices']
 
 # %% ../nbs/18_options.ipynb #types
 Engine = Annotated[str, one_of("native", "trl")]
@@ -275,6 +276,17 @@ class EvaluateArguments:
     seed: NotBelowZero = setting(0, "fixes what is sampled")
     disable_tqdm: bool = setting(False, "no progress bar")
 
+# %% ../nbs/18_options.ipynb #plan-arguments
+@with_ranges
+@dataclass
+class PlanArguments:
+    "What a plan cannot know from the options of a run."
+
+    prompt_length: AtLeastOne = setting(128, "tokens of a prompt")
+    memory_gb: Finite | None = setting(
+        None, "GB (1e9 bytes) that there are; none = what the device has"
+    )
+
 # %% ../nbs/18_options.ipynb #command-record
 @dataclass(frozen=True)
 class Command:
@@ -362,7 +374,22 @@ EVALUATE = Command(
   cmdp evaluate --student ./student --teacher ./teacher --dataset prompts.jsonl \\
       --budget 10 20 40 --reward my_rewards:correct --num_generations 4""",
 )
-COMMANDS = {command.name: command for command in (DISTILL, PREPARE, EVALUATE)}
+PLAN = Command(
+    "plan",
+    "plan",
+    "Say what a run would need, before anything is loaded: memory by part, seconds of an update, "
+    "the largest micro-batch that fits, what to change when it does not. Options are those of "
+    "`cmdp distill`; student and teacher may also be shapes, LAYERSxWIDTHxVOCABULARY.",
+    (PlanArguments, RunArguments, CMDPConfig),
+    "student teacher prompt_length max_completion_length num_generations "
+    "per_device_train_batch_size gradient_accumulation_steps memory_gb",
+    DISTILL.sections,
+    epilog="""examples:
+  cmdp plan --student ./student --teacher ./teacher --max_completion_length 512
+  cmdp plan --student 28x1536x151936 --teacher 28x3584x152064 --memory_gb 80
+  cmdp plan --config recipes/qwen2.5-math-gsm8k.yaml""",
+)
+COMMANDS = {command.name: command for command in (DISTILL, PREPARE, EVALUATE, PLAN)}
 
 # %% ../nbs/18_options.ipynb #defaults
 def defaults_of(command: Command) -> dict:
@@ -536,7 +563,9 @@ def layered(command: Command, file: dict, typed: dict, path: str = "") -> Typed:
     "The layers of a command's values, later ones winning."
     layers = {"default": defaults_of(command)}
     said = file | typed
-    if command is DISTILL and (name := recipe_of(said.get("student"), said.get("task"))):
+    if RunArguments in command.records and (
+        name := recipe_of(said.get("student"), said.get("task"))
+    ):
         layers[f"recipe {name}"] = recipe(name, said.get("method"))
     layers |= {f"file {path}": file, "command line": typed}
     values, sources = {}, {}
