@@ -16,7 +16,7 @@ from .moved import forwards
 
 # %% auto #0
 __all__ = ['ABOUT', 'EXPECTED', 'help_text', 'version_text', 'run_command', 'complain', 'cmdp', 'print_completion', 'main',
-           'prepare_main', 'evaluate_main']
+           'prepare_main', 'evaluate_main', 'plan_main']
 
 # %% ../nbs/20_cli.ipynb #moved
 __getattr__ = forwards("cli", "options", "distil")
@@ -26,6 +26,7 @@ ABOUT = {
     "distill": "train a student: more reward, while every completion keeps a budget",
     "prepare": "make a pair to start from: a fine-tuned teacher, a smaller student",
     "evaluate": "judge a student, whoever trained it: what it spends, which budgets it keeps",
+    "plan": "say what a run would need before anything is loaded: memory, seconds, what fits",
 }
 
 
@@ -120,6 +121,11 @@ def prepare_main(argv: list[str] | None = None) -> int:
 def evaluate_main(argv: list[str] | None = None) -> int:
     "Entry point of `cmdp-evaluate`."
     return run_command("evaluate", sys.argv[1:] if argv is None else argv, "cmdp-evaluate")
+
+
+def plan_main(argv: list[str] | None = None) -> int:
+    "Entry point of `cmdp-plan`."
+    return run_command("plan", sys.argv[1:] if argv is None else argv, "cmdp-plan")
 
 # %% ../nbs/20_cli.ipynb #module
 if __name__ == "__main__" and "__file__" in globals():

@@ -426,7 +426,9 @@ class CMDPConfig:
     beta: float = setting(0.5, "teacher's weight in the jsd mixture, in [0, 1]")
     floor: float = setting(0.0, "uniform share mixed into the denominator of the KL, in [0, 1)")
     kl_chunk_size: Count | None = setting(
-        512, "token positions converted to float32 at a time; None = all at once"
+        None,
+        "token positions whose logits are there at a time; None = chosen once per run, from "
+        "vocabulary and memory (all at once where they fit)",
     )
     # sampling
     num_generations: Count = setting(
@@ -1030,19 +1032,26 @@ def check_unused(path: str | os.PathLike | None, resuming: bool) -> None:
 RECIPES = Path(str(files("cmdp_nbdev"))) / "recipes"
 
 
-def recipe(name: str) -> dict:
-    "The settings of a recipe, as keywords of CMDPConfig. Raises ValueError for an unknown name."
+def recipe(name: str, method: str | None = None) -> dict:
+    """The settings of a recipe, as keywords of CMDPConfig.
+
+    For another `method` than the recipe's, without the `method_kwargs` that are meant for that.
+    Raises ValueError for an unknown name.
+    """
     path = RECIPES / f"{name}.yaml"
     if not path.is_file():
         known = ", ".join(sorted(p.stem for p in RECIPES.glob("*.yaml")))
         raise ValueError(f"recipe {name!r} is unknown; choose one of {known}")
-    return yaml.safe_load(path.read_bytes())
+    settings = yaml.safe_load(path.read_bytes())
+    if method not in (None, settings.get("method", CMDPConfig.method)):
+        settings.pop("method_kwargs", None)
+    return settings
 
 
 @patch(cls_method=True)
 def from_recipe(cls: CMDPConfig, name: str, **changes) -> CMDPConfig:
     "The settings of a recipe, and what is changed in it."
-    return cls(**recipe(name) | changes)
+    return cls(**recipe(name, changes.get("method")) | changes)
 
 # %% ../nbs/10_config.ipynb #changed
 def default_of(f: Field):

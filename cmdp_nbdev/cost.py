@@ -9,20 +9,24 @@ import math
 import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
-from itertools import repeat
+from functools import partial
 from typing import Protocol
 
 import torch
 import torch.nn.functional as F
 from fastcore.basics import patch
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
+from torch.autograd.function import once_differentiable
+
+from .mdp import slices
 
 # %% auto #0
-__all__ = ['COSTS', 'KINDS', 'RESOLUTION', 'align_vocab', 'Rows', 'CostKind', 'register_cost', 'kl', 'with_floor', 'reverse_kl',
-           'forward_kl', 'jsd', 'log_ratio', 'surprisal', 'token_logps', 'sampled_divergence', 'Cost', 'cost_problems',
-           'TeacherRows', 'DenseRows', 'as_rows', 'merge_rest', 'TopKRows', 'check_top_k', 'what_it_is', 'top_k',
-           'token_cost', 'Score', 'score_tokens', 'token_divergence']
+__all__ = ['COSTS', 'KINDS', 'RESOLUTION', 'NEVER', 'CHUNK_BYTES', 'align_vocab', 'Rows', 'CostKind', 'register_cost', 'kl',
+           'with_floor', 'reverse_kl', 'forward_kl', 'jsd', 'log_ratio', 'surprisal', 'token_logps',
+           'sampled_divergence', 'Cost', 'cost_problems', 'TeacherRows', 'DenseRows', 'as_rows', 'merge_rest',
+           'TopKRows', 'check_top_k', 'what_it_is', 'top_k', 'with_tokens', 'Head', 'HiddenRows', 'Through', 'InChunks',
+           'Fused', 'Question', 'chunk_rows', 'ask_in_chunks', 'token_cost', 'Score', 'score_tokens', 'warn_cropped',
+           'token_divergence']
 
 # %% ../nbs/01_cost.ipynb #align-vocab
 def align_vocab(student_logits: Tensor, teacher_logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -200,8 +204,8 @@ class Cost:
 
     kind: a key of `COSTS`; beta: the teacher's weight in the "jsd" mixture, in [0, 1];
     floor: uniform share mixed into the denominator, in [0, 1); student_temperature and
-    teacher_temperature: each model's logits are divided by them, > 0; chunk_size: rows
-    converted to float32 at a time and recomputed in the backward pass, >= 1; None = all.
+    teacher_temperature: each model's logits are divided by them, > 0; chunk_size: positions at a
+    time, computed again in the backward pass, >= 1; None = as many as `chunk_rows` says.
     """
 
     kind: str = "reverse_kl"
@@ -234,7 +238,8 @@ def cost_problems(cost: Cost) -> Iterable[str]:
         if not 0 < value < float("inf"):
             yield f"{name} must be a finite number > 0, got {value!r}"
     if cost.chunk_size is not None and cost.chunk_size < 1:
-        yield f"chunk_size must be >= 1, or None for all rows at once, got {cost.chunk_size}"
+        size = cost.chunk_size
+        yield f"chunk_size must be >= 1, or None for as many as chunk_rows says, got {size}"
 
 # %% ../nbs/01_cost.ipynb #cost-questions
 @patch(as_prop=True)
@@ -505,6 +510,294 @@ def top_k(logits: Tensor, ids: Tensor, k: int) -> TopKRows:
     rest = logps.scatter(-1, named, -torch.inf).logsumexp(-1)
     return TopKRows(named, logps.gather(-1, named), rest, logps.shape[-1], k)
 
+# %% ../nbs/01_cost.ipynb #with-tokens
+NEVER = -1e4  # a logit
+
+
+def with_tokens(logits: Tensor, vocab_size: int | None, holes: tuple[int, ...] = ()) -> Tensor:
+    "Logits (..., V) of the ids below `vocab_size` (None = all), `NEVER` in `holes`."
+    logits = logits[..., :vocab_size]
+    if not holes:
+        return logits
+    return logits.index_fill(-1, torch.tensor(holes, device=logits.device), NEVER)
+
+# %% ../nbs/01_cost.ipynb #head
+@dataclass
+class Head:
+    "What makes logits (N, V) of hidden states (N, H)."
+
+    module: torch.nn.Module
+    width: int  # V, before ids without a token are left out
+    dtype: torch.dtype  # of the states that the model hands to it
+    autocast: torch.dtype | None = None  # that the model is computed in
+    vocab_size: int | None = None  # see with_tokens
+    holes: tuple[int, ...] = ()
+
+    @property
+    def weights(self) -> list[Tensor]:
+        "What is trained of it."
+        return [p for p in self.module.parameters() if p.requires_grad]
+
+    @property
+    def plain(self) -> bool:
+        "Whether it is one matrix, and a bias perhaps, that nobody has changed."
+        module = self.module
+        changed = module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module)
+        return type(module) is torch.nn.Linear and not changed
+
+    def __call__(self, states: Tensor) -> Tensor:
+        "Logits of the ids that have a token."
+        how = dict(dtype=self.autocast, enabled=self.autocast is not None)
+        with torch.autocast(states.device.type, **how):
+            logits = self.module(states.to(self.dtype))
+        return with_tokens(logits, self.vocab_size, self.holes)
+
+# %% ../nbs/01_cost.ipynb #hidden-rows
+class HiddenRows(DenseRows):
+    "Logits that are not there yet: hidden states (..., H), and the head that makes them."
+
+    def __init__(self, states: Tensor, head: Head):
+        self.states, self.head = states, head
+
+    @property
+    def logits(self) -> Tensor:
+        "All of them."
+        return self.head(self.states)
+
+    @property
+    def shape(self) -> torch.Size:
+        "(..., V)."
+        sizes = [n for n in (self.head.width, self.head.vocab_size) if n is not None]
+        return torch.Size((*self.states.shape[:-1], min(sizes)))
+
+    def __getitem__(self, inside) -> HiddenRows:
+        "A part of the positions."
+        return HiddenRows(self.states[inside], self.head)
+
+    def split(self, size: int) -> list[HiddenRows]:
+        "The same rows in pieces of `size`."
+        return [HiddenRows(part, self.head) for part in self.states.split(size)]
+
+    def logps(self, ids: Tensor, mask: Tensor) -> Tensor:
+        "Log-probabilities of `ids`; 0 outside the mask."
+        inside = mask.bool()
+        chosen = ids[inside]
+
+        def ask(logits: Tensor, part: slice) -> list[Tensor]:
+            return [token_logps(logits, chosen[part])]
+
+        return _within(inside, ask_in_chunks(self[inside], ask)[0])
+
+# %% ../nbs/01_cost.ipynb #through
+class Through:
+    "One pass of chunks through a head; `gradients` of its weights are added up in the way back."
+
+    def __init__(self, head: Head | None):
+        self.head, self.gradients = head, []
+        if head is not None and head.plain:
+            dtype, module = head.autocast or head.dtype, head.module
+            self.dtype, self.weight = dtype, module.weight.detach()[: head.vocab_size].to(dtype)
+            bias = module.bias
+            self.bias = None if bias is None else bias.detach()[: head.vocab_size].to(dtype)
+
+    def to(self, states: Tensor) -> tuple[Tensor, Tensor]:
+        "What the head makes of states (n, H), and the logits (n, V), a leaf of a new graph."
+        if self.head is None:
+            made = states
+        elif self.head.plain:
+            made = F.linear(states.detach().to(self.dtype), self.weight, self.bias)
+            made = with_tokens(made, None, self.head.holes)
+        else:
+            made = self.head(states)
+        return made, made.detach().requires_grad_(torch.is_grad_enabled())
+
+    def back(self, states: Tensor, made: Tensor, slopes: Tensor) -> Tensor:
+        "From dL/dlogits (n, V) to dL/dstates (n, H)."
+        if self.head is None:
+            return slopes
+        if not self.head.plain:
+            weights = self.head.weights
+            found = torch.autograd.grad(made, [states, *weights], slopes, allow_unused=True)
+            self.add(found[1:])
+            return found[0]
+        self.add_products(states.detach().to(self.dtype), slopes)
+        return slopes @ self.weight
+
+# %% ../nbs/01_cost.ipynb #through-add
+@patch
+def add(self: Through, found: Iterable[Tensor | None]) -> None:
+    "Add to the gradients of a head that is no plain matrix."
+    if not self.gradients:
+        self.gradients = [torch.zeros_like(w, dtype=_wide(w)) for w in self.head.weights]
+    for total, part in zip(self.gradients, found):
+        if part is not None:
+            total += part
+
+
+@patch
+def add_products(self: Through, states: Tensor, slopes: Tensor) -> None:
+    "Add to the gradients of the matrix, in place, and of its bias."
+    if not self.gradients:
+        self.gradients = [torch.zeros_like(w, dtype=_wide(w)) for w in self.head.weights]
+    ids = slice(self.head.vocab_size)
+    for weight, total in zip(self.head.weights, self.gradients):
+        if weight is self.head.module.bias:
+            total[ids] += slopes.sum(0)
+        elif total.dtype == slopes.dtype:
+            total[ids].addmm_(slopes.T, states)
+        else:
+            total[ids] += slopes.T @ states
+
+
+def _wide(x: Tensor) -> torch.dtype:
+    "The dtype that sums are kept in: at least float32."
+    return torch.promote_types(x.dtype, torch.float32)
+
+# %% ../nbs/01_cost.ipynb #in-chunks
+class InChunks(torch.autograd.Function):
+    """`ask(logits, part)` for one slice of the rows after the other, and its gradient.
+
+    ask answers with values, (n,) each. Nothing of a chunk is kept: its logits are made again
+    where the gradient needs them.
+    """
+
+    @staticmethod
+    def forward(ctx, ask: Callable, head: Head | None, size: int, states: Tensor, *weights):
+        "The values of all rows, (N,) each."
+        ctx.ask, ctx.head, ctx.size = ask, head, size
+        ctx.save_for_backward(states, *weights)
+        ctx.set_materialize_grads(False)
+        through, found = Through(head), []
+        for part in slices(len(states), size):
+            _note(found, len(states), part, ask(through.to(states[part])[1], part))
+        return tuple(found)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, *slopes):
+        "dL/dstates (N, H) and dL/dweights."
+        states, *weights = ctx.saved_tensors
+        given, through = torch.empty_like(states), Through(ctx.head)
+        for part in slices(len(states), ctx.size):
+            mine = [None if s is None else s[part] for s in slopes]
+            given[part] = _back(through, ctx.ask, states[part], part, mine)
+        sums = through.gradients or [None] * len(weights)
+        sums = [s if s is None else s.to(w.dtype) for s, w in zip(sums, weights)]
+        return None, None, None, given, *sums
+
+
+def _note(found: list[Tensor], rows: int, part: slice, values: list[Tensor]) -> None:
+    "Write a chunk's values to their place; kept apart they would scatter over the heap."
+    if not found:
+        found += [x.new_empty(rows) for x in values]
+    for whole, x in zip(found, values):
+        whole[part] = x
+
+
+@torch.enable_grad()
+def _back(through: Through, ask: Callable, states: Tensor, part: slice, slopes: list) -> Tensor:
+    "dL/dstates of one chunk, given dL/dvalues, None where a value has none."
+    states = states.detach().requires_grad_()
+    made, logits = through.to(states)
+    both = zip(ask(logits, part), slopes)
+    both = [(x, s) for x, s in both if s is not None and x.requires_grad]
+    if not both:
+        return torch.zeros_like(states)
+    (down,) = torch.autograd.grad([x for x, _ in both], logits, [s for _, s in both])
+    return through.back(states, made, down)
+
+# %% ../nbs/01_cost.ipynb #fused
+class Fused(torch.autograd.Function):
+    """Log-probabilities of the tokens under both models, and the reverse KL, (n,) each.
+
+    Of logits (n, V) and ids (n,). `free`: the teacher's logits may be written over.
+    """
+
+    @staticmethod
+    def forward(ctx, student: Tensor, teacher: Tensor, ids: Tensor, free: bool):
+        "The values; kept are the student's probabilities and the differences to the teacher."
+        ids = ids.unsqueeze(-1)
+        mine, other = (x.logsumexp(-1, keepdim=True) for x in (student, teacher))
+        logps = student.gather(-1, ids) - mine, teacher.gather(-1, ids) - other
+        apart = torch.sub(student, teacher, out=teacher if free else None).sub_(mine - other)
+        p = (student - mine).exp_()
+        cost = torch.linalg.vecdot(p, apart).unsqueeze(-1)
+        ctx.save_for_backward(p, apart, cost, ids)
+        return tuple(x.squeeze(-1) for x in (*logps, cost))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, slope: Tensor, unused: Tensor, price: Tensor):
+        "dL/dlogits of the student, (n, V)."
+        p, apart, cost, ids = ctx.saved_tensors
+        slope, price = slope.unsqueeze(-1), price.unsqueeze(-1)
+        down = apart.mul_(price).sub_(price * cost + slope).mul_(p)
+        return down.scatter_add_(-1, ids, slope), None, None, None
+
+# %% ../nbs/01_cost.ipynb #question
+@dataclass
+class Question:
+    "The log-probabilities of the sampled tokens, and costs, of the same N positions."
+
+    teacher: TeacherRows  # (N, ...)
+    ids: Tensor  # (N,)
+    costs: list[Cost]
+    temperature: float = 1.0  # of the sampling
+
+    def __call__(self, student: Tensor, part: slice = slice(None)) -> list[Tensor]:
+        "Student's and teacher's log-probabilities and every cost, (n,) each."
+        ids, said = self.ids[part], self.teacher[part]
+        if self.fits_fused(said):
+            values = self.fused(student, said, ids)
+            if values[-1].isfinite().all():
+                return values
+        if isinstance(said, DenseRows):
+            said = DenseRows(said.logits)  # made once
+        student, said, _ = said.align(student)
+        logps = token_logps(student, ids, self.temperature), said.logps(ids, torch.ones_like(ids))
+        met, values = {}, []
+        for cost in self.costs:
+            temperatures = cost.student_temperature, cost.teacher_temperature
+            key = (*temperatures, cost.floor, said.bound and cost.kind)
+            if key not in met:
+                met[key] = said.meet(student, ids, cost)
+            values.append(COSTS[cost.kind](met[key], cost))
+        return [*logps, *values]
+
+    def fits_fused(self, said: TeacherRows) -> bool:
+        "Whether the reverse KL is all that is asked, of a teacher that says everything."
+        plain = all(c.is_kl and not c.floor for c in self.costs) and len(self.costs) == 1
+        ours = COSTS["reverse_kl"].function is reverse_kl
+        return plain and ours and self.temperature == 1 and isinstance(said, DenseRows)
+
+    def fused(self, student: Tensor, said: DenseRows, ids: Tensor) -> list[Tensor]:
+        "The answers by `Fused`; not finite where the teacher gives something probability 0."
+        student, teacher, _ = align_vocab(student, said.logits)
+        student, teacher = student.to(_wide(student)), teacher.to(_wide(teacher))
+        return list(Fused.apply(student, teacher, ids, isinstance(said, HiddenRows)))
+
+# %% ../nbs/01_cost.ipynb #chunk-rows
+CHUNK_BYTES = 16_000_000  # of float32 logits
+
+
+def chunk_rows(vocab_size: int, device: torch.device | str = "cpu") -> int:
+    "How many positions of a vocabulary a chunk has where nobody says."
+    size = CHUNK_BYTES
+    if torch.device(device).type == "cuda":
+        size = max(size, torch.cuda.get_device_properties(device).total_memory // 80)
+    return max(64, size // (4 * vocab_size))
+
+# %% ../nbs/01_cost.ipynb #ask-in-chunks
+def ask_in_chunks(student: DenseRows, ask: Callable, size: int | None = None) -> list[Tensor]:
+    """What `ask`, a Question, says of all rows (N, V); gradients reach their logits or states.
+
+    size: positions at a time, None = as many as chunk_rows says.
+    """
+    lazy = isinstance(student, HiddenRows)
+    states, head = (student.states, student.head) if lazy else (student.logits, None)
+    size = size or chunk_rows(student.shape[-1], states.device)
+    return list(InChunks.apply(ask, head, size, states, *(head.weights if lazy else ())))
+
 # %% ../nbs/01_cost.ipynb #cost-call
 @patch
 def __call__(self: Cost, student: Tensor, teacher: TeacherRows, ids: Tensor | None = None):
@@ -512,20 +805,22 @@ def __call__(self: Cost, student: Tensor, teacher: TeacherRows, ids: Tensor | No
 
     `ids` (N,): the sampled tokens, which "log_ratio" and "surprisal" need.
     """
-    if self.chunk_size is None:
-        return _piece(self, student, teacher, ids)
-    pieces = zip(
-        student.split(self.chunk_size),
-        teacher.split(self.chunk_size),
-        repeat(None) if ids is None else ids.split(self.chunk_size),
-    )
-    values = [checkpoint(_piece, self, *piece, use_reentrant=False) for piece in pieces]
-    return torch.cat(values)
+    size = self.chunk_size or chunk_rows(student.shape[-1], student.device)
+    if len(student) <= size:
+        return _piece(self, teacher, ids, student)
+    return ask_in_chunks(DenseRows(student), partial(_chunk, self, teacher, ids), size)[0]
 
 
-def _piece(cost: Cost, student: Tensor, teacher: TeacherRows, ids: Tensor | None) -> Tensor:
+def _piece(cost: Cost, teacher: TeacherRows, ids: Tensor | None, student: Tensor) -> Tensor:
     "The cost of some rows, all at once."
     return COSTS[cost.kind](teacher.meet(student, ids, cost), cost)
+
+
+def _chunk(
+    cost: Cost, teacher: TeacherRows, ids: Tensor | None, student: Tensor, part: slice
+) -> list[Tensor]:
+    "The cost of some of the rows."
+    return [_piece(cost, teacher[part], None if ids is None else ids[part], student)]
 
 # %% ../nbs/01_cost.ipynb #token-cost
 def token_cost(
@@ -544,9 +839,13 @@ def token_cost(
         inside = mask.bool()
     teacher = as_rows(teacher_logits)[inside]
     value = cost(student_logits[inside], teacher, None if ids is None else ids[inside])
-    return torch.zeros(inside.shape, dtype=value.dtype, device=value.device).masked_scatter(
-        inside, value
-    )
+    return _within(inside, value)
+
+
+def _within(inside: Tensor, values: Tensor) -> Tensor:
+    "Values (N,) at their positions in (B, T), 0 elsewhere."
+    zeros = torch.zeros(inside.shape, dtype=values.dtype, device=values.device)
+    return zeros.masked_scatter(inside, values)
 
 # %% ../nbs/01_cost.ipynb #score
 @dataclass
@@ -560,15 +859,28 @@ class Score:
 
 
 def score_tokens(
-    student_logits: Tensor,  # (B, T, V_s)
+    student_logits: Tensor | DenseRows,  # (B, T, V_s), or rows such as HiddenRows
     teacher_logits: Tensor | TeacherRows,  # (B, T, V_t), or rows
     ids: Tensor,  # (B, T)
     mask: Tensor,  # (B, T)
     costs: dict[str, Cost],  # by name; "divergence" is the one that the budget is put on
     temperature: float = 1.0,  # of the sampling
 ) -> Score:
-    "Log-probabilities, costs and reverse KL of completions under two models."
-    student, teacher, _ = as_rows(teacher_logits).align(student_logits)
+    """Log-probabilities, costs and reverse KL of completions under two models.
+
+    Logits that fit into a chunk are read at once; else the numbers come from `InChunks`, and are
+    0 outside the mask.
+    """
+    student, teacher, main = as_rows(student_logits), as_rows(teacher_logits), costs["divergence"]
+    told, lazy = (ids, mask, costs, temperature), isinstance(student, HiddenRows)
+    if lazy or ids.numel() > (main.chunk_size or chunk_rows(student.shape[-1], ids.device)):
+        return _score_in_chunks(student, teacher, *told)
+    return _score_at_once(student.logits, teacher, *told)
+
+
+def _score_at_once(student: Tensor, teacher: TeacherRows, ids, mask, costs, temperature) -> Score:
+    "The numbers from the whole logits."
+    student, teacher, _ = teacher.align(student)
     values = {name: token_cost(student, teacher, ids, mask, c) for name, c in costs.items()}
     main = costs["divergence"]
     with torch.no_grad():
@@ -579,6 +891,34 @@ def score_tokens(
     logp, teacher_logp = token_logps(student, ids, temperature), teacher.logps(ids, mask)
     return Score(logp, teacher_logp, values, kl)
 
+
+def _score_in_chunks(student: DenseRows, teacher: TeacherRows, ids, mask, costs, temperature):
+    "The numbers a chunk at a time."
+    inside, main = mask.bool(), costs["divergence"]
+    asked = [*costs.values(), *([] if main.is_kl else [main.reported])]
+    question = Question(teacher[inside], ids[inside], asked, temperature)
+    values = ask_in_chunks(student[inside], question, main.chunk_size)
+    logp, teacher_logp, *found = (_within(inside, value) for value in values)
+    kl = found[[*costs].index("divergence") if main.is_kl else -1]
+    return Score(logp, teacher_logp.detach(), dict(zip(costs, found)), kl.detach())
+
+# %% ../nbs/01_cost.ipynb #warn-cropped
+@torch.no_grad()
+def warn_cropped(student: DenseRows, teacher: TeacherRows) -> None:
+    "Warn if the ids that two models do not share have more than 0.1% of the probability mass."
+    sizes = student.shape[-1], teacher.shape[-1]
+    if not isinstance(teacher, DenseRows) or sizes[0] == sizes[1]:
+        return
+    every = torch.ones(student.shape[:-1], dtype=torch.bool)
+    size, lost = chunk_rows(max(sizes)), 0.0
+    for a, b in zip(student[every].split(size), teacher[every].split(size)):
+        lost += float(align_vocab(a.logits, b.logits)[2]) * a.shape[0] / every.numel()
+    if lost > 1e-3:
+        warnings.warn(
+            f"cropping to the {min(sizes)} ids common to student and teacher loses {lost:.1%} of "
+            "the probability mass: are these two models a pair?"
+        )
+
 # %% ../nbs/01_cost.ipynb #token-divergence
 def token_divergence(
     student_logits: Tensor,  # (B, T, V_s)
@@ -587,7 +927,7 @@ def token_divergence(
     beta: float = 0.5,  # weight of the teacher in the "jsd" mixture, in [0, 1]
     mask: Tensor | None = None,  # (B, T), 1 = compute; None = every position
     floor: float = 0.0,  # uniform share mixed into the denominator of a KL, in [0, 1)
-    chunk_size: int | None = None,  # positions converted to float32 at a time; None = all at once
+    chunk_size: int | None = None,  # positions at a time; None = as many as chunk_rows says
 ) -> Tensor:  # (B, T) nats per token
     """Divergence at every position, exact for logits; see `token_cost`.
 
@@ -598,10 +938,6 @@ def token_divergence(
     if kind not in KINDS:
         raise ValueError(f"divergence kind {kind!r} is unknown; choose one of {', '.join(KINDS)}")
     cost = Cost(kind, beta=beta, floor=floor, chunk_size=chunk_size)
-    student_logits, teacher, lost = as_rows(teacher_logits).align(student_logits)
-    if lost > 1e-3:
-        warnings.warn(
-            f"cropping to the {student_logits.shape[-1]} ids common to student and teacher loses "
-            f"{lost:.1%} of the probability mass: are these two models a pair?"
-        )
+    warn_cropped(DenseRows(student_logits), as_rows(teacher_logits))
+    student_logits, teacher, _ = as_rows(teacher_logits).align(student_logits)
     return token_cost(student_logits, teacher, None, mask, cost)

@@ -22,7 +22,7 @@ from scipy.stats import t as student_t
 from torch import Tensor
 
 from .budget import Budget, row_budget, satisfaction_interval
-from .cost import Cost, token_cost, token_divergence, what_it_is
+from .cost import Cost, score_tokens, warn_cropped, what_it_is
 from .mdp import Rollout, masked, trajectory_cost
 from .model import check_teacher_tokenizer, check_vocab, load_model, load_tokenizer
 from .objective import Batch, Signal
@@ -39,10 +39,11 @@ from cmdp_nbdev.reward import (
 )
 from cmdp_nbdev.rollout import (
     Sampling,
-    completion_logits,
+    completion_rows,
     core,
     generate,
     innermost,
+    is_large,
     still,
     teacher_rows,
 )
@@ -61,14 +62,14 @@ def measured(
     model, teacher, rollout: Rollout, cost: Cost = Cost()
 ) -> tuple[Tensor, Tensor, str | None]:
     "What every token costs and its reverse KL, (B, T) nats per token; what they are, if no exact."
-    mask = rollout.completion_mask
+    ids, mask = rollout.completion_ids, rollout.completion_mask
+    hidden = is_large([rollout], cost.chunk_size)
     with still(model, teacher):
-        student, target = completion_logits(model, rollout), teacher_rows(teacher, rollout)
-    how = dict(mask=mask, floor=cost.floor, chunk_size=cost.chunk_size)
-    kl, said = token_divergence(student, target, **how), what_it_is(target, cost)
-    if cost.is_kl:
-        return kl, kl, said
-    return token_cost(student, target, rollout.completion_ids, mask, cost), kl, said
+        student = completion_rows(model, rollout, hidden)
+        target = teacher_rows(teacher, rollout, hidden)
+    warn_cropped(student, target)
+    score = score_tokens(student, target, ids, mask, {"divergence": cost})
+    return score.costs["divergence"], score.kl, what_it_is(target, cost)
 
 
 def measure(model, teacher, rollout: Rollout, cost: Cost = Cost()) -> tuple[Tensor, Tensor]:

@@ -25,16 +25,16 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from .budget import satisfaction_interval
-from .cost import token_logps
 from .evaluate import difference_interval, mcnemar
 from .mdp import masked
 from .model import load_tokenizer
 from cmdp_nbdev.rollout import (
     TEMPLATE_COLUMNS,
-    completion_logits,
+    completion_rows,
     content_text,
     generate,
     given_rollout,
+    is_large,
 )
 
 # %% auto #0
@@ -582,8 +582,9 @@ def likelihood(
             here = {name: column[batch] for name, column in told.items()}
             given = (prompts[batch], completions[batch], here)
             rollout = given_rollout(tokenizer, *given, *how)
-            logps = token_logps(completion_logits(model, rollout), rollout.completion_ids)
-            total = masked(logps, rollout.completion_mask).sum(-1)
+            ids, mask = rollout.completion_ids, rollout.completion_mask
+            logps = completion_rows(model, rollout, is_large([rollout])).logps(ids, mask)
+            total = masked(logps, mask).sum(-1)
             scores += (total / rollout.lengths if per_token else total).tolist()
         return scores
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 # %% auto #0
 __all__ = ['OURS', 'transition', 'completion_mask', 'position_ids', 'masked', 'trajectory_cost', 'to_go', 'Rollout',
-           'toy_rollout', 'state', 'select', 'to_device', 'trim', 'Sampling']
+           'toy_rollout', 'state', 'select', 'slices', 'to_device', 'trim', 'Sampling']
 
 # %% ../nbs/00_mdp.ipynb #transition
 def transition(state: Tensor, action: int | Tensor) -> Tensor:
@@ -147,6 +147,11 @@ def select(rollout: Rollout, index: slice | list[int]) -> Rollout:
     "The trajectories named by `index`, a slice or a list of row numbers."
     rows = list(range(len(rollout))[index] if isinstance(index, slice) else index)
     return _map(rollout, lambda x: x[rows], lambda x: [x[i] for i in rows] if x else x)
+
+# %% ../nbs/00_mdp.ipynb #slices
+def slices(rows: int, size: int) -> list[slice]:
+    "All rows, at most `size` at a time; one empty slice where there are none."
+    return [slice(i, i + size) for i in range(0, max(rows, 1), size)]
 
 # %% ../nbs/00_mdp.ipynb #to-device
 def to_device(rollout: Rollout, device: str | torch.device) -> Rollout:

@@ -22,6 +22,7 @@ from cmdp_nbdev.config import (
     KIND,
     UNFIT,
     CMDPConfig,
+    Finite,
     Folder,
     Kind,
     NotNegative,
@@ -50,12 +51,12 @@ from .methods import METHODS, method_settings
 
 # %% auto #0
 __all__ = ['Engine', 'AtLeastTwenty', 'AtLeastOne', 'NotBelowZero', 'Task', 'Aggregate', 'CHAIN_SUM', 'METHODS_ABOUT', 'EXAMPLES',
-           'DISTILL', 'PREPARE', 'EVALUATE', 'COMMANDS', 'PLACEHOLDERS', 'WORDS_OF', 'FIRST', 'RECIPE_OF', 'UNSAID',
-           'RunArguments', 'PrepareArguments', 'argument_problems', 'EvaluateArguments', 'Command', 'method_lines',
-           'defaults_of', 'reader', 'item_kinds', 'add_option', 'headings', 'Parser', 'build_parser', 'unknown_option',
-           'read_options', 'one_spelling', 'word_problems', 'Typed', 'recipe_of', 'base_settings', 'layered',
-           'read_values', 'parse', 'check_folder', 'parse_args', 'config_text', 'command_of', 'completion_script',
-           'choices']
+           'DISTILL', 'PREPARE', 'EVALUATE', 'PLAN', 'COMMANDS', 'PLACEHOLDERS', 'WORDS_OF', 'FIRST', 'RECIPE_OF',
+           'UNSAID', 'RunArguments', 'PrepareArguments', 'argument_problems', 'EvaluateArguments', 'PlanArguments',
+           'Command', 'method_lines', 'defaults_of', 'reader', 'item_kinds', 'add_option', 'headings', 'Parser',
+           'build_parser', 'unknown_option', 'read_options', 'one_spelling', 'word_problems', 'Typed', 'recipe_of',
+           'base_settings', 'layered', 'read_values', 'parse', 'check_folder', 'parse_args', 'config_text',
+           'command_of', 'completion_script', 'choices']
 
 # %% ../nbs/18_options.ipynb #types
 Engine = Annotated[str, one_of("native", "trl")]
@@ -93,7 +94,7 @@ class RunArguments:
     task: Task | None = setting(
         None,
         "which embedded pair, where no student is given: chains (digits, two minutes) or words "
-        "(word problems in sentences, twenty); none = chains",
+        "(word problems in sentences, a few more); none = chains",
     )
     reward: list[str] | None = setting(
         None,
@@ -260,7 +261,7 @@ class EvaluateArguments:
     aggregate: Aggregate = setting("sum", "how the budget adds up per-token costs")
     divergence: str = setting("reverse_kl", "per-token cost, a key of cost.COSTS")
     kl_chunk_size: AtLeastOne | None = setting(
-        1024, "token positions converted to float32 at a time; None = all"
+        None, "token positions whose logits are there at a time; None = 16 MB of them"
     )
     correct_at: Number = setting(1.0, "an answer is correct if its total reward is at least this")
     prompt_template: str | None = setting(
@@ -274,6 +275,17 @@ class EvaluateArguments:
     num_threads: AtLeastOne | None = setting(None, "CPU threads; none = what suits the student")
     seed: NotBelowZero = setting(0, "fixes what is sampled")
     disable_tqdm: bool = setting(False, "no progress bar")
+
+# %% ../nbs/18_options.ipynb #plan-arguments
+@with_ranges
+@dataclass
+class PlanArguments:
+    "What a plan cannot know from the options of a run."
+
+    prompt_length: AtLeastOne = setting(128, "tokens of a prompt")
+    memory_gb: Finite | None = setting(
+        None, "GB (1e9 bytes) that there are; none = what the device has"
+    )
 
 # %% ../nbs/18_options.ipynb #command-record
 @dataclass(frozen=True)
@@ -362,7 +374,22 @@ EVALUATE = Command(
   cmdp evaluate --student ./student --teacher ./teacher --dataset prompts.jsonl \\
       --budget 10 20 40 --reward my_rewards:correct --num_generations 4""",
 )
-COMMANDS = {command.name: command for command in (DISTILL, PREPARE, EVALUATE)}
+PLAN = Command(
+    "plan",
+    "plan",
+    "Say what a run would need, before anything is loaded: memory by part, seconds of an update, "
+    "the largest micro-batch that fits, what to change when it does not. Options are those of "
+    "`cmdp distill`; student and teacher may also be shapes, LAYERSxWIDTHxVOCABULARY.",
+    (PlanArguments, RunArguments, CMDPConfig),
+    "student teacher prompt_length max_completion_length num_generations "
+    "per_device_train_batch_size gradient_accumulation_steps memory_gb",
+    DISTILL.sections,
+    epilog="""examples:
+  cmdp plan --student ./student --teacher ./teacher --max_completion_length 512
+  cmdp plan --student 28x1536x151936 --teacher 28x3584x152064 --memory_gb 80
+  cmdp plan --config recipes/qwen2.5-math-gsm8k.yaml""",
+)
+COMMANDS = {command.name: command for command in (DISTILL, PREPARE, EVALUATE, PLAN)}
 
 # %% ../nbs/18_options.ipynb #defaults
 def defaults_of(command: Command) -> dict:
@@ -526,18 +553,20 @@ def recipe_of(student: str | None, task: str | None) -> str | None:
     return RECIPE_OF.get(task, "embedded") if student is None else None
 
 
-def base_settings(student: str | None, task: str | None = None) -> dict:
+def base_settings(student: str | None, task: str | None, method: str | None) -> dict:
     "What a run of this student changes in the defaults of CMDPConfig, before anything is said."
     name = recipe_of(student, task)
-    return recipe(name) if name else {}
+    return recipe(name, method) if name else {}
 
 
 def layered(command: Command, file: dict, typed: dict, path: str = "") -> Typed:
     "The layers of a command's values, later ones winning."
     layers = {"default": defaults_of(command)}
     said = file | typed
-    if command is DISTILL and (name := recipe_of(said.get("student"), said.get("task"))):
-        layers[f"recipe {name}"] = recipe(name)
+    if RunArguments in command.records and (
+        name := recipe_of(said.get("student"), said.get("task"))
+    ):
+        layers[f"recipe {name}"] = recipe(name, said.get("method"))
     layers |= {f"file {path}": file, "command line": typed}
     values, sources = {}, {}
     for source, layer in layers.items():
@@ -619,7 +648,7 @@ UNSAID = ("eval_on_start", "resume_from_checkpoint", "disable_tqdm")
 def command_of(run: RunArguments, config: CMDPConfig) -> str:
     "The command line of a run: every option that is not at its default."
     words = ["cmdp-distill"]
-    given = changed(run, {}) | changed(config, base_settings(run.student, run.task))
+    given = changed(run, {}) | changed(config, base_settings(run.student, run.task, config.method))
     for name, value in given.items():
         if name not in UNSAID:
             words += [f"--{name}", *_words(value)]

@@ -31,6 +31,7 @@ from .config import CMDPConfig, Rules, as_trackers, default_of, in_force, refuse
 from cmdp_nbdev.cost import (
     DenseRows,
     TeacherRows,
+    chunk_rows,
     token_cost,
     token_divergence,
     token_logps,
@@ -73,14 +74,15 @@ from cmdp_nbdev.rollout import (
     eos_token_ids,
     generate,
     given_text,
+    head_width,
     innermost,
     teacher_rows,
 )
 
 # %% auto #0
 __all__ = ['ADAPTER', 'BOOKKEEPING', 'rule', 'APART', 'SAID', 'PATIENCE', 'Job', 'is_function', 'as_dataset', 'as_train_set',
-           'as_held_out', 'as_datasets', 'check_identity', 'check_trackers', 'recorded', 'settle', 'is_name',
-           'teacher_dtype', 'warn_numbers', 'adapter_settings', 'adapter_text', 'first_line', 'load_student',
+           'as_held_out', 'as_datasets', 'check_identity', 'check_trackers', 'recorded', 'settle', 'settle_chunk',
+           'is_name', 'teacher_dtype', 'warn_numbers', 'adapter_settings', 'adapter_text', 'first_line', 'load_student',
            'numbers_of', 'facts_of', 'trained_of', 'load_job', 'adapters_come_from_peft', 'something_is_trained',
            'the_student_is_a_model_of_transformers', 'the_students_weights_are_whole', 'adapters_can_be_merged',
            'merging_problem', 'models_have_a_row_for_every_id', 'dataset_problems', 'prompts_can_be_answered',
@@ -90,7 +92,7 @@ __all__ = ['ADAPTER', 'BOOKKEEPING', 'rule', 'APART', 'SAID', 'PATIENCE', 'Job',
            'an_evaluation_holds_every_name_once', 'columns_are_seen', 'constraints_need_a_method_that_reads_the_reward',
            'a_quantile_has_prompts_to_be_measured_on', 'limits_per_prompt_are_numbers', 'check_job', 'extreme_rows',
            'write_probe', 'check_functions', 'probe_distances', 'distance_problems', 'precision_of', 'check_shapes',
-           'check_bound', 'alike_problems', 'check_gradient', 'check_probe', 'preflight', 'stay_in_eval',
+           'check_bound', 'alike_problems', 'check_gradient', 'find_heads', 'check_probe', 'preflight', 'stay_in_eval',
            'checkpoint_gradients']
 
 # %% ../nbs/11_preflight.ipynb #job
@@ -242,6 +244,20 @@ def settle(args: CMDPConfig, model, teacher) -> CMDPConfig:
         _, saved = outline(teacher, "teacher", **kwargs)
         kwargs |= before.get("teacher_model_init_kwargs", teacher_dtype(saved, device))
     return replace(args, bf16=bf16, teacher_model_init_kwargs=kwargs)
+
+
+def settle_chunk(args: CMDPConfig, student: torch.nn.Module) -> CMDPConfig:
+    "`args` with the positions of a chunk, as recorded where a run goes on; None where all fit."
+    config = getattr(inner_model(student), "config", None)
+    before = recorded(args)
+    if args.kl_chunk_size is not None or not hasattr(config, "get_text_config"):
+        return args
+    if "kl_chunk_size" in before:
+        return replace(args, kl_chunk_size=before["kl_chunk_size"])
+    size = chunk_rows(config.get_text_config().vocab_size, device_of(args.device))
+    trained = args.per_device_train_batch_size * args.gradient_accumulation_steps
+    most = max(trained, args.per_device_eval_batch_size) * args.max_completion_length
+    return replace(args, kl_chunk_size=size if most > size else None)
 
 
 def is_name(model) -> bool:
@@ -446,6 +462,7 @@ def load_job(
     if not is_function(inside):
         check_teacher_tokenizer(inside, tokenizer)
     student = load_student(model, tokenizer, **args.model_init_kwargs)
+    args = settle_chunk(args, student)
     if not is_function(teacher):
         teacher = load_model(teacher, "teacher", **args.teacher_model_init_kwargs)
     inside = innermost(teacher)
@@ -963,6 +980,14 @@ def check_gradient(model: torch.nn.Module, logits: Tensor) -> None:
             f"evaluation mode: {e}"
         ) from e
 
+# %% ../nbs/11_preflight.ipynb #find-heads
+def find_heads(job: Job, probe: Rollout) -> None:
+    "Try, where logits are made a chunk at a time, whether the models' heads can be told apart."
+    chunk_size = job.args.kl_chunk_size
+    read = (m for m in (job.model, job.teacher) if not (is_function(m) or hasattr(m, "replay")))
+    for model in read if chunk_size is not None else ():
+        head_width(model, probe)
+
 # %% ../nbs/11_preflight.ipynb #check-probe
 def check_probe(job: Job, probe: Rollout, generator: torch.Generator) -> int:
     """Raise ValueError unless both models are what they seem; returns the ids that both have.
@@ -970,6 +995,7 @@ def check_probe(job: Job, probe: Rollout, generator: torch.Generator) -> int:
     Raises what rewards and costs raise, too. Warns if the vocabularies do not fit.
     """
     check_functions(job, probe)
+    find_heads(job, probe)
     temperature, given = job.args.temperature, replace(probe, sampled_logps=None)
     with torch.enable_grad():
         student = completion_logits(job.model, probe)

@@ -40,7 +40,6 @@ from transformers.trainer_utils import get_last_checkpoint
 from transformers.utils import logging
 
 from .config import CMDPConfig, as_switch
-from .cost import token_logps
 from .evaluate import evaluate, load_fast, to_json
 from .mdp import Rollout
 from .model import load_model, load_tokenizer, num_parameters, outline
@@ -55,7 +54,7 @@ from cmdp_nbdev.processor import (
     suitable_threads,
     warn_bf16,
 )
-from .rollout import completion_logits, given_rollout, is_chat
+from .rollout import completion_rows, given_rollout, is_chat, is_large
 from .tasks import TASKS, open_task, task_kind, with_template, worked_text
 from .trainer import CMDPTrainer
 
@@ -195,7 +194,8 @@ def cross_entropy(
     bar = dict(desc="cross-entropy", disable=disable_tqdm, leave=False, delay=patience(model))
     for i in starts(len(dataset), batch_size, **bar):
         r = solutions(tokenizer, dataset[i : i + batch_size], model.device)
-        logps = token_logps(completion_logits(model, r), r.completion_ids)
+        rows = completion_rows(model, r, is_large([r]))
+        logps = rows.logps(r.completion_ids, r.completion_mask)
         total -= float((logps * r.completion_mask).sum())
         count += int(r.completion_mask.sum())
     return total / count

@@ -10,6 +10,7 @@ import inspect
 import json
 import math
 import re
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -19,24 +20,38 @@ from weakref import WeakKeyDictionary
 import torch
 from fastcore.basics import patch
 from torch import Tensor
-from torch.nn.functional import pad, rms_norm, scaled_dot_product_attention
+from torch.nn import Identity
+from torch.nn.functional import linear, pad, rms_norm, scaled_dot_product_attention
 from transformers import GenerationMixin, PreTrainedModel, PreTrainedTokenizerBase
 
 from .budget import Budget
-from .cost import Cost, DenseRows, TeacherRows, TopKRows
+from cmdp_nbdev.cost import (
+    Cost,
+    DenseRows,
+    Head,
+    HiddenRows,
+    Score,
+    TeacherRows,
+    TopKRows,
+    chunk_rows,
+    score_tokens,
+    with_tokens,
+)
 from .mdp import OURS, Rollout, Sampling, completion_mask, masked, position_ids
 from .model import ids_of
 from .moved import forwards
 
 # %% auto #0
 __all__ = ['TEMPLATE_COLUMNS', 'FEW', 'ROOM', 'LLAMAS', 'ROPES', 'READINGS', 'SHORT', 'LONG', 'STEPS', 'CANNOT', 'EXACT', 'ROUGH',
-           'NEVER', 'DROP', 'is_chat', 'PromptError', 'content_text', 'without_none', 'knows_parts', 'read_messages',
+           'DROP', 'is_chat', 'PromptError', 'content_text', 'without_none', 'knows_parts', 'read_messages',
            'check_written', 'write_chat', 'row_settings', 'prompt_texts', 'ids_before', 'encode_prompts', 'nucleus',
            'draw_noise', 'choose', 'sample_token', 'core', 'known_names', 'accepted', 'cache_name', 'Reader',
            'own_preparation', 'llama_inside', 'LayerStep', 'Decoder', 'GraphDecoder', 'aligned', 'logits_at',
            'ByLength', 'Rereader', 'Reading', 'find_reading', 'still', 'read_as', 'reading', 'ToldStudent',
-           'open_reader', 'with_tokens', 'sample', 'eos_token_ids', 'as_rollout', 'generate', 'Sampler', 'written_by',
-           'given_text', 'given_rollout', 'completion_logits', 'Teacher', 'logits_in', 'teacher_rows', 'innermost']
+           'open_reader', 'Written', 'sample', 'eos_token_ids', 'as_rollout', 'generate', 'Sampler', 'written_by',
+           'given_text', 'given_rollout', 'completion_logits', 'head_of', 'answering', 'find_width', 'head_width',
+           'is_large', 'completion_rows', 'Teacher', 'logits_in', 'teacher_rows', 'innermost', 'teacher_says',
+           'score_rollout']
 
 # %% ../nbs/08_rollout.ipynb #encode
 def is_chat(prompt) -> bool:
@@ -445,47 +460,49 @@ def llama_inside(model: torch.nn.Module) -> PreTrainedModel:
     return inside
 
 # %% ../nbs/08_rollout.ipynb #layer-step
-def _norm(module: torch.nn.Module) -> Callable:
-    "What an RMSNorm of transformers computes, in one call; other modules as they are."
-    plain = type(module).__module__.startswith("transformers.models.")
-    if not plain or module._forward_hooks or module._forward_pre_hooks:
-        return module
-    weight, eps = module.weight, module.variance_epsilon
-    return lambda x: rms_norm(x, weight.shape, weight, eps)
+def _quick(module: torch.nn.Module) -> Callable:
+    "What a linear layer or an RMSNorm computes, without the detours of a module; others as is."
+    hooked = module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module)
+    if type(module) is torch.nn.Linear and not hooked:
+        return functools.partial(linear, weight=module.weight, bias=module.bias)
+    ours = type(module).__module__.startswith("transformers.models.")
+    if ours and type(module).__name__.endswith("RMSNorm") and not hooked:
+        weight, eps = module.weight, module.variance_epsilon
+        return lambda x: rms_norm(x, weight.shape, weight, eps)
+    return module
 
 
 class LayerStep:
-    "A layer of a Llama with its keys and values, each (B, heads, room, D)."
+    """A layer of a Llama with its keys and values, each (B, heads, room, D).
+
+    Queries and keys are turned by their positions; `sin` has the signs of the two halves.
+    """
 
     def __init__(self, layer: torch.nn.Module, keys: Tensor, values: Tensor):
         own = layer.self_attn
-        self.project = own.q_proj, own.k_proj, own.v_proj
-        self.norm, self.norm_after = map(
-            _norm, (layer.input_layernorm, layer.post_attention_layernorm)
-        )
-        heads = (getattr(own, name, None) for name in ("q_norm", "k_norm"))
-        self.head_norms = [_norm(head) if head is not None else None for head in heads]
-        self.out, self.mlp, self.scale = own.o_proj, layer.mlp, own.scaling
+        parts = own.q_proj, own.k_proj, own.v_proj, own.o_proj
+        self.q, self.k, self.v, self.out = map(_quick, parts)
+        parts = layer.mlp.gate_proj, layer.mlp.up_proj, layer.mlp.down_proj
+        self.gate, self.up, self.down = map(_quick, parts)
+        parts = layer.input_layernorm, layer.post_attention_layernorm
+        self.norm, self.norm_after = map(_quick, parts)
+        self.head_norms = [_quick(getattr(own, n, Identity())) for n in ("q_norm", "k_norm")]
+        self.act, self.scale = layer.mlp.act_fn, own.scaling
         self.keys, self.values = keys, values
-
-    def _rotated(self, x: Tensor, norm: Callable | None, cos: Tensor, sin: Tensor) -> Tensor:
-        "Heads (B, H, D) of queries or keys, turned by their positions; `sin` has its signs."
-        if norm is not None:
-            x = norm(x)
-        return x * cos + x.roll(x.shape[-1] // 2, -1) * sin
 
     def __call__(self, x: Tensor, cos: Tensor, sin: Tensor, unseen, write: Callable) -> Tensor:
         "What follows from `x` (B, hidden); `write` puts keys and values where they belong."
         h = self.norm(x)
         B, groups, D = len(h), self.keys.shape[1], self.keys.shape[3]
-        q, k, v = (project(h).view(B, -1, D) for project in self.project)
-        q = self._rotated(q, self.head_norms[0], cos, sin)
-        k = self._rotated(k, self.head_norms[1], cos, sin)
-        seen = write(self.keys, k), write(self.values, v)
-        q = q.view(B, groups, -1, D)
+        heads = (project(h).view(B, -1, D) for project in (self.q, self.k))
+        qk = torch.cat([norm(head) for norm, head in zip(self.head_norms, heads)], 1)
+        qk = qk * cos + torch.cat([qk[..., D // 2 :], qk[..., : D // 2]], -1) * sin
+        q, k = qk[:, :-groups].reshape(B, groups, -1, D), qk[:, -groups:]
+        seen = write(self.keys, k), write(self.values, self.v(h).view(B, -1, D))
         y = scaled_dot_product_attention(q, *seen, attn_mask=unseen, scale=self.scale)
         x = x + self.out(y.reshape(B, -1))
-        return x + self.mlp(self.norm_after(x))
+        h = self.norm_after(x)
+        return x + self.down(self.act(self.gate(h)) * self.up(h))
 
 # %% ../nbs/08_rollout.ipynb #decoder
 class Decoder:
@@ -507,7 +524,7 @@ class Decoder:
         padding = padding.masked_fill(prompt_mask == 0, -torch.inf)
         self.unseen = padding.repeat_interleave(n, 0)[:, None, None]
         self.whole = bool(prompt_mask.all())  # nothing is padded
-        self.norm, self.head = _norm(self.llama.model.norm), self.llama.lm_head
+        self.norm, self.head = map(_quick, (self.llama.model.norm, self.llama.lm_head))
         self._grow()
 
     def _grow(self) -> None:
@@ -531,6 +548,7 @@ class Decoder:
         self.logits, self.positions = self.logits[rows], self.positions[rows]
         self.unseen = self.unseen[rows]
 
+    @torch.inference_mode()
     def feed(self, ids: Tensor, ended: Tensor | None = None) -> None:
         "Read one token per row, `ids` (B,)."
         if self.length == self.room:
@@ -864,18 +882,32 @@ def open_reader(
     way = reading(model, prompt_ids, prompt_mask)
     return way.open(model, prompt_ids, prompt_mask, num_generations)
 
-# %% ../nbs/08_rollout.ipynb #with-tokens
-NEVER = -1e4  # a logit
+# %% ../nbs/08_rollout.ipynb #written-so-far
+class Written:
+    "What was written so far: a stretch of tokens for as long as the same rows are read."
 
+    def __init__(self, rows: int, pad_id: int):
+        self.size, self.pad_id, self.stretches = rows, pad_id, []
 
-def with_tokens(
-    logits: Tensor, vocab_size: int | None, holes: tuple[int, ...] | Tensor = ()
-) -> Tensor:
-    "Logits (..., V) of the ids below `vocab_size` (None = all), `NEVER` in `holes`."
-    logits = logits[..., :vocab_size]
-    if not len(holes):
-        return logits
-    return logits.index_fill(-1, torch.as_tensor(holes, device=logits.device), NEVER)
+    def add(self, rows: Tensor, ids: Tensor, logps: Tensor, ended: Tensor) -> Tensor:
+        "A token of each of `rows`; the ids (B,), padded for those that had `ended`."
+        if not self.stretches or self.stretches[-1][0] is not rows:
+            self.stretches.append((rows, [], []))
+        ids = ids.masked_fill(ended, self.pad_id)
+        self.stretches[-1][1].append(ids)
+        self.stretches[-1][2].append(logps.masked_fill(ended, 0.0))
+        return ids
+
+    def whole(self, rows: Tensor, ended: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        "Ids (B, T), log-probabilities (B, T), who has ended (B,); `ended` says it of `rows`."
+        ids, logps = [], []
+        for some, tokens, said in self.stretches:
+            for parts, new, fill in ((ids, tokens, self.pad_id), (logps, said, 0.0)):
+                new = torch.stack(new, 1)
+                all_rows = new.new_full((self.size, new.shape[1]), fill)
+                parts.append(all_rows.index_copy_(0, some, new))
+        over = torch.ones(self.size, dtype=torch.bool, device=ended.device)
+        return torch.cat(ids, 1), torch.cat(logps, 1), over.index_copy_(0, rows, ended)
 
 # %% ../nbs/08_rollout.ipynb #sample
 DROP = 0.25  # of the rows must have ended before they leave
@@ -896,28 +928,28 @@ def sample(
     Ids are padded and log-probabilities are 0 after EOS. `vocab_size`, `holes`: see with_tokens.
     """
     device, B, T = reader.logits.device, len(reader.logits), sampling.max_completion_length
-    eos, holes = (torch.tensor(x, dtype=torch.long, device=device) for x in (eos_ids, holes))
-    ids = torch.full((B, T), pad_id, device=device)
-    logps = torch.zeros(B, T, dtype=torch.promote_types(reader.logits.dtype, torch.float32))
-    logps, how = logps.to(device), (sampling.temperature, sampling.top_p, generator)
-    ended = torch.zeros(B, dtype=torch.bool, device=device)
-    rows, noise = torch.arange(B, device=device), None  # those that are still read
+    eos = torch.tensor(eos_ids, dtype=torch.long, device=device)
+    how = sampling.temperature, sampling.top_p, generator
+    rows = torch.arange(B, device=device)  # those that are still read
+    ended = torch.zeros(B, dtype=torch.bool, device=device)  # of them
+    noise, written = None, Written(B, pad_id)
     for t in range(T):
         logits = with_tokens(reader.logits, vocab_size, holes)
         if sampling.temperature > 0:
-            noise = draw_noise(B, logits.shape[1], generator, device)[rows]
+            noise = draw_noise(B, logits.shape[1], generator, device)
+            noise = noise if len(rows) == B else noise[rows]
         token, logp = sample_token(logits, *how, noise)
-        before = ended[rows]
-        token = token.masked_fill(before, pad_id)
-        ids[rows, t], logps[rows, t] = token, logp.masked_fill(before, 0.0).to(logps.dtype)
-        ended[rows] = before | torch.isin(token, eos)
+        before = ended
+        ended = before | (token[:, None] == eos).any(1)
+        token = written.add(rows, token, logp, before)
         if t + 1 == T or reader.finished(ended):
-            return ids[:, : t + 1], logps[:, : t + 1], ended
-        if reader.can_drop and ended[rows].sum() >= DROP * len(rows):
-            live = ended[rows].logical_not().nonzero()[:, 0]
+            break
+        if reader.can_drop and ended.sum() >= DROP * len(rows):
+            live = ended.logical_not().nonzero()[:, 0]
             reader.keep(live)
-            rows, token, before = rows[live], token[live], before[live]
+            rows, token, before, ended = rows[live], token[live], before[live], ended[live]
         reader.feed(token, before)
+    return written.whole(rows, ended)
 
 # %% ../nbs/08_rollout.ipynb #eos-token-ids
 def eos_token_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
@@ -1139,6 +1171,115 @@ def _all_of(rows: TeacherRows) -> Tensor:
         )
     return rows.logits
 
+# %% ../nbs/08_rollout.ipynb #head-of
+def head_of(model: torch.nn.Module) -> torch.nn.Module | None:
+    "A model's output layer; None without one, and where it is compiled or divided."
+    find = getattr(core(model), "get_output_embeddings", None)
+    head = find() if find is not None else None
+    if head is None or hasattr(model, "_orig_mod"):
+        return None
+    divided = any(hasattr(p, "ds_id") or hasattr(p, "placements") for p in head.parameters())
+    return None if divided else head
+
+
+@contextmanager
+def answering(head: torch.nn.Module, answer: Callable) -> Iterator[None]:
+    "For a while `head` says what `answer` makes of its input."
+    own = vars(head).get("forward")
+    head.forward = answer
+    try:
+        yield
+    finally:
+        del head.forward
+        if own is not None:
+            head.forward = own
+
+# %% ../nbs/08_rollout.ipynb #head-width
+_WIDTHS: WeakKeyDictionary[torch.nn.Module, int | None] = WeakKeyDictionary()
+
+
+def find_width(model: torch.nn.Module, ids: Tensor) -> int | None:
+    "The size of a model's vocabulary if its logits are what its head says, else None."
+    head, given, said = head_of(model), [], []
+    if head is None:
+        return None
+    own = head.forward
+
+    def loud(states):
+        given.append(states)
+        made = own(states)
+        row = torch.linspace(-64, 64, made.shape[-1], dtype=made.dtype, device=made.device)
+        said.append(row.expand_as(made))
+        return said[-1]
+
+    try:
+        found = []
+        for answer in (loud, lambda states: states):
+            with answering(head, answer):
+                found.append(model(ids, **accepted(model, use_cache=False)).logits)
+    except CANNOT:
+        return None
+    once = len(said) == 1
+    alike = once and _same(found[0], said[0]) and _same(found[1], given[0])
+    return said[0].shape[-1] if alike else None
+
+
+def _same(a: Tensor, b: Tensor) -> bool:
+    "Whether two tensors hold the same numbers, of whatever precision."
+    return a.shape == b.shape and torch.equal(a.double(), b.double())
+
+
+@torch.no_grad()
+def head_width(model: torch.nn.Module, rollout: Rollout) -> int | None:
+    "See find_width; tried once. Warns of a model of which all logits are needed at once."
+    bare = _bare(model)
+    if bare not in _WIDTHS:
+        text = rollout.prompt_ids[:1][rollout.prompt_mask[:1].bool()][None, :LONG]
+        with still(model), torch.autocast(text.device.type, enabled=False):
+            _WIDTHS[bare] = find_width(model, text)
+        if _WIDTHS[bare] is None:
+            warnings.warn(
+                f"{type(core(model)).__name__}: its logits are not what its head says of one "
+                "hidden state, so they are all kept at once; where memory is short use smaller "
+                "micro-batches (gradient_accumulation_steps)"
+            )
+    return _WIDTHS[bare]
+
+# %% ../nbs/08_rollout.ipynb #is-large
+def is_large(parts: list[Rollout], chunk_size: int | None = None) -> bool:
+    """Whether the logits before all tokens of rollouts are more than a chunk of them.
+
+    chunk_size: in positions; None: see cost.chunk_rows.
+    """
+    ids = [part.completion_ids for part in parts]
+    if chunk_size is None:
+        chunk_size = chunk_rows(parts[0].vocab_size or 1, ids[0].device)
+    return sum(x.numel() for x in ids) > chunk_size
+
+# %% ../nbs/08_rollout.ipynb #completion-rows
+def completion_rows(model: torch.nn.Module, rollout: Rollout, hidden: bool = False) -> DenseRows:
+    """What `completion_logits` says, as rows (B, T, V), with gradient if enabled.
+
+    hidden: as hidden states (B, T, H), if the model's head can be told apart and nothing has to
+    be told to it.
+    """
+    width = head_width(model, rollout) if hidden and not hasattr(model, "replay") else None
+    if width is None:
+        return DenseRows(completion_logits(model, rollout))
+    seen = {}
+
+    def keep(states):
+        kind = states.device.type
+        under = torch.is_autocast_enabled(kind)
+        seen.update(dtype=states.dtype, autocast=torch.get_autocast_dtype(kind) if under else None)
+        return states
+
+    head, way = head_of(model), reading(model, rollout.prompt_ids, rollout.prompt_mask)
+    with answering(head, keep):
+        states = _scored(model, rollout, way.padded)
+    known = {"vocab_size": rollout.vocab_size, "holes": rollout.holes}
+    return HiddenRows(states, Head(head, width, **seen, **known))
+
 # %% ../nbs/08_rollout.ipynb #teacher
 class Teacher(Protocol):
     "A teacher that is no model."
@@ -1162,11 +1303,14 @@ def logits_in(answer) -> Tensor | TopKRows:
     return answer
 
 # %% ../nbs/08_rollout.ipynb #teacher-rows
-def teacher_rows(teacher, rollout: Rollout) -> TeacherRows:
-    "What a teacher says before each completion token: a model, a function or a `Teacher`."
+def teacher_rows(teacher, rollout: Rollout, hidden: bool = False) -> TeacherRows:
+    """What a teacher says before each completion token: a model, a function or a `Teacher`.
+
+    hidden: see completion_rows.
+    """
     known = rollout.vocab_size, rollout.holes
     if isinstance(teacher, torch.nn.Module):
-        return DenseRows(completion_logits(teacher, rollout))
+        return completion_rows(teacher, rollout, hidden)
     if hasattr(teacher, "rows"):
         return teacher.rows(rollout)
     T = rollout.completion_ids.shape[1]
@@ -1181,6 +1325,33 @@ def innermost(teacher):
     while not isinstance(teacher, torch.nn.Module) and hasattr(teacher, "teacher"):
         teacher = teacher.teacher
     return teacher
+
+# %% ../nbs/08_rollout.ipynb #teacher-says
+@torch.no_grad()
+def teacher_says(
+    teacher, parts: list[Rollout], chunk_size: int | None = None
+) -> list[TeacherRows | None]:
+    "What a teacher says of the parts of a rollout; None, of several, where it is asked again."
+    hidden = is_large(parts, chunk_size)
+    if not isinstance(teacher, torch.nn.Module):
+        return [teacher_rows(teacher, part) for part in parts]
+    if hidden and len(parts) > 1 and head_width(teacher, parts[0]) is None:
+        return [None] * len(parts)
+    with torch.inference_mode():
+        return [teacher_rows(teacher, part, hidden) for part in parts]
+
+# %% ../nbs/08_rollout.ipynb #score-rollout
+def score_rollout(
+    model,
+    said: TeacherRows,  # by the teacher, see teacher_says
+    rollout: Rollout,
+    costs: dict[str, Cost],
+    temperature: float = 1.0,
+) -> Score:
+    "Both models on a rollout; gradients flow to the student's numbers, if enabled."
+    student = completion_rows(model, rollout, is_large([rollout], costs["divergence"].chunk_size))
+    ids, mask = rollout.completion_ids, rollout.completion_mask
+    return score_tokens(student, said, ids, mask, costs, temperature)
 
 # %% ../nbs/08_rollout.ipynb #moved
 __getattr__ = forwards("rollout", "theory.told")

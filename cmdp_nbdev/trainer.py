@@ -17,14 +17,14 @@ from fastcore.basics import patch
 
 from .budget import Budget, row_budget
 from .config import CMDPConfig, refuse
-from .cost import Cost, Score, score_tokens
+from .cost import Cost, Score, TeacherRows
 from .evaluate import Earned, earn, earned_metrics, sampling_gap, step_metrics
-from .mdp import Rollout, select
+from .mdp import Rollout, select, slices
 from .methods import METHODS
 from .moved import forwards
 from .objective import Batch, Signal, check_finite, signal_loss
 from .preflight import checkpoint_gradients, is_function, load_job, preflight
-from .rollout import completion_logits, generate, given_rollout, teacher_rows, written_by
+from .rollout import generate, given_rollout, score_rollout, teacher_says, written_by
 from .run import Run, make_accelerator, make_optimizer, model_name, uninterrupted
 from .watch import callback_problems
 
@@ -120,13 +120,17 @@ def costs(self: CMDPTrainer) -> dict[str, Cost]:
 
 # %% ../nbs/13_trainer.ipynb #score-rollout
 @patch
-def score(self: CMDPTrainer, rollout: Rollout) -> Score:
+def ask(self: CMDPTrainer, parts: list[Rollout]) -> list[TeacherRows | None]:
+    "What the teacher says of each part, see rollout.teacher_says."
+    with self.accelerator.autocast():
+        return teacher_says(self.teacher, parts, self.args.kl_chunk_size)
+
+
+@patch
+def score(self: CMDPTrainer, rollout: Rollout, said: TeacherRows | None = None) -> Score:
     "Both models on a rollout; gradients flow to the student's numbers, if enabled."
-    ids, mask = rollout.completion_ids, rollout.completion_mask
-    student = completion_logits(self.model, rollout)
-    with torch.no_grad(), self.accelerator.autocast():
-        teacher = teacher_rows(self.teacher, rollout)
-    return score_tokens(student, teacher, ids, mask, self.costs, self.args.temperature)
+    said = said or self.ask([rollout])[0]
+    return score_rollout(self.model, said, rollout, self.costs, self.args.temperature)
 
 # %% ../nbs/13_trainer.ipynb #reward
 @patch
@@ -160,16 +164,9 @@ def signal(self: CMDPTrainer, batch: Batch, limit: Budget) -> Signal:
         )
     return signal
 
-# %% ../nbs/13_trainer.ipynb #parts
-@patch
-def _parts(self: CMDPTrainer, rollout: Rollout) -> list[slice]:
-    "The micro-batches of an update."
-    size = self.args.per_device_train_batch_size
-    return [slice(i, i + size) for i in range(0, len(rollout), size)]
-
 # %% ../nbs/13_trainer.ipynb #update
 @patch
-def update(self: CMDPTrainer, rollout, batch, signal, scores, whole) -> tuple[float, float]:
+def update(self: CMDPTrainer, rollout, batch, signal, scores, whole, said) -> tuple[float, float]:
     "One optimiser step; `scores` with gradients, or None. Returns loss and gradient norm."
     self.optimizer.zero_grad()
     args, mask, total = self.args, batch.mask, 0.0
@@ -177,8 +174,8 @@ def update(self: CMDPTrainer, rollout, batch, signal, scores, whole) -> tuple[fl
     if args.mask_truncated_completions:
         mask = mask * rollout.terminated[:, None]
     tokens = mask.sum().clamp(min=1)
-    for k, part in enumerate(self._parts(rollout)):
-        score = scores[k] if scores else self.score(select(rollout, part))
+    for k, part in enumerate(slices(len(rollout), args.per_device_train_batch_size)):
+        score = scores[k] if scores else self.score(select(rollout, part), said[k])
         prices = {name: price[part] for name, price in signal.multipliers.items()}
         mine = Signal(signal.advantage[part], prices)
         old = batch.logp[part] if args.num_iterations > 1 else None
@@ -213,9 +210,11 @@ def step(self: CMDPTrainer) -> dict[str, float]:
         self.choose_budget(self.suggest_budget(args.budget_quantile))
     rollout = self.rollout = self.sample()
     earned = self.reward(rollout)
-    parts = [select(rollout, part) for part in self._parts(rollout)]
+    size = args.per_device_train_batch_size
+    parts = [select(rollout, part) for part in slices(len(rollout), size)]
+    said = self.ask(parts)
     with torch.set_grad_enabled(len(parts) == 1):
-        scores = [self.score(part) for part in parts]
+        scores = list(map(self.score, parts, said))
     batch = Batch.of(rollout, earned.modified, scores, earned.charged)
     limit = self.limit(rollout)
     signal = self.signal(batch, limit)
@@ -223,7 +222,7 @@ def step(self: CMDPTrainer) -> dict[str, float]:
     with ExitStack() as whole:
         for iteration in range(args.num_iterations):
             fresh = scores if iteration == 0 and len(parts) == 1 else None
-            loss, grad_norm = self.update(rollout, batch, signal, fresh, whole)
+            loss, grad_norm = self.update(rollout, batch, signal, fresh, whole, said)
         metrics = {"step": self.global_step + 1, "loss": loss, "grad_norm": grad_norm}
         metrics["learning_rate"] = self.scheduler.get_last_lr()[0]
         self.scheduler.step()

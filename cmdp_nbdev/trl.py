@@ -50,9 +50,10 @@ from .reward import function_names
 from cmdp_nbdev.rollout import (
     Reader,
     Reading,
-    completion_logits,
+    completion_rows,
     core,
     encode_prompts,
+    is_large,
     read_as,
     reading,
     teacher_rows,
@@ -400,9 +401,10 @@ def score(self: TRLTrainer, rollout: Rollout, model=None) -> Score:
     "Both models on a rollout; `model`: the student as TRL has wrapped it."
     ids, mask = rollout.completion_ids, rollout.completion_mask
     with self.accelerator.autocast():
-        student = completion_logits(model or self.student, rollout)
+        hidden = is_large([rollout], self.args.kl_chunk_size)
+        student = completion_rows(model or self.student, rollout, hidden)
         with torch.no_grad():
-            teacher = teacher_rows(self.teacher, rollout)
+            teacher = teacher_rows(self.teacher, rollout, hidden)
     return score_tokens(student, teacher, ids, mask, self.costs, self.args.temperature)
 
 # %% ../nbs/14_trl.ipynb #hook-logps

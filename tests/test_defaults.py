@@ -109,10 +109,10 @@ def test_what_is_in_force_is_said_and_repeats_the_run(name):
 
 def test_none_can_be_typed():
     "Where a default is a number, the command of a run without one still repeats it."
-    config = CMDPConfig(budget=20, kl_chunk_size=None, truncated_reward=None)
-    assert changed(config, {}) == dict(budget=20.0, kl_chunk_size=None, truncated_reward=None)
+    config = CMDPConfig(budget=20, save_total_limit=None, truncated_reward=None)
+    assert changed(config, {}) == dict(budget=20.0, save_total_limit=None, truncated_reward=None)
     again = parsed(command_of(RunArguments(student="s"), config).removeprefix("cmdp-distill"))
-    assert again.kl_chunk_size is None and again.truncated_reward is None
+    assert again.save_total_limit is None and again.truncated_reward is None
 
 
 def digits(completions, **columns) -> list[float]:

@@ -8,8 +8,10 @@ import re
 
 import numpy as np
 import pytest
+import torch
 
 from cmdp_nbdev.cli import evaluate_main, main
+from cmdp_nbdev.config import CMDPConfig
 from cmdp_nbdev.model import DATA, WORDS_MODELS, check_pair, load_tokenizer, words_pair
 from cmdp_nbdev.options import DISTILL, parse
 from cmdp_nbdev.words import (
@@ -261,6 +263,25 @@ def test_every_pair_shares_its_tokens_and_its_context_is_long_enough(student, te
     assert max(lengths) < s.config.max_position_embeddings
 
 
+@pytest.mark.parametrize("teacher,coin", [("teacher", 0.5), ("competent", 0.0)])
+def test_the_teacher_tosses_a_coin_at_misread_steps_and_nowhere_else(teacher, coin):
+    "Its probability of the wrong operation, where everything before was right."
+    _, model, tokenizer = words_pair(teacher=teacher)
+    plus, minus = (tokenizer(text)["input_ids"][0] for text in (" +", " -"))
+    seen = {True: [], False: []}
+    for problem in PROBLEMS["test"][:60]:
+        ids = tokenizer(problem.prompt + write_solution(problem), return_tensors="pt")["input_ids"]
+        with torch.no_grad():
+            p = model(ids).logits[0].softmax(-1)
+        kinds = {step.op: step.kind for step in problem.steps}
+        if len(kinds) == len(problem.steps):  # one step for each operation
+            at = (ids[0] == minus).nonzero().flatten()
+            seen[kinds.get("-") == SLIPS.kind] += [float(p[i - 1, plus]) for i in at]
+    assert len(seen[True]) > 4 and len(seen[False]) > 4
+    assert np.mean(seen[True]) == pytest.approx(coin, abs=0.12)
+    assert np.mean(seen[False]) < 0.03
+
+
 def test_a_model_that_does_not_ship_is_refused():
     "With the names of those that do."
     with pytest.raises(ValueError, match="student='teacher' does not ship; choose student or"):
@@ -313,3 +334,16 @@ def test_an_examination_has_one_source_of_prompts(capsys):
     "The task's or a dataset's."
     assert evaluate_main("--task words --dataset x.jsonl".split()) == 2
     assert "leave out one" in capsys.readouterr().err
+
+
+def test_settings_of_a_method_stay_with_it():
+    "The recipe's price and rate are those of the default method, and no other knows them."
+    assert CMDPConfig.from_recipe("words").method_kwargs == {
+        "target": 0.85,
+        "init": 0.4,
+        "max_scale": 1.0,
+    }
+    assert CMDPConfig.from_recipe("words", method="grpo").method_kwargs == {}
+    for method in ("grpo", "all"):
+        values = parse(DISTILL, ["--task", "words", "--method", method]).values
+        assert values["method_kwargs"] == {} and values["budget"] == 1.0

@@ -1,8 +1,8 @@
 """Make the words pair: teachers, students and their tokenizer, from generated word problems.
 
     python studies/words/pretrain.py --device cuda          every variant, two minutes on an H100
-    python studies/words/pretrain.py --only teacher student --workers 1 --seconds 0
-                                                            the two that ship, on a CPU
+    python studies/words/pretrain.py --only teacher-3x96 student --workers 1 --seconds 0
+                                                            the pair that ships, on a CPU
 
 Writes under --output (default out/words): the tokenizer, a folder of float16 weights per variant,
 and `variants.jsonl`, one row per variant and split, as each is known: size, updates, seconds,
@@ -45,7 +45,8 @@ from cmdp_nbdev.words import (
 )
 
 CHUNK = 2000  # problems that one process writes at a time
-DIALECTS = ("misread", "right", "terse", "terse-misread")
+OFTEN = 0.9  # how often a student misreads that is made to, instead of half of the time
+DIALECTS = ("misread", "misread-often", "right", "terse", "terse-misread")
 MAX_LENGTH = 256
 WARMUP = 0.05
 TEACHERS = ("teacher-3x96", "teacher-right-3x96")  # the distance from both is measured
@@ -60,6 +61,7 @@ class Variant:
     width: int
     updates: int
     batch_size: int = 128
+    worse: int = 0  # further updates, see worsen
 
 
 VARIANTS = {
@@ -67,9 +69,10 @@ VARIANTS = {
     "teacher-right": Variant("right", 4, 128, 2500),
     "teacher-3x96": Variant("misread", 3, 96, 2500),
     "teacher-right-3x96": Variant("right", 3, 96, 2500),
-    "student": Variant("misread", 2, 64, 1200),
+    "student": Variant("misread", 2, 64, 1200, worse=40),
     "student-700": Variant("misread", 2, 64, 700),
     "student-500x64": Variant("misread", 2, 64, 500, 64),
+    "student-1200": Variant("misread", 2, 64, 1200),
     "student-3x64": Variant("misread", 3, 64, 1200),
     "student-3x96": Variant("misread", 3, 96, 500),
     "terse": Variant("terse", 2, 64, 800),
@@ -86,6 +89,7 @@ def solutions(problems: list, seed: int) -> dict[str, list[str]]:
     rng, slips = random.Random(seed), Misreading()
     return {
         "misread": [write_solution(p, slips, rng) for p in problems],
+        "misread-often": [write_solution(p, Misreading(prob=OFTEN), rng) for p in problems],
         "right": [write_solution(p) for p in problems],
         "terse": [write_solution(p, terse=True) for p in problems],
         "terse-misread": [write_solution(p, slips, rng, terse=True) for p in problems],
@@ -205,6 +209,28 @@ def text_loss(model, ids: Tensor, labels: Tensor) -> Tensor:
     return F.cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten())
 
 
+class Step:
+    "One update of a model: Muon for the matrices, AdamW for the rest."
+
+    def __init__(self, model):
+        self.model = model
+        matrices = [p for n, p in model.named_parameters() if p.ndim == 2 and "embed" not in n]
+        others = [p for n, p in model.named_parameters() if p.ndim != 2 or "embed" in n]
+        self.muon = Muon(matrices, lr=0.02)
+        self.adamw = torch.optim.AdamW(others, lr=4e-3, betas=(0.9, 0.95), weight_decay=0.0)
+
+    def __call__(self, ids: Tensor, labels: Tensor, share: float) -> Tensor:
+        "Update at `share` of the learning rates; the loss, a scalar."
+        loss = text_loss(self.model, ids, labels)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        self.adamw.param_groups[0]["lr"] = 4e-3 * share
+        self.muon.step(share)
+        self.adamw.step()
+        self.model.zero_grad()
+        return loss.detach()
+
+
 def share_at(progress: float) -> float:
     "The share of the learning rates: up over the first twentieth, then down to 0."
     return min(progress / WARMUP, (1 - progress) / (1 - WARMUP))
@@ -215,10 +241,7 @@ def fit(model, texts: Texts, variant: Variant, seconds: float, device: str, tell
 
     Returns the updates done, their seconds, tokens (padding included), and the last loss.
     """
-    matrices = [p for n, p in model.named_parameters() if p.ndim == 2 and "embed" not in n]
-    others = [p for n, p in model.named_parameters() if p.ndim != 2 or "embed" in n]
-    muon = Muon(matrices, lr=0.02)
-    adamw = torch.optim.AdamW(others, lr=4e-3, betas=(0.9, 0.95), weight_decay=0.0)
+    step = Step(model)
     start, update, tokens, recent = time.monotonic(), 0, 0, []
     while True:
         elapsed = time.monotonic() - start
@@ -226,20 +249,23 @@ def fit(model, texts: Texts, variant: Variant, seconds: float, device: str, tell
         if progress >= 1:
             break
         ids, labels = texts.batch(update, variant.batch_size, device)
-        loss = text_loss(model, ids, labels)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        adamw.param_groups[0]["lr"] = 4e-3 * share_at(progress)
-        muon.step(share_at(progress))
-        adamw.step()
-        model.zero_grad()
-        recent = [*recent[-19:], loss.detach()]
+        recent = [*recent[-19:], step(ids, labels, share_at(progress))]
         update, tokens = update + 1, tokens + ids.numel()
         if update % 100 == 0:
             tell(f"update {update}, {elapsed:.0f} s, loss {torch.stack(recent).mean():.4f}")
     final = float(torch.stack(recent).mean())
     seconds = time.monotonic() - start
     return {"updates": update, "seconds": round(seconds, 1), "tokens": tokens, "loss": final}
+
+
+def worsen(model, texts: Texts, updates: int, device: str) -> None:
+    """Further updates of 64 problems on solutions that misread `OFTEN`, with fresh optimizers.
+
+    At small learning rates, .15 of the first ones and down to 0: arithmetic and form stay.
+    """
+    step = Step(model)
+    for update in range(updates):
+        step(*texts.batch(update, 64, device), 0.15 * (1 - update / updates))
 
 
 def train(folder: str, name: str, num_chunks: int, seconds: float, device: str) -> dict:
@@ -255,8 +281,10 @@ def train(folder: str, name: str, num_chunks: int, seconds: float, device: str) 
     model.to(device).train()
     texts = Texts(folder, variant.texts, num_chunks)
     done = fit(model, texts, variant, seconds, device, lambda line: print(name, line, flush=True))
+    worsen(model, Texts(folder, "misread-often", num_chunks), variant.worse, device)
     path = f"{folder}/{name}"
     model.cpu().half().save_pretrained(path)
+    tokenizer.save_pretrained(path)
     size = (Path(path) / "model.safetensors").stat().st_size
     about = asdict(variant) | done
     return {"variant": name, **about, "parameters": num_parameters(model), "bytes": size}
@@ -278,16 +306,18 @@ def equations_right(records: list[dict]) -> float:
     return float(np.mean(found)) if found else 0.0
 
 
-def measure(folder: str, name: str, split: str, n: int, device: str) -> dict:
+def measure(
+    folder: str, name: str, split: str, n: int, device: str, teachers: tuple = TEACHERS
+) -> dict:
     """What a variant does on `n` problems of a split, sampled at temperature 1.
 
     The distance from the second teacher is measured on test problems only.
     """
     prepare_process()
-    tokenizer, model = load_tokenizer(f"{folder}/tokenizer"), load(folder, name, device)
+    tokenizer, model = load_tokenizer(f"{folder}/{name}"), load(folder, name, device)
     data = words_dataset(n, split, seed=1)
     row: dict = {"variant": name, "split": split, "n": n}
-    known = [t for t in TEACHERS if Path(folder, t).exists()]
+    known = [t for t in teachers if Path(folder, t).exists()]
     for teacher in (known if split == "test" else known[:1]) or [name]:
         result, records = evaluate(
             model,

@@ -1,0 +1,106 @@
+"""Chains with steps that do nothing, and a student of the embedded pair that may leave them out.
+
+    python studies/conflicts/chains.py      writes skipping_student/, two minutes on one core
+
+`4+0`, `4-0` and `4*1` change nothing, and the teacher writes them like any other step. The student
+is the shipped one, fine-tuned to leave every such step out with probability .5: `3+0*7-2=` becomes
+`3*7=1;1-2=9#9`. So a reward that charges for tokens finds something to shorten.
+"""
+
+import random
+import re
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+import torch
+import torch.nn.functional as F
+
+from cmdp_nbdev.model import default_pair
+from cmdp_nbdev.task import ChainTask, chain_dataset, chain_prompts, parse_prompt, write_chain
+
+FOLDER = Path(__file__).resolve().parent / "skipping_student"
+TASK = ChainTask(operands="0000111123456789")  # a quarter of the steps does nothing
+SHARE, STEPS, BATCH, LEARNING_RATE = 0.5, 1200, 128, 4e-3
+WRITTEN = re.compile(r"\d([+\-*])(\d)=\d")
+
+
+def does_nothing(op: str, operand: int) -> bool:
+    "Whether a step leaves every value as it is."
+    return (op, operand) in (("+", 0), ("-", 0), ("*", 1))
+
+
+def easy_dataset(n: int, split: str = "train"):
+    "Prompts of `TASK`."
+    return chain_dataset(n, split, task=TASK)
+
+
+def left_out(prompts, completions, **kwargs) -> list[float]:
+    "Steps that a completion does not write; the signature of a reward function."
+    return [float(_left_out(p, c)) for p, c in zip(prompts, completions)]
+
+
+def _left_out(prompt: str, completion: str) -> int:
+    "Steps of one prompt that its completion does not write, in their order."
+    steps = [f"{op}{operand}" for op, operand in parse_prompt(prompt)[1]]
+    written = ["".join(step) for step in WRITTEN.findall(completion)]
+    return len(steps) - common(steps, written)
+
+
+def common(a: list[str], b: list[str]) -> int:
+    "Length of the longest common subsequence."
+    row = [0] * (len(b) + 1)
+    for x in a:
+        before = row[:]
+        for j, y in enumerate(b):
+            row[j + 1] = before[j] + 1 if x == y else max(before[j + 1], row[j])
+    return row[-1]
+
+
+def skipping_chain(prompt: str, share: float, rng: random.Random) -> str:
+    "The teacher's text, with each step that does nothing left out with probability `share`."
+    steps, _, answer = write_chain(prompt, TASK.flaw, rng).rpartition("#")
+    kept = [
+        step
+        for step, asked in zip(steps.split(";"), parse_prompt(prompt)[1])
+        if not does_nothing(*asked) or rng.random() >= share
+    ]
+    return ";".join(kept) + f"#{answer}"
+
+
+def loss_of(model, tokenizer, prompts: list[str], texts: list[str]) -> torch.Tensor:
+    "Cross-entropy of the completions, nats per token."
+    both = [p + t + tokenizer.eos_token for p, t in zip(prompts, texts)]
+    how = dict(padding=True, padding_side="right", return_tensors="pt")
+    enc = tokenizer(both, return_token_type_ids=False, **how)
+    start = torch.tensor([len(ids) for ids in tokenizer(prompts)["input_ids"]])[:, None]
+    given = torch.arange(enc["input_ids"].shape[1]) < start
+    labels = enc["input_ids"].masked_fill(given | (enc["attention_mask"] == 0), -100)
+    logits = model(**enc).logits
+    return F.cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten())
+
+
+def main() -> None:
+    "See the top of this file."
+    torch.set_num_threads(1)
+    model, _, tokenizer = default_pair()
+    rng, prompts = random.Random(0), chain_prompts(16000, "train", 0, TASK)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, weight_decay=0.0)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LEARNING_RATE, total_steps=STEPS)
+    for step in range(STEPS):
+        batch = rng.sample(prompts, BATCH)
+        loss = loss_of(model, tokenizer, batch, [skipping_chain(p, SHARE, rng) for p in batch])
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        schedule.step()
+        if step % 200 == 199:
+            print(f"step {step + 1}: {loss.item():.3f} nats per token", flush=True)
+    model.save_pretrained(FOLDER)
+    tokenizer.save_pretrained(FOLDER)
+
+
+if __name__ == "__main__":
+    main()
