@@ -70,7 +70,11 @@ PAIRS = {
         words_validity,
         brief.left_out,
         folder=DATA / "words",
-        changes={"max_steps": 100, "per_device_train_batch_size": 32},
+        changes={
+            "learning_rate": 5e-4,
+            "max_steps": 100,
+            "per_device_train_batch_size": 32,
+        },
         num_train=4000,
         num_test=512,
         lambdas=(0.25, 0.5, 1.0),

@@ -31,7 +31,6 @@ import transformers
 
 from cmdp_nbdev.budget import Budget
 from cmdp_nbdev.evaluate import evaluate, metric_values
-from cmdp_nbdev.methods import method_settings
 from cmdp_nbdev.trainer import CMDPConfig, CMDPTrainer
 from studies.conflicts.pairs import CONFLICTS, PAIRS, metrics_of, models_of, reward_of
 from studies.lab import Runs, made_with, settings_of
@@ -39,7 +38,7 @@ from studies.lab import Runs, made_with, settings_of
 HERE = Path(__file__).resolve().parent
 KEY = ("conflict", "name", "settings", "seed", "split")
 SEEDS, TUNE_SEED = range(3), 100
-DEFAULT, BEFORE, CHOSEN = "cmdp-rate", "cmdp-rate before", "chosen"
+DEFAULT, CHOSEN = "cmdp-rate", "chosen"
 CORRECT_AT = 0.05  # a right answer earns more, whatever its tokens cost
 
 
@@ -48,13 +47,13 @@ class Asked:
     "What a method is given: its settings, and fields of CMDPConfig."
 
     settings: dict | str
-    config: dict = field(default_factory=lambda: {"distill_steps": 0, "seq_kd": False})
+    config: dict = field(default_factory=dict)
 
 
 # The settings are those that four trials on validation prompts chose in studies/methods. Fixed λ
-# has four trials a conflict. What the default begins with is its own: no other has it.
+# has three or four trials a conflict.
 METHODS = {
-    DEFAULT: Asked({}, config={}),
+    DEFAULT: Asked({}),
     "soft": Asked(CHOSEN),
     "grpo": Asked({}),
     "gkd": Asked({}),
@@ -63,8 +62,6 @@ METHODS = {
     "hinge": Asked({"coef": 1.0}),
     "chance-dual": Asked({"lr": 1.0, "init": 1.0}),
 }
-if "price" in method_settings(DEFAULT):
-    METHODS = {**METHODS, BEFORE: Asked({"price": "global"})}
 FIRST = (DEFAULT, "soft", "grpo", "gkd", "cmdp")  # what the comparison needs
 AS_THEY_ARE = ("start", "teacher")
 OUTCOMES = ("correct", "within_budget", "reasoning_validity", "left_out")

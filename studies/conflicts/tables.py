@@ -28,7 +28,6 @@ NAMES = {
     "start": "student before",
     "teacher": "the teacher",
     study.DEFAULT: "default",
-    study.BEFORE: "default before",
     "cmdp": "the paper's",
     "soft": "fixed λ",
     "grpo": "GRPO",
@@ -98,11 +97,6 @@ def has(conflict: str, *names: str) -> bool:
     return all(len(runs_of(conflict, name)) for name in names)
 
 
-def default_of(conflict: str) -> str:
-    "The default; the one before it where that has more seeds."
-    return max((study.DEFAULT, study.BEFORE), key=lambda name: len(runs_of(conflict, name)))
-
-
 # ---- when a budget pays ---------------------------------------------------------------------
 
 
@@ -132,7 +126,7 @@ def verdicts() -> str:
     head = ["conflict", "budget by", *(f"against {name}" for name in RIVALS.values()), "pays"]
     lines = []
     for conflict in conflicts():
-        for ours in (study.DEFAULT, study.BEFORE, "cmdp"):
+        for ours in (study.DEFAULT, "cmdp"):
             if not has(conflict, ours, *RIVALS):
                 continue
             cells = [
@@ -180,7 +174,7 @@ def line_of(conflict: str, name: str) -> list[str]:
     cells += [f"{won:.3f}", f"{lost:.3f}"]
     cells += [number(mean[c]) for c in ("nats_right", "nats_wrong", "kl_mean", "kl_p95")]
     cells += [f"{mean['reward_mean']:.3f}", f"{mean['seconds']:.0f}"]
-    ours, metrics = default_of(conflict), (BOTH, "left_out")
+    ours, metrics = study.DEFAULT, (BOTH, "left_out")
     compared = name not in (ours, *study.AS_THEY_ARE) and has(conflict, ours)
     others = [interval(conflict, ours, name, m) if compared else "" for m in metrics]
     return cells + others
@@ -254,7 +248,7 @@ COMPARED = ("grpo", "gkd", "soft", "cmdp", "hinge", "chance-dual")
 
 def means(conflict: str, column: str) -> pd.Series:
     "A column of the compared methods, averaged over seeds."
-    names = [*COMPARED, default_of(conflict)]
+    names = [*COMPARED, study.DEFAULT]
     found = {n: runs_of(conflict, n)[column].mean() for n in names if has(conflict, n)}
     return pd.Series(found)
 
@@ -272,12 +266,10 @@ def grpo_is_accurate_and_unbound(conflict: str) -> str:
 def paper_satisfies_most(conflict: str) -> str:
     "Their method satisfies most among methods of at least its accuracy, less .02."
     right, within = means(conflict, "accuracy"), means(conflict, "satisfaction_rate")
-    rivals = within[right >= right["cmdp"] - EQUAL].drop(
-        ["cmdp", default_of(conflict)], errors="ignore"
-    )
+    rivals = within[right >= right["cmdp"] - EQUAL].drop(["cmdp", study.DEFAULT], errors="ignore")
     answer = "yes" if rivals.empty or within["cmdp"] >= rivals.max() else "no"
     best = "" if rivals.empty else f", {NAMES[rivals.idxmax()]} {rivals.max():.2f}"
-    return f"{answer}: {within['cmdp']:.2f}{best} (default {within[default_of(conflict)]:.2f})"
+    return f"{answer}: {within['cmdp']:.2f}{best} (default {within[study.DEFAULT]:.2f})"
 
 
 def better_reasoning(conflict: str) -> str:
@@ -304,8 +296,7 @@ def nothing_to_tune(conflict: str) -> str:
     "No λ has to be tuned: one setting is nowhere behind the λ that was tuned."
     chosen = json.loads(runs_of(conflict, "soft")["settings"][0])["lam"]
     texts = [
-        f"{NAMES[ours]}: {verdict(conflict, ours, 'soft')}"
-        for ours in (default_of(conflict), "cmdp")
+        f"{NAMES[ours]}: {verdict(conflict, ours, 'soft')}" for ours in (study.DEFAULT, "cmdp")
     ]
     return f"λ = {chosen:g} chosen; {', '.join(texts)}"
 
@@ -321,7 +312,7 @@ CLAIMS = (
 
 def claims() -> str:
     "The paper's five claims against every conflict."
-    whole = [c for c in conflicts() if has(c, "cmdp", *RIVALS, default_of(c))]
+    whole = [c for c in conflicts() if has(c, "cmdp", *RIVALS, study.DEFAULT)]
     lines = [[claim.__doc__.rstrip("."), *map(claim, whole)] for claim in CLAIMS]
     return markdown(["claim", *whole], lines)
 
@@ -330,7 +321,6 @@ def claims() -> str:
 
 DRAWN = (
     study.DEFAULT,
-    study.BEFORE,
     "cmdp",
     "soft",
     "hinge",
@@ -362,7 +352,7 @@ def draw(conflict: str, axes: plt.Axes) -> None:
     methods = drawn(conflict)
     for y, name in zip(range(len(methods), 0, -1), methods):
         runs = runs_of(conflict, name)
-        color = OURS if name in (study.DEFAULT, study.BEFORE, "cmdp") else OTHERS
+        color = OURS if name in (study.DEFAULT, "cmdp") else OTHERS
         x = runs[BOTH]
         error = half_width(x) if len(x) > 1 else 0
         axes.errorbar(x.mean(), y, xerr=error, fmt="o", color=color, capsize=2.5, markersize=5)
