@@ -30,23 +30,23 @@ from fastcore.basics import patch
 from .budget import Budget
 from .cost import COSTS, KINDS, Cost, register_cost
 from .mdp import OURS, Sampling
-from .methods import METHODS, RENAMED, find_method, register_method
+from .methods import IMITATION, METHODS, RENAMED, Method, find_method, register_method
 from .objective import SCALES, Batch, Signal
 from .reward import UPDATE
 
 # %% auto #0
 __all__ = ['UNFIT', 'WORDS', 'SWITCH', 'KIND', 'Folder', 'Checkpoint', 'Trackers', 'SCHEDULES', 'Positive', 'Finite',
-           'NotNegative', 'Share', 'Inside', 'Nucleus', 'Decay', 'Count', 'Index', 'Number', 'Scale', 'Schedule',
-           'Device', 'Switch', 'config_rule', 'FOLLOWERS', 'DTYPES', 'DICTS', 'RECIPES', 'DECISIVE', 'Range', 'one_of',
-           'Kind', 'as_float', 'as_int', 'as_bool', 'as_text', 'as_list', 'as_none', 'as_path', 'as_checkpoint',
-           'as_trackers', 'as_switch', 'setting', 'with_ranges', 'ranges', 'kinds', 'read_fields', 'range_problems',
-           'Settings', 'as_settings', 'CMDPConfig', 'Rules', 'refuse', 'distillation_is_a_part_of_the_run',
-           'a_quantile_needs_a_distilled_student', 'a_budget_is_stated_or_chosen',
+           'NotNegative', 'Share', 'Inside', 'Nucleus', 'Decay', 'Count', 'Index', 'Number', 'Updates', 'Scale',
+           'Schedule', 'Device', 'Switch', 'config_rule', 'FOLLOWERS', 'DTYPES', 'DICTS', 'RECIPES', 'DECISIVE',
+           'Range', 'one_of', 'Kind', 'as_float', 'as_int', 'as_bool', 'as_text', 'as_list', 'as_none', 'as_path',
+           'as_checkpoint', 'as_trackers', 'as_switch', 'setting', 'with_ranges', 'ranges', 'kinds', 'read_fields',
+           'range_problems', 'Settings', 'as_settings', 'CMDPConfig', 'Rules', 'refuse',
+           'distillation_is_a_part_of_the_run', 'a_quantile_needs_a_distilled_student', 'a_budget_is_stated_or_chosen',
            'a_limit_that_moves_has_a_start_and_a_way', 'one_precision', 'the_chat_template_is_told_its_own_switches',
            'groups_stay_whole', 'portions_hold_whole_groups', 'the_teachers_completions_are_used',
-           'the_method_knows_its_settings', 'Unsaid', 'schedule_settings', 'follow_schedule',
-           'the_schedule_is_known_beforehand', 'the_schedule_knows_its_settings', 'the_schedule_gives_rates',
-           'the_method_has_groups_to_compare', 'a_score_function_needs_its_own_completions',
+           'a_told_student_writes_itself', 'the_method_knows_its_settings', 'Unsaid', 'schedule_settings',
+           'follow_schedule', 'the_schedule_is_known_beforehand', 'the_schedule_knows_its_settings',
+           'the_schedule_gives_rates', 'the_method_has_groups_to_compare', 'a_score_function_needs_its_own_completions',
            'distillation_follows_a_gradient', 'trial_batch', 'trial_problems', 'price_problems', 'one_dtype',
            'check_config', 'load_function', 'own_problems', 'field_problems', 'check_unused', 'recipe', 'default_of',
            'changed', 'followed_recipe', 'in_force']
@@ -186,6 +186,10 @@ Decay = Annotated[float, Range("in [0, 1)", lambda v: 0 <= v < 1)]
 Count = Annotated[int, Range("a whole number >= 1", lambda v: v >= 1 and v == int(v))]
 Index = Annotated[int, Range("a whole number >= 0", lambda v: v >= 0 and v == int(v))]
 Number = Annotated[float, Range("a finite number", math.isfinite)]
+Updates = Annotated[
+    int | float,
+    Range("a whole number >= 0, or a share < 1", lambda v: 0 <= v and (v < 1 or v == int(v))),
+]
 Scale = Annotated[str, one_of(*SCALES)]
 Schedule = Annotated[str, one_of(*SCHEDULES)]
 Device = Annotated[str, Range("auto or cpu", lambda v: v in ("auto", "cpu"))]
@@ -350,10 +354,13 @@ class CMDPConfig:
         "divide advantages by the standard deviation of the 'group' or of the whole 'batch', or "
         "only centre them ('none'); None = the method's own choice",
     )
-    distill_steps: Index = setting(
+    distill_steps: Updates = setting(
         0,
-        "the first updates (of max_steps) minimise the divergence alone; not the learning-rate "
-        "warm-up",
+        "the first updates (of max_steps; below 1: a share of them) minimise the divergence alone; "
+        "not the learning-rate warm-up",
+    )
+    distill_learning_rate: Finite | None = setting(
+        None, "learning rate of the distill_steps; None = that of lr_scheduler_type"
     )
     budget_quantile: Inside | None = setting(
         None,
@@ -378,8 +385,8 @@ class CMDPConfig:
     )
     seq_kd: bool = setting(
         False,
-        "off-policy updates (lmbda < 1) use completions sampled from the teacher instead of the "
-        "dataset's",
+        "distill_steps, and the off-policy updates of lmbda < 1, learn from completions sampled "
+        "from the teacher",
     )
     # the models, where they are given by name
     model_init_kwargs: Settings = setting(
@@ -541,6 +548,26 @@ def cost(self: CMDPConfig) -> Cost:
         chunk_size=self.kl_chunk_size,
     )
 
+# %% ../nbs/10_config.ipynb #distilled-updates
+@patch(as_prop=True)
+def distilled_updates(self: CMDPConfig) -> int:
+    "How many of the first updates imitate."
+    share = self.distill_steps if self.distill_steps < 1 else 0
+    return int(share * self.max_steps) or int(self.distill_steps)
+
+
+@patch(as_prop=True)
+def teacher_writes(self: CMDPConfig) -> bool:
+    "Whether some updates learn from completions of the teacher's."
+    return self.seq_kd and (self.lmbda < 1 or self.distilled_updates > 0)
+
+
+@patch
+def methods(self: CMDPConfig) -> list[Method]:
+    "The method, and before it what imitates, if anything does."
+    imitation = [IMITATION[self.seq_kd]] if self.distilled_updates else []
+    return [*imitation, METHODS[self.method]]
+
 # %% ../nbs/10_config.ipynb #sampling
 @patch(as_prop=True)
 def sampling(self: CMDPConfig) -> Sampling:
@@ -603,7 +630,7 @@ config_rule = Rules()
 
 @config_rule
 def distillation_is_a_part_of_the_run(c: CMDPConfig):
-    if c.distill_steps > c.max_steps:
+    if c.distilled_updates > c.max_steps:
         yield (
             f"distill_steps ({c.distill_steps}) is a part of max_steps ({c.max_steps}) and "
             "cannot exceed it"
@@ -612,7 +639,7 @@ def distillation_is_a_part_of_the_run(c: CMDPConfig):
 # %% ../nbs/10_config.ipynb #rule-quantile
 @config_rule
 def a_quantile_needs_a_distilled_student(c: CMDPConfig):
-    if c.budget_quantile is not None and not 0 < c.distill_steps < c.max_steps:
+    if c.budget_quantile is not None and not 0 < c.distilled_updates < c.max_steps:
         yield (
             f"budget_quantile={c.budget_quantile} reads the budget off a distilled student: set "
             f"distill_steps between 1 and max_steps - 1, got {c.distill_steps}"
@@ -684,10 +711,19 @@ def portions_hold_whole_groups(c: CMDPConfig):
 # %% ../nbs/10_config.ipynb #rule-seq-kd
 @config_rule
 def the_teachers_completions_are_used(c: CMDPConfig):
-    if c.seq_kd and c.lmbda == 1:
+    if c.seq_kd and c.lmbda == 1 and not c.distill_steps:
         yield (
-            "seq_kd=True has no effect with lmbda=1, where every completion is the student's; "
-            "lower lmbda"
+            "seq_kd=True has no effect with lmbda=1 and distill_steps=0, where every completion is "
+            "the student's; give distill_steps, or lower lmbda"
+        )
+
+# %% ../nbs/10_config.ipynb #rule-told
+@config_rule
+def a_told_student_writes_itself(c: CMDPConfig):
+    if METHODS[c.method].student and c.seq_kd and c.distilled_updates:
+        yield (
+            f"method {c.method!r} tells its student the remaining budget while it writes, which "
+            "completions of the teacher's do not have: set seq_kd=False"
         )
 
 # %% ../nbs/10_config.ipynb #rule-settings
@@ -807,7 +843,7 @@ def a_score_function_needs_its_own_completions(c: CMDPConfig):
 # %% ../nbs/10_config.ipynb #rule-gradient
 @config_rule
 def distillation_follows_a_gradient(c: CMDPConfig):
-    if c.distill_steps and COSTS[c.divergence].gradient != "full":
+    if c.distilled_updates and COSTS[c.divergence].gradient != "full":
         yield (
             f"distill_steps={c.distill_steps} follow the gradient of the divergence alone, and "
             f"divergence={c.divergence!r} has none on average; set distill_steps=0 or use "
@@ -996,19 +1032,26 @@ def check_unused(path: str | os.PathLike | None, resuming: bool) -> None:
 RECIPES = Path(str(files("cmdp_nbdev"))) / "recipes"
 
 
-def recipe(name: str) -> dict:
-    "The settings of a recipe, as keywords of CMDPConfig. Raises ValueError for an unknown name."
+def recipe(name: str, method: str | None = None) -> dict:
+    """The settings of a recipe, as keywords of CMDPConfig.
+
+    For another `method` than the recipe's, without the `method_kwargs` that are meant for that.
+    Raises ValueError for an unknown name.
+    """
     path = RECIPES / f"{name}.yaml"
     if not path.is_file():
         known = ", ".join(sorted(p.stem for p in RECIPES.glob("*.yaml")))
         raise ValueError(f"recipe {name!r} is unknown; choose one of {known}")
-    return yaml.safe_load(path.read_bytes())
+    settings = yaml.safe_load(path.read_bytes())
+    if method not in (None, settings.get("method", CMDPConfig.method)):
+        settings.pop("method_kwargs", None)
+    return settings
 
 
 @patch(cls_method=True)
 def from_recipe(cls: CMDPConfig, name: str, **changes) -> CMDPConfig:
     "The settings of a recipe, and what is changed in it."
-    return cls(**recipe(name) | changes)
+    return cls(**recipe(name, changes.get("method")) | changes)
 
 # %% ../nbs/10_config.ipynb #changed
 def default_of(f: Field):
@@ -1028,11 +1071,11 @@ def changed(settings, base: dict) -> dict:
 
 def followed_recipe(c: CMDPConfig) -> tuple[str | None, dict]:
     "The recipe of which more than half is kept (None: the defaults), and what is changed in it."
-    for path in sorted(RECIPES.glob("*.yaml")):
-        base = recipe(path.stem)
-        changes = changed(c, base)
-        if 2 * len(changes.keys() & base.keys()) < len(base):
-            return path.stem, changes
+    bases = {path.stem: recipe(path.stem) for path in sorted(RECIPES.glob("*.yaml"))}
+    changes = {name: changed(c, base) for name, base in bases.items()}
+    name = min(changes, key=lambda name: len(changes[name]))
+    if 2 * len(changes[name].keys() & bases[name].keys()) < len(bases[name]):
+        return name, changes[name]
     return None, changed(c, {})
 
 # %% ../nbs/10_config.ipynb #in-force
@@ -1058,7 +1101,7 @@ def in_force(c: CMDPConfig) -> str:
 def _limit(c: CMDPConfig) -> str:
     "The budget in words."
     if c.budget_quantile is not None:
-        return f"budget chosen after {c.distill_steps} updates ({c.aggregate})"
+        return f"budget chosen after {c.distilled_updates} updates ({c.aggregate})"
     return f"budget {c.budget:g} nats{' per token' * (c.aggregate != 'sum')} ({c.aggregate})"
 
 # %% ../nbs/10_config.ipynb #schedules
@@ -1067,14 +1110,16 @@ def limit_factor(self: CMDPConfig, update: int) -> float:
     "What the limit is multiplied with at an update, counted from 0."
     if not self.budget_anneal_steps:
         return 1.0
-    share = (update - self.distill_steps) / self.budget_anneal_steps
+    share = (update - self.distilled_updates) / self.budget_anneal_steps
     share = min(1.0, max(0.0, share))
     return self.budget_start + share * (1 - self.budget_start)
 
 
 @patch
 def learns_from_given(self: CMDPConfig, update: int) -> bool:
-    "Whether an update is one of the share 1 - lmbda that learns from given completions."
+    "Whether an update learns from given completions: imitation with seq_kd, the share 1 - lmbda."
+    if self.seq_kd and update < self.distilled_updates:
+        return True
     if self.lmbda == 1:
         return False
     return np.random.default_rng([self.seed, update, 3]).random() >= self.lmbda

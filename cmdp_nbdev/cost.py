@@ -25,7 +25,7 @@ __all__ = ['COSTS', 'KINDS', 'RESOLUTION', 'NEVER', 'CHUNK_BYTES', 'align_vocab'
            'with_floor', 'reverse_kl', 'forward_kl', 'jsd', 'log_ratio', 'surprisal', 'token_logps',
            'sampled_divergence', 'Cost', 'cost_problems', 'TeacherRows', 'DenseRows', 'as_rows', 'merge_rest',
            'TopKRows', 'check_top_k', 'what_it_is', 'top_k', 'with_tokens', 'Head', 'HiddenRows', 'Through', 'InChunks',
-           'Question', 'chunk_rows', 'ask_in_chunks', 'token_cost', 'Score', 'score_tokens', 'warn_cropped',
+           'Fused', 'Question', 'chunk_rows', 'ask_in_chunks', 'token_cost', 'Score', 'score_tokens', 'warn_cropped',
            'token_divergence']
 
 # %% ../nbs/01_cost.ipynb #align-vocab
@@ -667,9 +667,10 @@ class InChunks(torch.autograd.Function):
         ctx.ask, ctx.head, ctx.size = ask, head, size
         ctx.save_for_backward(states, *weights)
         ctx.set_materialize_grads(False)
-        through = Through(head)
-        found = [ask(through.to(states[p])[1], p) for p in slices(len(states), size)]
-        return tuple(torch.cat(values) for values in zip(*found))
+        through, found = Through(head), []
+        for part in slices(len(states), size):
+            _note(found, len(states), part, ask(through.to(states[part])[1], part))
+        return tuple(found)
 
     @staticmethod
     @once_differentiable
@@ -685,6 +686,14 @@ class InChunks(torch.autograd.Function):
         return None, None, None, given, *sums
 
 
+def _note(found: list[Tensor], rows: int, part: slice, values: list[Tensor]) -> None:
+    "Write a chunk's values to their place; kept apart they would scatter over the heap."
+    if not found:
+        found += [x.new_empty(rows) for x in values]
+    for whole, x in zip(found, values):
+        whole[part] = x
+
+
 @torch.enable_grad()
 def _back(through: Through, ask: Callable, states: Tensor, part: slice, slopes: list) -> Tensor:
     "dL/dstates of one chunk, given dL/dvalues, None where a value has none."
@@ -696,6 +705,34 @@ def _back(through: Through, ask: Callable, states: Tensor, part: slice, slopes: 
         return torch.zeros_like(states)
     (down,) = torch.autograd.grad([x for x, _ in both], logits, [s for _, s in both])
     return through.back(states, made, down)
+
+# %% ../nbs/01_cost.ipynb #fused
+class Fused(torch.autograd.Function):
+    """Log-probabilities of the tokens under both models, and the reverse KL, (n,) each.
+
+    Of logits (n, V) and ids (n,). `free`: the teacher's logits may be written over.
+    """
+
+    @staticmethod
+    def forward(ctx, student: Tensor, teacher: Tensor, ids: Tensor, free: bool):
+        "The values; kept are the student's probabilities and the differences to the teacher."
+        ids = ids.unsqueeze(-1)
+        mine, other = (x.logsumexp(-1, keepdim=True) for x in (student, teacher))
+        logps = student.gather(-1, ids) - mine, teacher.gather(-1, ids) - other
+        apart = torch.sub(student, teacher, out=teacher if free else None).sub_(mine - other)
+        p = (student - mine).exp_()
+        cost = torch.linalg.vecdot(p, apart).unsqueeze(-1)
+        ctx.save_for_backward(p, apart, cost, ids)
+        return tuple(x.squeeze(-1) for x in (*logps, cost))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, slope: Tensor, unused: Tensor, price: Tensor):
+        "dL/dlogits of the student, (n, V)."
+        p, apart, cost, ids = ctx.saved_tensors
+        slope, price = slope.unsqueeze(-1), price.unsqueeze(-1)
+        down = apart.mul_(price).sub_(price * cost + slope).mul_(p)
+        return down.scatter_add_(-1, ids, slope), None, None, None
 
 # %% ../nbs/01_cost.ipynb #question
 @dataclass
@@ -710,6 +747,10 @@ class Question:
     def __call__(self, student: Tensor, part: slice = slice(None)) -> list[Tensor]:
         "Student's and teacher's log-probabilities and every cost, (n,) each."
         ids, said = self.ids[part], self.teacher[part]
+        if self.fits_fused(said):
+            values = self.fused(student, said, ids)
+            if values[-1].isfinite().all():
+                return values
         if isinstance(said, DenseRows):
             said = DenseRows(said.logits)  # made once
         student, said, _ = said.align(student)
@@ -722,6 +763,18 @@ class Question:
                 met[key] = said.meet(student, ids, cost)
             values.append(COSTS[cost.kind](met[key], cost))
         return [*logps, *values]
+
+    def fits_fused(self, said: TeacherRows) -> bool:
+        "Whether the reverse KL is all that is asked, of a teacher that says everything."
+        plain = all(c.is_kl and not c.floor for c in self.costs) and len(self.costs) == 1
+        ours = COSTS["reverse_kl"].function is reverse_kl
+        return plain and ours and self.temperature == 1 and isinstance(said, DenseRows)
+
+    def fused(self, student: Tensor, said: DenseRows, ids: Tensor) -> list[Tensor]:
+        "The answers by `Fused`; not finite where the teacher gives something probability 0."
+        student, teacher, _ = align_vocab(student, said.logits)
+        student, teacher = student.to(_wide(student)), teacher.to(_wide(teacher))
+        return list(Fused.apply(student, teacher, ids, isinstance(said, HiddenRows)))
 
 # %% ../nbs/01_cost.ipynb #chunk-rows
 CHUNK_BYTES = 16_000_000  # of float32 logits

@@ -396,7 +396,8 @@ def summarise(trainer: CMDPTrainer, result: dict, seconds: float, optimum: float
     if optimum is not None:
         summary["optimal_accuracy"] = optimum
     if args.budget_quantile is not None:
-        summary |= {k: getattr(args, k) for k in ("budget_quantile", "distill_steps")}
+        distilled = {"distill_steps": args.distilled_updates}
+        summary |= {"budget_quantile": args.budget_quantile, **distilled}
     if trainer.problems:
         summary["problems"] = trainer.problems
     return summary | start_of(trainer)

@@ -22,10 +22,11 @@ from .objective import Batch, Signal, group_advantage, group_scale, group_stats
 from .reward import modified_reward, smooth_gate, step_gate
 
 # %% auto #0
-__all__ = ['BLACK', 'ORANGE', 'SKY', 'GREEN', 'YELLOW', 'BLUE', 'RED', 'PURPLE', 'GREY', 'RENAMED', 'METHODS', 'Look', 'Method',
-           'Methods', 'find_method', 'method_settings', 'register_method', 'grpo', 'gkd', 'spent_advantage', 'soft',
-           'minillm', 'kdrl', 'saute', 'sigmoid_gate', 'penalised', 'cmdp', 'saute_augmented', 'hinge', 'weakest_link',
-           'lagrangian', 'mean_error', 'clip', 'dual', 'pid', 'chance_dual', 'rate_controller', 'cmdp_rate']
+__all__ = ['BLACK', 'ORANGE', 'SKY', 'GREEN', 'YELLOW', 'BLUE', 'RED', 'PURPLE', 'GREY', 'RENAMED', 'METHODS', 'IMITATION',
+           'FLOOR', 'CENTER', 'WIDTH', 'PRICES', 'Look', 'Method', 'Methods', 'find_method', 'method_settings',
+           'register_method', 'grpo', 'gkd', 'supervised_kd', 'spent_advantage', 'soft', 'minillm', 'kdrl', 'saute',
+           'sigmoid_gate', 'penalised', 'cmdp', 'saute_augmented', 'hinge', 'weakest_link', 'lagrangian', 'mean_error',
+           'clip', 'dual', 'pid', 'chance_dual', 'rate_controller', 'pressure', 'cmdp_rate']
 
 # %% ../nbs/05_methods.ipynb #look
 BLACK, ORANGE, SKY, GREEN = "#000000", "#E69F00", "#56B4E9", "#009E73"
@@ -155,6 +156,18 @@ def grpo(batch: Batch, budget: Budget, state: dict, *, scale_rewards: str = "gro
 def gkd(batch: Batch, budget: Budget, state: dict) -> Signal:
     "Divergence only; no gradient through the sampling (arXiv 2306.13649, on-policy)."
     return Signal(torch.zeros_like(batch.cost), spend_weights(budget, batch.cost, batch.mask))
+
+# %% ../nbs/05_methods.ipynb #imitation
+def supervised_kd(batch: Batch, budget: Budget, state: dict) -> Signal:
+    "Forward KL, for completions of the teacher's (supervised KD in arXiv 2306.13649)."
+    none, all_tokens = torch.zeros_like(batch.cost), batch.mask.to(batch.cost.dtype)
+    return Signal(none, {"divergence": none, "forward_kl": all_tokens})
+
+
+IMITATION = {  # by whether the teacher writes
+    False: METHODS["gkd"],
+    True: Method("supervised-kd", supervised_kd, "arXiv 2306.13649", costs=("forward_kl",)),
+}
 
 # %% ../nbs/05_methods.ipynb #soft
 def spent_advantage(batch: Batch, budget: Budget) -> Tensor:
@@ -475,6 +488,16 @@ def rate_controller(
     state["log_scale"] = clip(log_scale, math.log(low), math.log(high))
     return math.exp(state["log_scale"])
 
+# %% ../nbs/05_methods.ipynb #pressure
+FLOOR, CENTER, WIDTH = 0.1, 0.85, 0.15  # of the gate; the last two are shares of the limit
+PRICES = ("prompt", "global")
+
+
+def pressure(spent: Tensor, limit: float | Tensor, group_ids: Tensor) -> Tensor:
+    "FLOOR + the mean gate of the prompt's completions, (B,): how hard they press on the limit."
+    gate = sigmoid_gate(spent, CENTER * limit, WIDTH * limit)
+    return FLOOR + group_stats(gate, group_ids)[0]
+
 # %% ../nbs/05_methods.ipynb #cmdp-rate
 @register_method(
     "cmdp-rate",
@@ -490,6 +513,7 @@ def cmdp_rate(
     state: dict,
     *,
     target: float = 0.98,
+    price: str = "global",
     forward: float = 0.5,
     rate: float = 0.06,
     init: float = 3.0,
@@ -499,20 +523,24 @@ def cmdp_rate(
 ) -> Signal:
     """P(D <= d) >= `target` by an automatic multiplier s on D and, times `forward`, on forward KL.
 
-    target: in (0, 1), or 0 to hold s = 1; forward >= 0 (without "forward_kl" in the batch's
-    costs that part is left out); s starts at `init` and stays in [min_scale, max_scale]
-    (`at_minimum` is logged: the constraint does not bind). Derived in nbs/05_methods.
+    target: in (0, 1), or 0 to hold s = 1; price: "prompt" multiplies s by the `pressure` of each
+    prompt's completions; forward >= 0 (without "forward_kl" in the batch's costs that part is
+    left out); s starts at `init` and stays in [min_scale, max_scale] (`at_minimum` is logged: the
+    constraint does not bind). Derived in nbs/05_methods.
     """
     if not 0 <= target < 1:
         what = "the share of trajectories that keep the budget, or 0 for a fixed multiplier"
         raise ValueError(f"target must lie in [0, 1): {what}; got {target}")
-    scale = 1.0
+    if price not in PRICES:
+        raise ValueError(f"price must be one of {', '.join(PRICES)}; got {price!r}")
+    spent, scale = budget.spent(batch.cost, batch.mask), 1.0
     if target:
-        spent = budget.spent(batch.cost, batch.mask)
         violations = float((spent > budget.limit).float().mean())
         bounds = dict(init=init, low=min_scale, high=max_scale)
         scale = rate_controller(state, violations, target, rate=rate, **bounds)
     multiplier = scale * spend_weights(budget, batch.cost, batch.mask)
+    if price == "prompt":
+        multiplier = pressure(spent, budget.limit, batch.group_ids).unsqueeze(-1) * multiplier
     if forward and "forward_kl" in batch.costs:
         multiplier = {"divergence": multiplier, "forward_kl": forward * multiplier}
     advantage = group_advantage(batch.rewards, batch.group_ids, scale_rewards)

@@ -94,7 +94,7 @@ class RunArguments:
     task: Task | None = setting(
         None,
         "which embedded pair, where no student is given: chains (digits, two minutes) or words "
-        "(word problems in sentences, twenty); none = chains",
+        "(word problems in sentences, a few more); none = chains",
     )
     reward: list[str] | None = setting(
         None,
@@ -553,10 +553,10 @@ def recipe_of(student: str | None, task: str | None) -> str | None:
     return RECIPE_OF.get(task, "embedded") if student is None else None
 
 
-def base_settings(student: str | None, task: str | None = None) -> dict:
+def base_settings(student: str | None, task: str | None, method: str | None) -> dict:
     "What a run of this student changes in the defaults of CMDPConfig, before anything is said."
     name = recipe_of(student, task)
-    return recipe(name) if name else {}
+    return recipe(name, method) if name else {}
 
 
 def layered(command: Command, file: dict, typed: dict, path: str = "") -> Typed:
@@ -566,7 +566,7 @@ def layered(command: Command, file: dict, typed: dict, path: str = "") -> Typed:
     if RunArguments in command.records and (
         name := recipe_of(said.get("student"), said.get("task"))
     ):
-        layers[f"recipe {name}"] = recipe(name)
+        layers[f"recipe {name}"] = recipe(name, said.get("method"))
     layers |= {f"file {path}": file, "command line": typed}
     values, sources = {}, {}
     for source, layer in layers.items():
@@ -648,7 +648,7 @@ UNSAID = ("eval_on_start", "resume_from_checkpoint", "disable_tqdm")
 def command_of(run: RunArguments, config: CMDPConfig) -> str:
     "The command line of a run: every option that is not at its default."
     words = ["cmdp-distill"]
-    given = changed(run, {}) | changed(config, base_settings(run.student, run.task))
+    given = changed(run, {}) | changed(config, base_settings(run.student, run.task, config.method))
     for name, value in given.items():
         if name not in UNSAID:
             words += [f"--{name}", *_words(value)]

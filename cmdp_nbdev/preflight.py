@@ -693,8 +693,8 @@ def given_completions_are_texts(job: Job):
 # %% ../nbs/11_preflight.ipynb #rule-writer
 @rule
 def a_teacher_that_writes_is_a_model(job: Job):
-    if job.args.lmbda < 1 and job.args.seq_kd and is_function(job.teacher):
-        yield ("seq_kd=True samples from the teacher, which a function cannot do; pass a model")
+    if job.args.teacher_writes and is_function(job.teacher):
+        yield "seq_kd=True samples from the teacher, which a function cannot do; pass a model"
 
 # %% ../nbs/11_preflight.ipynb #rule-rewards
 @rule
@@ -1006,7 +1006,7 @@ def check_probe(job: Job, probe: Rollout, generator: torch.Generator) -> int:
         token_divergence(student, teacher, mask=probe.completion_mask)
         check_bound(job, probe, student, teacher)
         problems = alike_problems("model", job.model, probe, student, temperature)
-        if job.args.seq_kd and job.args.lmbda < 1:
+        if job.args.teacher_writes:
             own = write_probe(job, generator, job.teacher)
             problems += alike_problems("teacher", job.teacher, own, None, temperature)
         else:

@@ -66,12 +66,13 @@ from .watch import Watch, callback_states, restore_callbacks, tell_callbacks
 # %% auto #0
 __all__ = ['RESUMABLE', 'EVALUATION', 'CARD', 'UNPROVEN', 'OF_A_STUDENT', 'prompt_order', 'fold_seed', 'claim_output_dir',
            'keep_metrics', 'read_metrics', 'run_settings', 'differences', 'check_resumable', 'first_stretch',
-           'rate_factor', 'hold_last_rate', 'an_earlier_run_is_this_one', 'earlier_run', 'the_folder_can_be_written',
-           'run_config', 'write_checkpoint', 'checkpoints', 'newest_checkpoint', 'read_state', 'read_checkpoint',
-           'model_name', 'measured_rows', 'bound_text', 'repeat_code', 'model_card', 'make_accelerator', 'Run',
-           'as_logged', 'uninterrupted', 'completion_rows', 'completion_line', 'judged_generation',
-           'tokenizer_settings', 'restore_tokenizer', 'saving_probe', 'full_precision', 'probe_logps', 'policy_gap',
-           'rounding', 'load_back', 'unwrapped', 'check_saved', 'put_in_place', 'claim_student', 'make_optimizer']
+           'rate_factor', 'hold_last_rate', 'follow', 'an_earlier_run_is_this_one', 'earlier_run',
+           'the_folder_can_be_written', 'run_config', 'write_checkpoint', 'checkpoints', 'newest_checkpoint',
+           'read_state', 'read_checkpoint', 'model_name', 'measured_rows', 'bound_text', 'repeat_code', 'model_card',
+           'make_accelerator', 'Run', 'as_logged', 'uninterrupted', 'completion_rows', 'completion_line',
+           'judged_generation', 'tokenizer_settings', 'restore_tokenizer', 'saving_probe', 'full_precision',
+           'probe_logps', 'policy_gap', 'rounding', 'load_back', 'unwrapped', 'check_saved', 'put_in_place',
+           'claim_student', 'make_optimizer']
 
 # %% ../nbs/12_run.ipynb #prompt-order
 def prompt_order(size: int, start: int, count: int, seed: int) -> list[int]:
@@ -211,8 +212,12 @@ def rate_factor(settings, planned: int) -> Callable[[int], float]:
 
 # %% ../nbs/12_run.ipynb #hold-rate
 def hold_last_rate(scheduler, settings, planned: int) -> None:
-    "Have a scheduler of torch, and its optimiser now, follow `rate_factor`."
-    share = rate_factor(settings, planned)
+    "Have a scheduler of torch follow `rate_factor`."
+    follow(scheduler, rate_factor(settings, planned))
+
+
+def follow(scheduler, share: Callable[[int], float]) -> None:
+    "Have a scheduler of torch, and its optimiser now, take that share of the peak learning rate."
     scheduler.lr_lambdas = [share for _ in scheduler.lr_lambdas]
     rates = [peak * share(scheduler.last_epoch) for peak in scheduler.base_lrs]
     for group, rate in zip(scheduler.optimizer.param_groups, rates):
@@ -1139,7 +1144,7 @@ def go_on_from(self: Run, saved: dict, method_state: dict) -> None:
     self.method_state, self.global_step = method_state, saved["global_step"]
     restore_callbacks(self.callbacks, saved.get("callbacks", []))
     self.go_further(saved["args"], saved.get("stretches"))
-    if self.args.budget_quantile is not None and self.global_step > self.args.distill_steps:
+    if self.args.budget_quantile is not None and self.global_step > self.args.distilled_updates:
         self.choose_budget(float(saved["budget"]))
 
 # %% ../nbs/12_run.ipynb #go-further
@@ -1182,4 +1187,9 @@ def make_optimizer(model, args: CMDPConfig) -> tuple[torch.optim.AdamW, object]:
         args.max_steps,
         args.lr_scheduler_kwargs,
     )
+    if args.distill_learning_rate is not None:
+        first, later = args.distill_learning_rate / args.learning_rate, scheduler.lr_lambdas[0]
+        follow(
+            scheduler, lambda update: first if update < args.distilled_updates else later(update)
+        )
     return optimizer, scheduler

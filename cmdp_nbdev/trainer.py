@@ -113,8 +113,9 @@ def sample(self: CMDPTrainer) -> Rollout:
 # %% ../nbs/13_trainer.ipynb #score
 @patch(as_prop=True)
 def costs(self: CMDPTrainer) -> dict[str, Cost]:
-    "The cost that the budget is put on, and those of the method."
-    kinds, cost = METHODS[self.args.method].costs, self.args.cost
+    "The cost that the budget is put on, and those of the methods."
+    cost, methods = self.args.cost, self.args.methods()
+    kinds = dict.fromkeys(kind for method in methods for kind in method.costs)
     return {"divergence": cost, **{kind: cost.of(kind) for kind in kinds}}
 
 # %% ../nbs/13_trainer.ipynb #score-rollout
@@ -150,10 +151,9 @@ def limit(self: CMDPTrainer, rollout: Rollout) -> Budget:
 @patch
 def signal(self: CMDPTrainer, batch: Batch, limit: Budget) -> Signal:
     "What the method answers. Raises ValueError for a multiplier on a cost without a gradient."
-    if self.global_step < self.args.distill_steps:
-        method, options = METHODS["gkd"], {}
-    else:
-        method, options = METHODS[self.args.method], self.args.method_options
+    method, options = self.args.methods()[-1], self.args.method_options
+    if self.global_step < self.args.distilled_updates:
+        method, options = self.args.methods()[0], {}
     self.next_state = deepcopy(self.method_state)  # kept once the weights have moved
     signal = method(batch, limit, self.next_state, **options)
     if other := sorted(set(signal.multipliers) - set(self.costs)):
@@ -206,7 +206,7 @@ def step(self: CMDPTrainer) -> dict[str, float]:
     "One update. Returns its metrics and appends them to metrics.jsonl."
     self.begin()
     args, began = self.args, time.perf_counter()
-    if args.budget_quantile is not None and self.global_step == args.distill_steps:
+    if args.budget_quantile is not None and self.global_step == args.distilled_updates:
         self.choose_budget(self.suggest_budget(args.budget_quantile))
     rollout = self.rollout = self.sample()
     earned = self.reward(rollout)

@@ -178,10 +178,16 @@ def students_are_told_nothing(args: CMDPConfig):
 # %% ../nbs/14_trl.ipynb #rule-own
 @trl_rule
 def completions_are_the_students_own(args: CMDPConfig):
-    if args.lmbda < 1:
+    if args.lmbda < 1 or args.teacher_writes:
+        what = f"lmbda={args.lmbda}" if args.lmbda < 1 else "seq_kd=True"
         yield (
-            f"lmbda={args.lmbda} learns from given completions, and TRL's GRPOTrainer from the "
-            "student's own only; use our own loop (engine native), or lmbda=1"
+            f"{what} learns from given completions, and TRL's GRPOTrainer from the student's own "
+            "only; use our own loop (engine native), or lmbda=1 and seq_kd=False"
+        )
+    if args.distill_learning_rate is not None:
+        yield (
+            f"distill_learning_rate={args.distill_learning_rate}: TRL makes the schedule; use our "
+            "own loop (engine native), or leave it out"
         )
 
 # %% ../nbs/14_trl.ipynb #rule-groups
@@ -589,7 +595,7 @@ def before_update(self: TRLTrainer) -> None:
         self.last = {"step": 0} | self.evaluation()
         self.log(self.last)
         self.fire("on_evaluate")
-    if args.budget_quantile is not None and self.global_step == args.distill_steps:
+    if args.budget_quantile is not None and self.global_step == args.distilled_updates:
         self.choose_budget(self.suggest_budget(args.budget_quantile))
 
 # %% ../nbs/14_trl.ipynb #callback

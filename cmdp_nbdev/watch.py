@@ -47,7 +47,7 @@ class Seen:
 @patch(as_prop=True)
 def learns_from_rewards(self: Seen) -> bool:
     "Whether the last updates compared the rewards of completions."
-    distilled = self.rows and self.rows[-1]["step"] - FEW < self.args.distill_steps
+    distilled = self.rows and self.rows[-1]["step"] - FEW < self.args.distilled_updates
     return METHODS[self.args.method].groups and not distilled
 
 

@@ -123,7 +123,7 @@ others' completions for MiniLLM: lmbda=0.5, method="minillm"
 no completions in the dataset: lmbda=0.5, method="gkd"
     lmbda=0.5 needs a text column 'completion' in train_dataset.*prompt, answer.*seq_kd=True
 teacher's completions never used: seq_kd=True
-    seq_kd=True has no effect with lmbda=1
+    seq_kd=True has no effect with lmbda=1 and distill_steps=0
 quantile without distillation: budget_quantile=0.8
     budget_quantile=0.8.*set distill_steps between 1 and max_steps - 1, got 0
 quantile after the run: budget_quantile=0.8, distill_steps=2

@@ -3,6 +3,7 @@
 import json
 import random
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -50,7 +51,7 @@ def made_up(job: dict, right: float, within: float, left: float = 0.0) -> dict:
 RATES = {
     "start": (0.4, 0.5),
     "teacher": (0.5, 1.0),
-    "cmdp-rate": (0.95, 0.97, 0.0),
+    study.DEFAULT: (0.95, 0.97, 0.0),
     "cmdp": (0.95, 0.95, 0.0),
     "soft": (0.955, 0.972, 0.5),
     "grpo": (0.97, 0.2, 0.6),
@@ -92,10 +93,10 @@ def test_no_lambda_is_chosen_before_all_were_tried(tmp_path):
     "A test run of the fixed λ waits; others do not."
     runs = Runs(tmp_path / "runs.csv", study.KEY)
     jobs = study.plan(["chains b"])
-    trials = [study.next_job(jobs, runs) for _ in study.LAMBDAS]
-    assert {job["split"] for job in trials} == {"validation"}
-    others = iter(lambda: study.next_job(jobs, runs), None)
-    assert "soft" not in {job["name"] for job in others} and len(jobs) == len(study.SEEDS)
+    begun = list(iter(lambda: study.next_job(jobs, runs), None))
+    trials = [job for job in begun if job["name"] == "soft"]
+    assert {job["split"] for job in trials} == {"validation"} and len(trials) == 4
+    assert [job["settings"] for job in jobs] == [study.CHOSEN] * len(study.SEEDS)
 
 
 def test_a_run_is_done_once(runs):
@@ -126,8 +127,8 @@ def test_the_page_is_made_of_the_rows(runs):
     tables.PAGE.write_text("\n".join(marks), encoding="utf-8")
     tables.write_readme()
     page = tables.PAGE.read_text(encoding="utf-8")
-    for name in tables.NAMES.values():
-        assert f"| chains b | {name}" in page
+    for name in (*study.METHODS, *study.AS_THEY_ARE):
+        assert f"| chains b | {tables.NAMES[name]}" in page
     assert "| **yes** |" in page and "yes: 0.00 right, 0.00 within" in page
     assert "λ = 0.5 chosen" in page
     assert "<title>" in tables.PICTURE.read_text(encoding="utf-8")
@@ -183,10 +184,9 @@ def test_every_conflict_can_be_run(name):
 
 def test_a_row_can_be_run_again(monkeypatch):
     "The script must go on working with the library; two updates of it."
-    monkeypatch.setattr(study, "N_EVAL", 64)
     short = {"max_steps": 2, "per_device_train_batch_size": 32}
-    for name, value in short.items():
-        monkeypatch.setitem(PAIRS["easy chains"].changes, name, value)
+    pair = replace(PAIRS["easy chains"], changes=short, num_test=64)
+    monkeypatch.setitem(PAIRS, "easy chains", pair)
     row = study.run(study.job("chains c", "hinge", {"coef": 1.0}))
     assert row["steps"] == 2 and row["n_eval"] == 64 and row["note"] == ""
     assert study.unpack(row["each_correct"]).mean() == pytest.approx(row["accuracy"], abs=1e-5)

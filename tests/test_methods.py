@@ -18,7 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from cmdp_nbdev.budget import Budget
+from cmdp_nbdev.budget import Budget, spend_weights
 from cmdp_nbdev.cli import main
 from cmdp_nbdev.cost import Cost, token_cost, token_logps
 from cmdp_nbdev.evaluate import evaluate
@@ -297,6 +297,37 @@ def test_signal_against_a_loop(name, settings, kind, budget):
             assert signal.multiplier[i, :n].tolist() == pytest.approx(M[i], rel=1e-9, abs=1e-12)
     if "lam" in signal.metrics:
         assert signal.metrics["lam"] != s.get("init")  # it moved
+
+
+@pytest.mark.parametrize("budget", BUDGETS, ids=["sum", "mean", "prefix_mean", "per-prompt"])
+def test_the_price_per_prompt_against_a_loop(budget):
+    "'global' is one multiplier, as it always was; 'prompt' multiplies it by each group's pressure."
+    for seed in range(5):
+        b, one, own = batch(seed), {}, {}
+        signal = METHODS["cmdp-rate"](b, budget, one)
+        assert (
+            one["log_scale"]
+            and (signal.multiplier == signal.metrics["lam"] * weights_of(b, budget)).all()
+        )
+        priced = METHODS["cmdp-rate"](b, budget, own, price="prompt")
+        assert own == one and priced.metrics == signal.metrics
+        assert torch.equal(priced.advantage, signal.advantage)
+        x = plain(b, budget, "none")
+        for i, n in enumerate(x.lengths):
+            group = [k for k, g in enumerate(x.groups) if g == x.groups[i]]
+            over = [(x.D[k] - 0.85 * x.limits[k], 0.15 * x.limits[k]) for k in group]
+            gates = [1 / (1 + math.exp(-e / w)) if w else float(e > 0) for e, w in over]
+            expected = (0.1 + sum(gates) / len(gates)) * signal.multiplier[i, :n]
+            torch.testing.assert_close(priced.multiplier[i, :n], expected)
+
+
+def weights_of(b, budget):
+    return spend_weights(budget, b.cost, b.mask)
+
+
+def test_a_price_is_one_of_two():
+    with pytest.raises(ValueError, match="price must be one of prompt, global; got 'group'"):
+        METHODS["cmdp-rate"](batch(0), Budget(1.0), {}, price="group")
 
 
 def test_kdrl_is_the_k2_estimator_as_a_loss():

@@ -27,6 +27,7 @@ CONFIGS = {
     "groups_stay_whole": dict(num_generations=7),
     "portions_hold_whole_groups": dict(generation_batch_size=3),
     "the_teachers_completions_are_used": dict(seq_kd=True),
+    "a_told_student_writes_itself": dict(method="saute-augmented", distill_steps=1, seq_kd=True),
     "the_method_knows_its_settings": dict(method_kwargs={"lamda": 1}),
     "the_schedule_is_known_beforehand": dict(lr_scheduler_type="greedy"),
     "the_schedule_knows_its_settings": dict(lr_scheduler_kwargs={"lr_end": 1e-6}),

@@ -6,7 +6,7 @@ import threading
 
 import pytest
 import torch
-from conftest import flat, gradients_of_step, python, read_lines, relative
+from conftest import embedded, flat, gradients_of_step, python, read_lines, relative
 from datasets import Dataset
 from transformers import AutoModelForCausalLM, LlamaConfig
 
@@ -73,6 +73,30 @@ def test_distill_steps_are_gkd(make_trainer, tmp_path):
     assert torch.equal(ga, gb)
     assert a["loss"] == b["loss"]
     assert not torch.equal(gradients_of_step(phase)[1], gradients_of_step(plain)[1])
+
+
+def test_a_student_may_learn_from_the_teachers_completions_first(make_trainer):
+    "seq_kd in the distill_steps: one text a prompt, forward KL alone, a learning rate of its own."
+    rates = {"learning_rate": 1e-3, "distill_learning_rate": 4e-3, "lr_scheduler_type": "constant"}
+    trainer = make_trainer(method="cmdp-rate", distill_steps=0.5, seq_kd=True, max_steps=4, **rates)
+    first = [trainer.step() for _ in range(2)]
+    rollout = trainer.rollout
+    assert len(set(rollout.prompts)) == len(rollout) and not trainer.method_state
+    later = [trainer.step() for _ in range(2)]
+    assert len(set(trainer.rollout.prompts)) < len(trainer.rollout)
+    assert [m["learning_rate"] for m in first + later] == [4e-3, 4e-3, 1e-3, 1e-3]
+    assert ["lam" in m for m in first + later] == [False, False, True, True]
+    assert all(math.isfinite(m["loss"]) and m["grad_norm"] > 0 for m in first + later)
+
+
+def test_the_first_updates_as_a_share():
+    "Below 1 distill_steps is a share of max_steps, rounded down; a short run has none."
+
+    def updates(steps, of):
+        return embedded(distill_steps=steps, max_steps=of).distilled_updates
+
+    assert [updates(0.25, n) for n in (600, 10, 3)] == [150, 2, 0]
+    assert [updates(n, 600) for n in (0, 1, "7", 600)] == [0, 1, 7, 600]
 
 
 def test_num_iterations_reuses_the_rollout_and_clips(make_trainer, tmp_path):

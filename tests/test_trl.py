@@ -369,6 +369,8 @@ def test_ids_that_the_teacher_lacks_are_never_sampled(make, pair):
 REFUSED = {
     "tells its student the remaining budget": dict(method="saute-augmented"),
     "lmbda=0.5 learns from given completions": dict(method="gkd", lmbda=0.5, seq_kd=True),
+    "seq_kd=True learns from given completions": dict(distill_steps=1, seq_kd=True),
+    "distill_learning_rate=0.1": dict(distill_steps=1, distill_learning_rate=0.1),
     "num_generations=1": dict(method="gkd", num_generations=1),
     "report_to='nosuch'": dict(report_to="nosuch"),
     "reward_weights has 2 numbers for 1": dict(reward_weights=[1.0, 2.0]),

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from cmdp_nbdev.cli import evaluate_main, main
+from cmdp_nbdev.config import CMDPConfig
 from cmdp_nbdev.model import DATA, WORDS_MODELS, check_pair, load_tokenizer, words_pair
 from cmdp_nbdev.options import DISTILL, parse
 from cmdp_nbdev.words import (
@@ -333,3 +334,16 @@ def test_an_examination_has_one_source_of_prompts(capsys):
     "The task's or a dataset's."
     assert evaluate_main("--task words --dataset x.jsonl".split()) == 2
     assert "leave out one" in capsys.readouterr().err
+
+
+def test_settings_of_a_method_stay_with_it():
+    "The recipe's price and rate are those of the default method, and no other knows them."
+    assert CMDPConfig.from_recipe("words").method_kwargs == {
+        "target": 0.85,
+        "init": 0.4,
+        "max_scale": 1.0,
+    }
+    assert CMDPConfig.from_recipe("words", method="grpo").method_kwargs == {}
+    for method in ("grpo", "all"):
+        values = parse(DISTILL, ["--task", "words", "--method", method]).values
+        assert values["method_kwargs"] == {} and values["budget"] == 1.0

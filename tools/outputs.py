@@ -9,11 +9,6 @@ Kept of the outputs: printed text, markdown and the plain text of values, and PN
 widgets their own, of plotly figures what kaleido draws where it is installed). Not kept: widget
 states, plotly's data, HTML, progress bars. Sources stay as they are, but for the seconds that a
 lesson takes, in it and in tutorials/README.md. In nbs/, cells that export or hide keep nothing.
-
-A lesson that runs on a real model with CMDP_LONG=1 (see LONG) gets its outputs from such a run. Its
-seconds, and the outputs of cells named study... (committed results), are from a run without:
-
-    CMDP_LONG=1 python tools/outputs.py 09 && python tools/outputs.py 09
 """
 
 from __future__ import annotations
@@ -31,7 +26,6 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 NBS, TUTORIALS = ROOT / "nbs", ROOT / "tutorials"
 MAX_BYTES = 190_000
-LONG = {"09_a_real_model"}
 
 # ---- pictures -----------------------------------------------------------------------------
 
@@ -177,15 +171,12 @@ def run_reference(path: Path) -> None:
 def run_lesson(path: Path) -> None:
     "Store the outputs of a lesson, and in it and in the index the seconds it takes."
     notebook = json.loads(path.read_text(encoding="utf-8"))
-    long, began = os.environ.get("CMDP_LONG") == "1", time.monotonic()
-    cells = execute(path, timeout=7200 if long else 300)
+    began = time.monotonic()
+    cells = execute(path, timeout=300)
     seconds = max(5, 5 * round((time.monotonic() - began) / 5))  # to the next five
-    only_studies = path.stem in LONG and not long
     for cell, outputs in pairs(notebook, cells):
-        if not only_studies or cell["id"].startswith("study"):
-            cell["outputs"] = stored(outputs)
-    if not long:
-        say_seconds(notebook, path, seconds)
+        cell["outputs"] = stored(outputs)
+    say_seconds(notebook, path, seconds)
     write(path, notebook)
 
 

@@ -34,6 +34,9 @@ class Pair:
     folder: Path = DATA  # with student/ and teacher/
     changes: dict = field(default_factory=dict)  # of the recipe
     num_train: int = 16000
+    num_test: int = 1024
+    lambdas: tuple[float, ...] = (0.25, 0.5, 1.0, 2.0)  # the trials of fixed λ
+    rates: dict = field(default_factory=dict)  # method -> multiple of the learning rate
 
     @property
     def settings(self) -> dict:
@@ -42,7 +45,14 @@ class Pair:
 
 
 PAIRS = {
-    "chains": Pair("embedded", cache(chain_dataset), chain_reward, step_validity, chains.left_out),
+    "chains": Pair(
+        "embedded",
+        cache(chain_dataset),
+        chain_reward,
+        step_validity,
+        chains.left_out,
+        rates={"grpo": 0.5},
+    ),
     "easy chains": Pair(
         "embedded",
         cache(chains.easy_dataset),
@@ -51,6 +61,7 @@ PAIRS = {
         chains.left_out,
         changes={"max_steps": 300},
         num_train=8000,
+        rates={"grpo": 0.5},
     ),
     "words": Pair(
         "words",
@@ -59,8 +70,14 @@ PAIRS = {
         words_validity,
         brief.left_out,
         folder=DATA / "words",
-        changes={"max_steps": 120},
+        changes={
+            "learning_rate": 5e-4,
+            "max_steps": 100,
+            "per_device_train_batch_size": 32,
+        },
         num_train=4000,
+        num_test=512,
+        lambdas=(0.25, 0.5, 1.0),
     ),
 }
 
@@ -83,8 +100,8 @@ CHARGED = "the reward charges for tokens"
 CONFLICTS = {
     "chains b": Conflict("b", WRONG, "chains", 0.8),
     "chains c": Conflict("c", CHARGED, "easy chains", 0.8, price=0.02, student=chains.FOLDER),
-    "words a": Conflict("a", "none: a competent teacher", "words", 2.0, teacher="competent"),
-    "words b": Conflict("b", WRONG, "words", 2.0),
+    "words a": Conflict("a", "none: a competent teacher", "words", 0.8, teacher="competent"),
+    "words b": Conflict("b", WRONG, "words", 0.8),
     "words c": Conflict("c", CHARGED, "words", 2.0, price=0.01, student=brief.BRIEF),
     "words d": Conflict(
         "d", "the student speaks another dialect", "words", 2.0, student=brief.BILINGUAL

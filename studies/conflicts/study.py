@@ -19,6 +19,7 @@ import tempfile
 import time
 import zlib
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from dataclasses import dataclass, field
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -36,22 +37,30 @@ from studies.lab import Runs, made_with, settings_of
 
 HERE = Path(__file__).resolve().parent
 KEY = ("conflict", "name", "settings", "seed", "split")
-SEEDS, TUNE_SEED, N_EVAL = range(3), 100, 1024
+SEEDS, TUNE_SEED = range(3), 100
 DEFAULT, CHOSEN = "cmdp-rate", "chosen"
-LAMBDAS = (0.25, 0.5, 1.0, 2.0)
 CORRECT_AT = 0.05  # a right answer earns more, whatever its tokens cost
 
-# Settings of each method, and by how much its learning rate differs from the pair's: those that
-# four trials on validation prompts chose in studies/methods. Fixed λ has four trials a conflict.
+
+@dataclass(frozen=True)
+class Asked:
+    "What a method is given: its settings, and fields of CMDPConfig."
+
+    settings: dict | str
+    config: dict = field(default_factory=dict)
+
+
+# The settings are those that four trials on validation prompts chose in studies/methods. Fixed λ
+# has three or four trials a conflict.
 METHODS = {
-    DEFAULT: ({}, 1.0),
-    "soft": (CHOSEN, 1.0),
-    "grpo": ({}, 0.5),
-    "gkd": ({}, 1.0),
-    "cmdp": ({"penalty": 1.0, "coef": 1.0}, 1.0),
-    "hinge": ({"coef": 1.0}, 1.0),
-    "chance-dual": ({"lr": 1.0, "init": 1.0}, 1.0),
-    "saute": ({"penalty": 0.3}, 1.0),
+    DEFAULT: Asked({}),
+    "soft": Asked(CHOSEN),
+    "grpo": Asked({}),
+    "gkd": Asked({}),
+    "cmdp": Asked({"penalty": 1.0, "coef": 1.0}),
+    "saute": Asked({"penalty": 0.3}),
+    "hinge": Asked({"coef": 1.0}),
+    "chance-dual": Asked({"lr": 1.0, "init": 1.0}),
 }
 FIRST = (DEFAULT, "soft", "grpo", "gkd", "cmdp")  # what the comparison needs
 AS_THEY_ARE = ("start", "teacher")
@@ -72,20 +81,36 @@ def job(conflict: str, name: str, settings, seed: int = 0, split: str = "test") 
 
 
 def plan(conflicts: list[str], num_seeds: int = len(SEEDS)) -> list[dict]:
-    "All runs, the most wanted first."
-    jobs = [
-        job(conflict, "soft", {"lam": lam}, TUNE_SEED, "validation")
-        for conflict in conflicts
-        for lam in LAMBDAS
-    ]
-    jobs += [job(conflict, name, {}) for conflict in conflicts for name in AS_THEY_ARE]
+    "All runs, the most wanted first: one seed everywhere before the second anywhere."
+    calm = [name for name in conflicts if CONFLICTS[name].kind == "a"]
+    others = [name for name in reversed(conflicts) if name not in calm]
     rest = [name for name in METHODS if name not in FIRST]
-    for names in (FIRST, rest):
-        for seed in SEEDS[:num_seeds]:
-            for name in names:
-                if name != "saute" or seed == 0:
-                    jobs += [job(c, name, METHODS[name][0], seed) for c in conflicts]
-    return jobs
+    jobs = [job(c, name, {}) for c in conflicts for name in AS_THEY_ARE]
+    for conflict in others:
+        jobs += tests([conflict], FIRST, SEEDS[:1]) + tries(conflict)
+    jobs += tests(others, FIRST, SEEDS[1:num_seeds])
+    for conflict in calm:
+        jobs += tries(conflict) + tests([conflict], FIRST, SEEDS[:num_seeds])
+    return jobs + tests(conflicts, rest, SEEDS[:num_seeds])
+
+
+def tries(conflict: str) -> list[dict]:
+    "The trials of fixed λs."
+    return [
+        job(conflict, "soft", {"lam": lam}, TUNE_SEED, "validation")
+        for lam in PAIRS[CONFLICTS[conflict].pair].lambdas
+    ]
+
+
+def tests(conflicts: list[str], names, seeds) -> list[dict]:
+    "Methods on test prompts, seed by seed; one seed is enough to see the constant penalty fail."
+    return [
+        job(conflict, name, METHODS[name].settings, seed)
+        for seed in seeds
+        for name in names
+        for conflict in conflicts
+        if name != "saute" or seed == 0
+    ]
 
 
 def trials(rows, conflict: str):
@@ -98,7 +123,7 @@ def settle(job: dict, runs: Runs) -> dict | None:
     if job["settings"] != CHOSEN:
         return job
     tried = trials(runs.read(), job["conflict"])
-    if len(tried) < len(LAMBDAS):
+    if len(tried) < len(tries(job["conflict"])):
         return None
     best = tried.loc[tried["accuracy_within_budget"].idxmax()]
     return {**job, "settings": json.loads(best["settings"])}
@@ -127,7 +152,7 @@ def run(job: dict) -> dict:
     result, records = evaluate(
         student,
         teacher,
-        pair.dataset(N_EVAL, job["split"]),
+        pair.dataset(pair.num_test, job["split"]),
         tokenizer,
         reward_of(conflict),
         Budget(conflict.budget),
@@ -157,11 +182,12 @@ def run(job: dict) -> dict:
 def trainer_of(job: dict, models: tuple, folder: str) -> CMDPTrainer:
     "The trainer of a run."
     conflict = CONFLICTS[job["conflict"]]
-    pair = PAIRS[conflict.pair]
-    settings = pair.settings
-    settings["learning_rate"] *= METHODS[job["name"]][1]
+    pair, asked = PAIRS[conflict.pair], METHODS[job["name"]]
+    settings = pair.settings | asked.config
+    method = job["name"].split()[0]
+    settings["learning_rate"] *= pair.rates.get(method, 1.0)
     settings["budget"] = conflict.budget
-    about = {"method": job["name"], "config": {"correct_at": CORRECT_AT}, **job}
+    about = {**job, "method": method, "config": {"correct_at": CORRECT_AT}}
     config = CMDPConfig(
         **settings | settings_of(about, folder),
         device="cpu" if job.get("device", "cpu") == "cpu" else "auto",

@@ -10,13 +10,17 @@ import pandas as pd
 from cmdp_nbdev.evaluate import compare
 from studies.conflicts import study
 from studies.conflicts.pairs import CONFLICTS
-from studies.lab import half_width, markdown, plus_minus, put_between
+from studies.lab import half_width, markdown, paired, plus_minus, put_between, with_interval
 
+EARLIER = study.HERE.parent / "methods"
 PAGE, PICTURE = study.HERE / "README.md", study.HERE / "conflicts.svg"
 MARKS = {
+    "size": ("<!-- size: study.py readme -->\n", "\n<!-- end of size -->"),
     "verdicts": ("<!-- verdicts: study.py readme -->\n", "\n<!-- end of verdicts -->"),
     "claims": ("<!-- claims: study.py readme -->\n", "\n<!-- end of claims -->"),
     "table": ("<!-- table: study.py readme -->\n", "\n<!-- end of table -->"),
+    "trials": ("<!-- trials: study.py readme -->\n", "\n<!-- end of trials -->"),
+    "earlier": ("<!-- earlier: study.py readme -->\n", "\n<!-- end of earlier -->"),
 }
 BOTH = "accuracy_within_budget"
 RIVALS = {"grpo": "GRPO", "gkd": "distillation", "soft": "best fixed λ of validation"}
@@ -51,8 +55,9 @@ def forget() -> None:
 
 
 def conflicts() -> list[str]:
-    "The conflicts that have runs, in their order."
-    return [name for name in CONFLICTS if name in set(rows()["conflict"])]
+    "The conflicts in which something was trained, in their order."
+    trained = rows()[rows()["name"].isin(study.METHODS)]
+    return [name for name in CONFLICTS if name in set(trained["conflict"])]
 
 
 def runs_of(conflict: str, name: str) -> pd.DataFrame:
@@ -169,9 +174,9 @@ def line_of(conflict: str, name: str) -> list[str]:
     cells += [f"{won:.3f}", f"{lost:.3f}"]
     cells += [number(mean[c]) for c in ("nats_right", "nats_wrong", "kl_mean", "kl_p95")]
     cells += [f"{mean['reward_mean']:.3f}", f"{mean['seconds']:.0f}"]
-    compared = name in study.METHODS and name != study.DEFAULT and has(conflict, study.DEFAULT)
-    metrics = (BOTH, "left_out")
-    others = [interval(conflict, study.DEFAULT, name, m) if compared else "" for m in metrics]
+    ours, metrics = study.DEFAULT, (BOTH, "left_out")
+    compared = name not in (ours, *study.AS_THEY_ARE) and has(conflict, ours)
+    others = [interval(conflict, ours, name, m) if compared else "" for m in metrics]
     return cells + others
 
 
@@ -193,14 +198,58 @@ def against_teacher(conflict: str, runs: pd.DataFrame) -> tuple[float, float]:
     return float((ours > theirs).mean()), float((ours < theirs).mean())
 
 
+# ---- rows of an earlier study ---------------------------------------------------------------
+
+
+def earlier() -> str:
+    "Chains under (b) as studies/methods ran them: differences over seeds, at the λ chosen here."
+    found = dict(list(pd.read_csv(EARLIER / "report.csv").groupby("name")))
+    lam = json.dumps({"lam": chosen_lambda("chains b")})
+    found["soft"] = pd.read_csv(EARLIER / "lambdas.csv").query("settings == @lam")
+    ours, lines = found[study.DEFAULT], []
+    for name in ("grpo", "gkd", "soft", "cmdp", "hinge", "chance-dual"):
+        theirs = found[name]
+        less = [paired(ours, theirs, x, x) for x in (BOTH, "accuracy", "satisfaction_rate")]
+        cells = [f"{theirs[x].mean():.3f}" for x in ("accuracy", "satisfaction_rate", BOTH)]
+        called = f"{NAMES[name]} {lam if name == 'soft' else ''}".strip()
+        lines.append([called, *cells, *map(with_interval, less), len(less[0])])
+    head = "method|right|within|both|both: default minus this|right|within|seeds".split("|")
+    return markdown(head, lines)
+
+
+def trials() -> str:
+    "The trials of fixed λs on validation prompts: both (right, within)."
+    tried = study.Runs(study.HERE / "runs.csv", study.KEY).read()
+    tried = tried[tried["split"] == "validation"]
+    lines = []
+    for name in CONFLICTS:
+        mine = tried[tried["conflict"] == name].sort_values("settings")
+        cells = [
+            f"λ = {json.loads(run['settings'])['lam']:g}: {run[BOTH]:.3f} "
+            f"({run['accuracy']:.3f}, {run['satisfaction_rate']:.3f})"
+            for _, run in mine.iterrows()
+        ]
+        if cells:
+            lines.append([name, "; ".join(cells)])
+    return markdown(["conflict", "both (right, within)"], lines)
+
+
+def chosen_lambda(conflict: str) -> float:
+    "The λ that the trials under a conflict say is best."
+    runs = study.Runs(study.HERE / "runs.csv", study.KEY)
+    settled = study.settle(study.job(conflict, "soft", study.CHOSEN), runs)
+    return settled["settings"]["lam"]
+
+
 # ---- the paper's claims ---------------------------------------------------------------------
 
-COMPARED = ("grpo", "gkd", "soft", "cmdp", study.DEFAULT, "hinge", "chance-dual")
+COMPARED = ("grpo", "gkd", "soft", "cmdp", "hinge", "chance-dual")
 
 
 def means(conflict: str, column: str) -> pd.Series:
     "A column of the compared methods, averaged over seeds."
-    found = {n: runs_of(conflict, n)[column].mean() for n in COMPARED if has(conflict, n)}
+    names = [*COMPARED, study.DEFAULT]
+    found = {n: runs_of(conflict, n)[column].mean() for n in names if has(conflict, n)}
     return pd.Series(found)
 
 
@@ -270,7 +319,16 @@ def claims() -> str:
 
 # ---- the picture ----------------------------------------------------------------------------
 
-DRAWN = (study.DEFAULT, "cmdp", "soft", "hinge", "chance-dual", "gkd", "grpo", "start")
+DRAWN = (
+    study.DEFAULT,
+    "cmdp",
+    "soft",
+    "hinge",
+    "chance-dual",
+    "gkd",
+    "grpo",
+    "start",
+)
 OURS, OTHERS, RIGHT, TEXT = "#007A5A", "#2F4B6E", "#B5480B", "#444444"
 LEFT = 0.0
 
@@ -332,9 +390,29 @@ def draw_all() -> None:
 # ---- the page -------------------------------------------------------------------------------
 
 
+def size() -> str:
+    "How many runs there are, how long they took, and what is missing."
+    runs = study.Runs(study.HERE / "runs.csv", study.KEY)
+    trained = runs.read().query("name in @study.METHODS.keys()")
+    minutes = trained["seconds"].sum() / 60
+    settled = [study.settle(job, runs) for job in study.plan(list(CONFLICTS))]
+    missing = settled.count(None) + len(runs.missing([job for job in settled if job]))
+    return (
+        f"{len(trained)} students, {minutes:.0f} minutes of training, one thread each, on machines "
+        f"that were shared; {missing} of {len(settled)} planned runs are still to be done."
+    )
+
+
 def parts() -> dict[str, str]:
     "What stands between the marks of README.md."
-    return {"verdicts": verdicts(), "claims": claims(), "table": table()}
+    return {
+        "size": size(),
+        "verdicts": verdicts(),
+        "claims": claims(),
+        "table": table(),
+        "trials": trials(),
+        "earlier": earlier(),
+    }
 
 
 def write_readme() -> None:

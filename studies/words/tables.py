@@ -81,14 +81,15 @@ def accuracies(rows: list[dict]) -> pd.DataFrame:
     "Accuracy of every variant on every split, with half of its 95% interval."
     found = pd.DataFrame(rows)
     found["accuracy"] = [f"{r.accuracy:.3f} ± {r.within:.3f}" for r in found.itertuples()]
-    return found.pivot(index="variant", columns="split", values="accuracy")[[*WORDS_SPLITS[1:]]]
+    wide = found.pivot(index="variant", columns="split", values="accuracy")
+    return wide[[split for split in WORDS_SPLITS if split in wide]]
 
 
 def on_test(rows: list[dict]) -> pd.DataFrame:
     "What else was measured on test problems."
     found = pd.DataFrame([row for row in rows if row["split"] == "test"])
     silent = ("split", "n", "accuracy", "within", "example")
-    return found.set_index("variant").drop(columns=[*silent]).sort_index().round(3)
+    return found.set_index("variant").drop(columns=[*silent], errors="ignore").sort_index().round(3)
 
 
 def main() -> None:

@@ -1,0 +1,143 @@
+"""A student that is taught first, and a price for every prompt: the parts and the yardstick.
+
+    python studies/default/run.py                what runs.csv does not hold yet
+    python studies/default/run.py --only TEXT    the runs whose name contains TEXT; --seeds N
+    python studies/default/run.py --show         the table, from runs.csv
+
+Every run is a row of runs.csv: 4096 test prompts, one completion each; a run that is in the file
+is not repeated, the most wanted come first. `--workers N` at a time, one thread each, about two
+minutes of a core for 600 updates. The teacher scores as many completions for every run of so many
+updates, 128 an update; the yardstick has no use for it.
+"""
+
+import argparse
+import json
+import sys
+import tempfile
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+import numpy as np
+import torch
+
+from cmdp_nbdev.budget import Budget
+from cmdp_nbdev.evaluate import evaluate_records, summarize
+from cmdp_nbdev.model import default_pair
+from cmdp_nbdev.task import chain_dataset, chain_reward
+from cmdp_nbdev.trainer import CMDPConfig, CMDPTrainer
+from studies.default.yardstick import fit
+from studies.lab import Runs, groups, made_with, settings_of, table
+
+HERE = Path(__file__).resolve().parent
+RUNS = Runs(HERE / "runs.csv", ("name", "settings", "config", "seed"))
+SEEDS, N_EVAL = 5, 4096
+TAUGHT, FORMER, SUPERVISED = "embedded-taught", "embedded", "supervised"
+UNTAUGHT = {"distill_steps": 0, "seq_kd": False, "distill_learning_rate": None}
+
+# name -> (recipe, settings of cmdp-rate, further fields of CMDPConfig)
+VARIANTS = {
+    "taught": (TAUGHT, {"price": "prompt", "max_scale": 8.0}, {}),
+    "asked for 96%": (TAUGHT, {"price": "prompt", "max_scale": 8.0, "target": 0.96}, {}),
+    "one price": (TAUGHT, {"price": "global"}, {}),
+    "not taught": (FORMER, {"price": "prompt", "max_scale": 8.0}, {}),
+    "slow, not taught": (TAUGHT, {"price": "prompt", "max_scale": 8.0}, UNTAUGHT),
+    "fast throughout": (TAUGHT, {"price": "prompt", "max_scale": 8.0}, {"learning_rate": 1.5e-3}),
+    "former": (FORMER, {"price": "global"}, {}),
+}
+# What a supervised fit is told: chosen on validation prompts for each budget.
+TOLD = {"margin": 0.9, "cap": 0.99, "updates": 600, "learning_rate": 3e-3}
+
+
+def plan() -> list[dict]:
+    "All runs, the most wanted first."
+    jobs = []
+    for seed in range(SEEDS):
+        for name, (recipe, settings, config) in VARIANTS.items():
+            jobs.append(job(name, recipe, settings, config, seed))
+        for name in ("taught", "former"):
+            recipe, settings, config = VARIANTS[name]
+            jobs.append(job(name, recipe, settings, {**config, "budget": 0.4}, seed))
+        for budget in (0.8, 0.4):
+            jobs.append(job(SUPERVISED, "", {"budget": budget, **TOLD}, {}, seed))
+    longer = {"max_steps": 2400}
+    return jobs + [job("taught", *VARIANTS["taught"][:2], longer, seed) for seed in range(2)]
+
+
+def job(name: str, recipe: str, settings: dict, config: dict, seed: int) -> dict:
+    "One run."
+    about = {"name": name, "recipe": recipe, "method": "cmdp-rate" if recipe else name}
+    return {**about, "settings": settings, "config": config, "seed": seed}
+
+
+def run(job: dict) -> dict:
+    "Train and judge one student: a row of the CSV."
+    torch.set_num_threads(1)
+    prompts = chain_dataset(N_EVAL, "test")
+    budget, updates, records = (distilled if job["recipe"] else supervised)(job, prompts)
+    result = summarize(records, Budget(budget))
+    numbers = {name: x for name, x in result.items() if not name.endswith(("_low", "_high"))}
+    numbers |= both_by_flaws(records, prompts["num_flawed"][:])
+    return {
+        **{name: json.dumps(x) if isinstance(x, dict) else x for name, x in job.items()},
+        "budget": budget,
+        "steps": updates,
+        **{name: round(float(x), 5) for name, x in numbers.items()},
+        **made_with(),
+    }
+
+
+def distilled(job: dict, prompts) -> tuple[float, int, list[dict]]:
+    "Budget, updates and completions of a student of our method."
+    student, teacher, tokenizer = default_pair()
+    with tempfile.TemporaryDirectory() as folder:
+        args = CMDPConfig.from_recipe(job["recipe"], device="cpu", **settings_of(job, folder))
+        data = chain_dataset(16000)
+        trainer = CMDPTrainer(student, teacher, chain_reward, args, data, prompts, tokenizer)
+        trainer.train()
+        return args.budget, args.max_steps, trainer.evaluate(return_records=True)[1]
+
+
+def supervised(job: dict, prompts) -> tuple[float, int, list[dict]]:
+    "The same of a student that is told the optimum."
+    student, teacher, tokenizer = default_pair()
+    settings = dict(job["settings"])
+    budget = settings.pop("budget")
+    fit(student, tokenizer, chain_dataset(16000)["prompt"][:], budget, job["seed"], **settings)
+    judged = (student, teacher, prompts, tokenizer, chain_reward, Budget(budget))
+    records = evaluate_records(*judged, seed=job["seed"], max_completion_length=32)
+    return budget, settings["updates"], records
+
+
+def both_by_flaws(records: list[dict], flawed: list[int]) -> dict[str, float]:
+    "Right and within the budget, by the number of flawed steps of the prompt."
+    both = np.array([r["correct"] and r["within_budget"] for r in records], float)
+    return {f"both_{k}_flawed": both[np.array(flawed) == k].mean() for k in range(4)}
+
+
+def say(row: dict) -> str:
+    "A run in one line."
+    names = ("accuracy", "satisfaction_rate", "accuracy_within_budget")
+    rates = " ".join(f"{row[name]:.3f}" for name in names)
+    return f"{row['name']} {row['config']} seed {row['seed']}: {rates}"
+
+
+def main() -> None:
+    "See the top of this file."
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--only", default="", metavar="TEXT")
+    parser.add_argument("--seeds", type=int, default=SEEDS, help="only the first so many")
+    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--show", action="store_true")
+    args = parser.parse_args()
+    if args.show:
+        rates = {"accuracy": "accuracy", "satisfaction": "satisfaction_rate"}
+        rates["both"] = "accuracy_within_budget"
+        print(table(groups(RUNS.read(), "name"), rates, {"KL mean": ("kl_mean", 2)}))
+        return
+    jobs = [j for j in plan() if args.only in j["name"] and j["seed"] < args.seeds]
+    RUNS.work(jobs, run, say, args.workers)
+
+
+if __name__ == "__main__":
+    main()
