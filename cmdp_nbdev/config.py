@@ -1043,7 +1043,7 @@ def recipe(name: str, method: str | None = None) -> dict:
         known = ", ".join(sorted(p.stem for p in RECIPES.glob("*.yaml")))
         raise ValueError(f"recipe {name!r} is unknown; choose one of {known}")
     settings = yaml.safe_load(path.read_bytes())
-    if method not in (None, settings.get("method", CMDPConfig.method)):
+    if isinstance(method, str) and method != settings.get("method", CMDPConfig.method):
         settings.pop("method_kwargs", None)
     return settings
 

@@ -193,9 +193,13 @@ def test_the_patterns_would_find_something():
 
 
 def test_shipped_checkpoints_are_small_and_documented():
-    "The embedded pair must load at once, with script and settings that made it in the repository."
-    weights = list((ROOT / "cmdp_nbdev" / "data").rglob("*.safetensors"))
+    "Embedded pairs load at once; script and settings that made them are in the repository."
+    data = ROOT / "cmdp_nbdev" / "data"
+    weights = [p for name in ("student", "teacher") for p in (data / name).rglob("*.safetensors")]
     assert len(weights) == 2 and sum(p.stat().st_size for p in weights) < 1_000_000
+    weights = list((data / "words").rglob("*.safetensors"))
+    assert len(weights) == 4 and sum(p.stat().st_size for p in weights) < 3_000_000
+    assert (ROOT / "studies" / "words" / "pretrain.py").is_file()
     folder = ROOT / "studies" / "pretrain"
     assert (folder / "pretrain.py").is_file()
     made = json.loads((folder / "metrics.json").read_text())

@@ -3,7 +3,7 @@
 import json
 import math
 import signal
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
@@ -396,7 +396,8 @@ def test_strict_json_in_every_file(make_trainer):
 
 def test_the_command_without_verdicts(tmp_path, monkeypatch, capsys, boards):
     "null in the files, nothing in the table; the final evaluation reaches the tracker."
-    monkeypatch.setattr(distil, "chain_reward", never)
+    chains = replace(distil.EMBEDDED["chains"], reward=never)
+    monkeypatch.setitem(distil.EMBEDDED, "chains", chains)
     out = tmp_path / "run"
     options = "--max_steps 1 --n_eval 8 --per_device_train_batch_size 8 --report_to tensorboard"
     assert cli.main(f"--output_dir {out} --device cpu --budget inf {options}".split()) == 0
@@ -430,7 +431,7 @@ def test_reward_functions_as_trl_calls_them(make_trainer):
 def test_the_log_has_the_names_that_are_kept_for_it(make_trainer):
     "`log_metric` refuses what an update holds anyway."
     found = set(make_trainer(method="grpo").step())
-    assert found == set(UPDATE) - {"n_verdict"}
+    assert found == set(UPDATE) - {"n_verdict", "sampling_gap"}
 
 
 def test_a_method_does_not_overwrite_the_log(own_methods):

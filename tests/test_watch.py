@@ -3,6 +3,7 @@
 import json
 import math
 import re
+from dataclasses import replace
 
 import pytest
 import torch
@@ -435,7 +436,8 @@ def test_a_rate_is_over_what_has_a_verdict(make_trainer):
 
 def test_the_command_says_it_too(tmp_path, monkeypatch, capsys):
     "Why nothing was learnt, where the nats went, and how many had a verdict."
-    monkeypatch.setattr(distil, "chain_reward", nothing)
+    chains = replace(distil.EMBEDDED["chains"], reward=nothing)
+    monkeypatch.setitem(distil.EMBEDDED, "chains", chains)
     out = tmp_path / "run"
     options = "--max_steps 4 --n_eval 8 --per_device_train_batch_size 32 --num_generations 4"
     assert main(f"--output_dir {out} --device cpu --eval_on_start false {options}".split()) == 0
