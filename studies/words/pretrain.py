@@ -1,6 +1,6 @@
 """Make the words pair: teachers, students and their tokenizer, from generated word problems.
 
-    python studies/words/pretrain.py --device cuda          every variant, two minutes on an H100
+    python studies/words/pretrain.py --device cuda          every variant, two minutes on an H200
     python studies/words/pretrain.py --only teacher-3x96 student --workers 1 --seconds 0
                                                             the pair that ships, on a CPU
 
