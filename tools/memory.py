@@ -15,12 +15,9 @@ import functools
 import gc
 import tempfile
 import warnings
-import weakref
 
 import torch
 from datasets import Dataset
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 from transformers import (
     LlamaConfig,
     LlamaForCausalLM,
@@ -32,6 +29,7 @@ from transformers.models.mllama.configuration_mllama import MllamaTextConfig
 
 from cmdp_nbdev.model import char_tokenizer
 from cmdp_nbdev.options import parse_args
+from cmdp_nbdev.plan import PeakBytes
 from cmdp_nbdev.trainer import CMDPConfig, CMDPTrainer
 
 # The models, by the part of their config.json that decides sizes
@@ -85,37 +83,6 @@ def parameters(name: str) -> int:
 
 
 # Bytes per logit, measured
-
-
-class PeakBytes(TorchDispatchMode):
-    "Peak of the bytes of all storages that were made inside and are alive, `peak`."
-
-    def __init__(self):
-        super().__init__()
-        self.now = self.peak = 0
-        self.seen: set[int] = set()
-
-    def _free(self, key: int, size: int) -> None:
-        self.seen.discard(key)
-        self.now -= size
-
-    def _count(self, storage) -> None:
-        key, size = id(storage), storage.nbytes()
-        self.seen.add(key)
-        self.now += size
-        self.peak = max(self.peak, self.now)
-        weakref.finalize(storage, self._free, key, size)
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        out = func(*args, **(kwargs or {}))
-        given = [x for x in tree_leaves((args, kwargs)) if isinstance(x, torch.Tensor)]
-        known = {id(x.untyped_storage()) for x in given}
-        for x in tree_leaves(out):
-            if isinstance(x, torch.Tensor) and x.device.type == "cpu":
-                storage = x.untyped_storage()
-                if id(storage) not in self.seen | known:
-                    self._count(storage)
-        return out
 
 
 def small_pair(student: str, teacher: str, vocab_size: int) -> tuple:

@@ -21,7 +21,7 @@ import torch
 
 from cmdp_nbdev.model import load_model, words_pair
 from cmdp_nbdev.words import Misreading, check_sentences, read_steps, words_problems, write_solution
-from studies.conflicts.chains import loss_of
+from studies.conflicts.chains import fine_tune
 
 HERE = Path(__file__).resolve().parent
 BRIEF, BILINGUAL = HERE / "brief_student", HERE / "bilingual_student"
@@ -65,22 +65,12 @@ def bilingual_solution(problem, rng: random.Random) -> str:
 STUDENTS = {BRIEF: brief_solution, BILINGUAL: bilingual_solution}
 
 
-def fine_tune(model, tokenizer, write, seed: int = 7) -> None:
-    "Train the model in place on solutions as `write` writes them."
+def batches(write, seed: int = 7):
+    "Problems, and solutions as `write` writes them."
     rng, problems = random.Random(seed), words_problems(STEPS * BATCH, "train", seed)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, weight_decay=0.0)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LEARNING_RATE, total_steps=STEPS)
     for step in range(STEPS):
         batch = problems[step * BATCH :][:BATCH]
-        texts = [write(problem, rng) for problem in batch]
-        loss = loss_of(model, tokenizer, [problem.prompt for problem in batch], texts)
-        optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        schedule.step()
-        if step % 50 == 49:
-            print(f"step {step + 1}: {loss.item():.3f} nats per token", flush=True)
+        yield [problem.prompt for problem in batch], [write(problem, rng) for problem in batch]
 
 
 def main() -> None:
@@ -88,7 +78,7 @@ def main() -> None:
     torch.set_num_threads(1)
     for folder, write in STUDENTS.items():
         model = load_model(sys.argv[1], dtype=torch.float32)
-        fine_tune(model, words_pair()[2], write)
+        fine_tune(model, words_pair()[2], batches(write), STEPS, LEARNING_RATE, 50)
         model.half().save_pretrained(folder)
 
 

@@ -81,23 +81,34 @@ def loss_of(model, tokenizer, prompts: list[str], texts: list[str]) -> torch.Ten
     return F.cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten())
 
 
-def main() -> None:
-    "See the top of this file."
-    torch.set_num_threads(1)
-    model, _, tokenizer = default_pair()
-    rng, prompts = random.Random(0), chain_prompts(16000, "train", 0, TASK)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, weight_decay=0.0)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LEARNING_RATE, total_steps=STEPS)
-    for step in range(STEPS):
-        batch = rng.sample(prompts, BATCH)
-        loss = loss_of(model, tokenizer, batch, [skipping_chain(p, SHARE, rng) for p in batch])
+def fine_tune(model, tokenizer, batches, steps: int, learning_rate: float, every: int) -> None:
+    "Train the model in place, one update on each of the `batches`: prompts and their texts."
+    optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, weight_decay=0.0)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, total_steps=steps)
+    for step, (prompts, texts) in enumerate(batches, 1):
+        loss = loss_of(model, tokenizer, prompts, texts)
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         schedule.step()
-        if step % 200 == 199:
-            print(f"step {step + 1}: {loss.item():.3f} nats per token", flush=True)
+        if step % every == 0:
+            print(f"step {step}: {loss.item():.3f} nats per token", flush=True)
+
+
+def batches(seed: int = 0):
+    "Random prompts of the task, and chains that leave out steps."
+    rng, prompts = random.Random(seed), chain_prompts(16000, "train", 0, TASK)
+    for _ in range(STEPS):
+        batch = rng.sample(prompts, BATCH)
+        yield batch, [skipping_chain(p, SHARE, rng) for p in batch]
+
+
+def main() -> None:
+    "See the top of this file."
+    torch.set_num_threads(1)
+    model, _, tokenizer = default_pair()
+    fine_tune(model, tokenizer, batches(), STEPS, LEARNING_RATE, 200)
     model.save_pretrained(FOLDER)
     tokenizer.save_pretrained(FOLDER)
 

@@ -13,38 +13,16 @@ from __future__ import annotations
 
 import argparse
 import json
-import resource
 import subprocess
 import sys
-import time
 
 import torch
 import torch.nn.functional as F
+from update import clock, memory, peak
 
 from cmdp_nbdev.cost import Cost, DenseRows, Head, HiddenRows, score_tokens
 
 COSTS = {"divergence": Cost()}
-
-
-def clock(device: str) -> float:
-    "CPU seconds of this process; of an accelerator wall time, when it is done."
-    if device == "cpu":
-        return time.process_time()
-    torch.accelerator.synchronize()
-    return time.perf_counter()
-
-
-def resident() -> float:
-    "MB that this process has in memory now."
-    with open("/proc/self/statm") as f:
-        return int(f.read().split()[1]) * resource.getpagesize() / 1e6
-
-
-def peak(device: str) -> float:
-    "MB at most, so far."
-    if device == "cpu":
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6
-    return torch.cuda.max_memory_allocated() / 1e6
 
 
 def matrices(args) -> tuple[torch.nn.Linear, torch.nn.Linear]:
@@ -105,7 +83,7 @@ def measure(args, way: str) -> dict:
         torch.cuda.empty_cache()
         heads[0].weight.grad = None
         torch.cuda.reset_peak_memory_stats()
-    before = resident() if args.device == "cpu" else torch.cuda.memory_allocated() / 1e6
+    before = memory(args.device)
     found = once(args, way, *given)
     extra = peak(args.device) - before
     runs = [found, *(once(args, way, *given) for _ in range(args.repeats - 1))]
