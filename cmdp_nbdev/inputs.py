@@ -73,7 +73,7 @@ def _lines_of(thing, seen: set) -> Iterable[str]:
 def _text_of(thing) -> str:
     "The source of a function or a class without its layout; its compiled code where there is none."
     try:
-        return ast.dump(ast.parse(textwrap.dedent(inspect.getsource(thing))))
+        return ast.unparse(ast.parse(textwrap.dedent(inspect.getsource(thing))))
     except (OSError, TypeError, SyntaxError):
         code = getattr(thing, "__code__", None)
         return _text_of_code(code) if code else getattr(thing, "__qualname__", "")
