@@ -116,9 +116,7 @@ def further_prompts(
     return None
 
 # %% ../nbs/09_sequential.ipynb #boundaries
-def boundaries(
-    prompts: int, target: float, alpha: float = 0.05
-) -> tuple[np.ndarray, np.ndarray]:
+def boundaries(prompts: int, target: float, alpha: float = 0.05) -> tuple[np.ndarray, np.ndarray]:
     """After 1, 2, ... `prompts` prompts: most violations that certify, fewest that refuse.
 
     -1 and n + 1 where no number of violations does.
