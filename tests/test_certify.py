@@ -62,7 +62,7 @@ def test_evidence_never_grows_on_average(bets, far):
 
 
 def test_at_the_border_at_most_one_in_twenty_is_wrong():
-    "10 000 students, looked at after every prompt; an interval for fixed n errs far more often."
+    "10 000 students, looked at after every prompt; a fixed interval errs far more."
     target, size, rng = 0.9, 800, np.random.default_rng(0)
     most, fewest = boundaries(size, target)
     naive = binom.ppf(0.05, np.arange(1, size + 1), 1 - target) - 1
