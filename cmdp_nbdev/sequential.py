@@ -149,7 +149,7 @@ class Chances(NamedTuple):
 def chances(
     rate: float, prompts: int, target: float, alpha: float = 0.05, every: int = 1
 ) -> Chances:
-    """Of a student with satisfaction rate `rate`, asked at most `prompts`, a look after each `every`.
+    """Of a student with satisfaction rate `rate`, looked at after every `every` of `prompts` prompts.
 
     Exact; the last look is after the last prompt.
     """
