@@ -149,7 +149,7 @@ class Chances(NamedTuple):
 def chances(
     rate: float, prompts: int, target: float, alpha: float = 0.05, every: int = 1
 ) -> Chances:
-    """Of a student with satisfaction rate `rate`, looked at after every `every` of `prompts` prompts.
+    """Of a student with satisfaction rate `rate`, looked at every so many of `prompts` prompts.
 
     Exact; the last look is after the last prompt.
     """
