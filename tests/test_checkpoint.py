@@ -173,7 +173,7 @@ def test_auto_falls_back_and_a_path_is_refused(run, ends_alike):
 
 
 def test_a_line_that_is_none(run, ends_alike):
-    "It is named, the file is kept, the run goes on from its checkpoint; other readers name it, too."
+    "It is named, the file is kept, the run goes on from its checkpoint; others name it, too."
     path = run / "metrics.jsonl"
     lines = path.read_bytes().splitlines(keepends=True)
     path.write_bytes(lines[0] + b'{"step":: \xff}\n' + b"".join(lines[1:]))
