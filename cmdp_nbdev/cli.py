@@ -16,7 +16,7 @@ from .moved import forwards
 
 # %% auto #0
 __all__ = ['ABOUT', 'EXPECTED', 'help_text', 'version_text', 'run_command', 'complain', 'cmdp', 'print_completion', 'main',
-           'prepare_main', 'evaluate_main', 'plan_main']
+           'prepare_main', 'evaluate_main', 'plan_main', 'repeat_main']
 
 # %% ../nbs/20_cli.ipynb #moved
 __getattr__ = forwards("cli", "options", "distil")
@@ -27,6 +27,7 @@ ABOUT = {
     "prepare": "make a pair to start from: a fine-tuned teacher, a smaller student",
     "evaluate": "judge a student, whoever trained it: what it spends, which budgets it keeps",
     "plan": "say what a run would need before anything is loaded: memory, seconds, what fits",
+    "repeat": "make a run again from its record, and compare every number",
 }
 
 
@@ -58,6 +59,7 @@ def run_command(name: str, argv: list[str], prog: str) -> int:
     if "--version" in argv:
         print(version_text())
         return 0
+    status = None
     try:
         options = import_module("cmdp_nbdev.options")
         command = options.COMMANDS[name]
@@ -66,13 +68,13 @@ def run_command(name: str, argv: list[str], prog: str) -> int:
             print(options.config_text(command, typed), end="")
         else:
             options.check_folder(command, typed.values)
-            import_module(f"cmdp_nbdev.{command.module}").run_command(typed.values)
+            status = import_module(f"cmdp_nbdev.{command.module}").run_command(typed.values)
     except EXPECTED as e:
         return complain(prog, e)
     except KeyboardInterrupt:
         print(f"{prog}: interrupted", file=sys.stderr)
         return 130
-    return 0
+    return status or 0
 
 
 def complain(prog: str, problem) -> int:
@@ -126,6 +128,11 @@ def evaluate_main(argv: list[str] | None = None) -> int:
 def plan_main(argv: list[str] | None = None) -> int:
     "Entry point of `cmdp-plan`."
     return run_command("plan", sys.argv[1:] if argv is None else argv, "cmdp-plan")
+
+
+def repeat_main(argv: list[str] | None = None) -> int:
+    "Entry point of `cmdp-repeat`."
+    return run_command("repeat", sys.argv[1:] if argv is None else argv, "cmdp-repeat")
 
 # %% ../nbs/20_cli.ipynb #module
 if __name__ == "__main__" and "__file__" in globals():
