@@ -9,7 +9,6 @@ import copy
 import html
 import json
 import os
-from pathlib import Path
 
 import numpy as np
 import plotly.graph_objects as go
@@ -18,6 +17,7 @@ from plotly.subplots import make_subplots
 from torch.nn.utils.rnn import pad_sequence
 
 from .budget import Budget
+from .checkpoint import read_jsonl
 from .evaluate import Nats
 from cmdp_nbdev.methods import (
     BLACK,
@@ -36,7 +36,7 @@ from cmdp_nbdev.methods import (
 from .objective import Batch
 
 # %% auto #0
-__all__ = ['PALETTE', 'SAFE', 'OVER', 'CURVES', 'method_look', 'method_color', 'read_jsonl', 'running_mean', 'training_curves',
+__all__ = ['PALETTE', 'SAFE', 'OVER', 'CURVES', 'method_look', 'method_color', 'running_mean', 'training_curves',
            'spent_histogram', 'remaining_fan', 'token_heatmap', 'nats_figure', 'multiplier_curve', 'multiplier_curves',
            'frontier_figure', 'tradeoff_figure', 'report_html']
 
@@ -67,12 +67,6 @@ def _limit(fig: go.Figure, **where) -> None:
     "A dotted black line: `x` or `y`, with `annotation_text`."
     draw = fig.add_vline if "x" in where else fig.add_hline
     draw(line={"color": BLACK, "dash": "dot"}, **where)
-
-# %% ../nbs/15_plot.ipynb #read-jsonl
-def read_jsonl(path: str | os.PathLike) -> list[dict]:
-    "The lines of a .jsonl file as dicts."
-    lines = Path(path).read_text(encoding="utf-8").splitlines()
-    return [json.loads(line) for line in lines if line.strip()]
 
 # %% ../nbs/15_plot.ipynb #running-mean
 def running_mean(x, n: int) -> np.ndarray:
