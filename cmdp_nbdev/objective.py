@@ -159,7 +159,9 @@ ADVICE = {
         "its weights are no numbers any more, or overflow: go back to a checkpoint with a lower "
         "learning_rate, and give it float32 (model_init_kwargs dtype=float32, bf16 false)"
     ),
-    "teacher": "ask it about these texts alone, in float32 (teacher_model_init_kwargs dtype=float32)",
+    "teacher": (
+        "ask it about these texts alone, in float32 (teacher_model_init_kwargs dtype=float32)"
+    ),
     "cost": (
         "where it is infinite the teacher gives some token probability 0: set floor (1e-6, say)"
     ),

@@ -196,9 +196,9 @@ def completions_are_the_students_own(args: CMDPConfig):
 def trl_takes_every_step(args: CMDPConfig):
     if args.on_nonfinite != "stop":
         yield (
-            f"on_nonfinite={args.on_nonfinite}: TRL's loop leaves no update out; it stops at logits, "
-            "costs, rewards, loss and gradients that are no numbers (on_nonfinite=stop), or use our "
-            "own loop (engine native)"
+            f"on_nonfinite={args.on_nonfinite}: TRL's loop leaves no update out; it stops at "
+            "log-probabilities, costs, rewards, loss and gradients that are no numbers "
+            "(on_nonfinite=stop), or use our own loop (engine native)"
         )
 
 # %% ../nbs/14_trl.ipynb #rule-groups
