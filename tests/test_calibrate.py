@@ -1,0 +1,123 @@
+"A run that ends at its rate: where it aims, where it looks, and what it leaves as it was."
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cmdp_nbdev.calibrate import Look, log_odds, meeting_place, rate_to_aim_at
+from cmdp_nbdev.config import CMDPConfig
+from cmdp_nbdev.model import default_pair
+from cmdp_nbdev.preflight import hold_out
+from cmdp_nbdev.sequential import CERTIFIED, verdict_of
+from cmdp_nbdev.task import chain_dataset, chain_reward
+from cmdp_nbdev.trainer import CMDPTrainer
+
+DATA = chain_dataset(256)
+
+
+def config(folder, **settings):
+    "A few small updates that are asked for 60%."
+    about = dict(
+        output_dir=str(folder),
+        method_kwargs={"target": 0.6},
+        max_steps=3,
+        per_device_train_batch_size=16,
+        learning_rate=1e-4,
+        calibration_prompts=64,
+        device="cpu",
+        disable_tqdm=True,
+    )
+    return CMDPConfig.from_recipe("embedded", **about | settings)
+
+
+def trainer(folder, **settings):
+    "A run of the embedded pair."
+    student, teacher, tokenizer = default_pair()
+    args = config(folder, **settings)
+    return CMDPTrainer(student, teacher, chain_reward, args, DATA, DATA.select([0]), tokenizer)
+
+
+@pytest.fixture(autouse=True)
+def short_stretches(monkeypatch):
+    monkeypatch.setattr("cmdp_nbdev.calibrate.STRETCH", 4)
+
+
+def weights(run):
+    return torch.cat([p.detach().flatten() for p in run.student.parameters()])
+
+
+@pytest.mark.parametrize("target", [0.8, 0.9, 0.95, 0.98])
+def test_a_student_at_the_aim_is_certified(target):
+    "What is aimed at is enough, what was asked for is not, and more prompts need less."
+    n = 8192
+    aim = rate_to_aim_at(target, n)
+    assert target < aim < rate_to_aim_at(target, n // 4) < 1
+    assert verdict_of(round((1 - aim) * n), n, target) == CERTIFIED
+    assert verdict_of(round((1 - target) * n), n, target) != CERTIFIED
+    assert rate_to_aim_at(target, 0) == target
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.floats(0.55, 0.99), st.floats(0.55, 0.99), st.floats(0.05, 0.95))
+def test_the_line_is_met_where_it_is(start, end, place):
+    "Looks that lie on a line of log-odds say where any rate between them is found."
+    if abs(start - end) < 0.01:
+        return
+    n = 10**9
+    odds = [log_odds(start) + t * (log_odds(end) - log_odds(start)) for t in (0.0, 1.0, place)]
+    rates = [1 / (1 + float(torch.exp(torch.tensor(-o, dtype=torch.float64)))) for o in odds]
+    looks = [Look(t, round(r * n), n) for t, r in zip((0.0, 1.0, place), rates)]
+    assert meeting_place(looks, rates[2]) == pytest.approx(place, abs=1e-3)
+    assert meeting_place(looks[:2], rates[2]) == pytest.approx(place, abs=1e-3)
+
+
+def test_an_aim_beyond_both_ends_stays_at_an_end():
+    looks = [Look(0.0, 700, 1000), Look(1.0, 800, 1000)]
+    assert meeting_place(looks, 0.9) == 1 and meeting_place(looks, 0.6) == 0
+    assert 0 <= meeting_place([Look(0.0, 700, 1000), Look(1.0, 700, 1000)], 0.8) <= 1
+
+
+def test_held_out_prompts_are_used_for_nothing_else():
+    args = config("none", certificate_prompts=100)
+    left, held = hold_out(DATA, args)
+    parts = [set(d["prompt"][:]) for d in (left, *held.values())]
+    assert [len(p) for p in parts] == [92, 64, 100] and len(set().union(*parts)) == 256
+    assert held["calibration_prompts"]["prompt"][:] != DATA["prompt"][:64]  # a file may be sorted
+    assert hold_out(DATA, replace(args, seed=1))[0]["prompt"][:] != left["prompt"][:]
+    assert hold_out(DATA, CMDPConfig.from_recipe("embedded")) == (DATA, {})
+    with pytest.raises(ValueError, match="which has 256 rows and none would be left"):
+        hold_out(DATA, config("none", calibration_prompts=200, certificate_prompts=56))
+
+
+def test_a_run_ends_between_two_students_and_alike_when_resumed(tmp_path):
+    "The updates before are those of a run without; resumed, it ends bit for bit where it did."
+    whole = trainer(tmp_path / "whole", save_steps=1, save_total_limit=None)
+    whole.train()
+    found = whole.calibration
+    rates = [look["rate"] for look in found["looks"][:2]]
+    assert min(rates) < 0.6 <= max(rates) and 0 <= found["place"] <= 1
+    assert found["updates"] % 4 == 0 and whole.global_step == 3 + found["updates"]
+    assert whole.strictness == 1 and json.loads(json.dumps(found)) == found
+    names = {p.name for p in (tmp_path / "whole").glob("checkpoint-*")}
+    assert names == {"checkpoint-1", "checkpoint-2", "checkpoint-3"}  # none in between two students
+    again = trainer(tmp_path / "whole", save_steps=1, save_total_limit=None)
+    again.train(resume_from_checkpoint=str(tmp_path / "whole" / "checkpoint-2"))
+    assert again.calibration == found and weights(again).equal(weights(whole))
+    plain = trainer(tmp_path / "plain", calibration_prompts=0, certificate_prompts=64)
+    plain.train()  # the same training prompts
+    lines = [(tmp_path / name / "metrics.jsonl").read_text() for name in ("plain", "whole")]
+    rows = [[json.loads(line) for line in text.splitlines()][:3] for text in lines]
+    for a, b in zip(*rows):
+        assert {**a, "seconds": 0} == {**b, "seconds": 0}
+    assert plain.calibration is None
+
+
+def test_a_run_that_was_stopped_is_not_calibrated(tmp_path):
+    run = trainer(tmp_path / "stopped")
+    run.callbacks.append(lambda trainer, metrics: trainer.stop())
+    run.train()
+    assert run.global_step == 1 and run.calibration is None
