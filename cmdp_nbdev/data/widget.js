@@ -78,7 +78,7 @@ const MARKS = {
     return `<path d="${d}" fill="${paint(m.color)}" fill-opacity="${opacity}" ${edge}/>`;
   },
 
-  points(m, X, Y) {
+  points(m, X, Y, w) {
     const style = `fill="${paint(m.color)}" fill-opacity="${m.opacity ?? 1}"`;
     let bars = "", all = "", texts = "";
     for (let i = 0; i < m.x.length; i++) {
@@ -88,7 +88,9 @@ const MARKS = {
       if (m.xlow) bars += `M${px(X(m.xlow[i]))} ${px(y)}H${px(X(m.xhigh[i]))}`;
       if (m.title) texts += `<path d="${d}" ${style}><title>${esc(m.title[i])}</title></path>`;
       else all += d;  // one path for all: quick to redraw
-      const place = `x="${px(x + 8)}" y="${px(y - 7)}"`;
+      const end = x + 12 + 7 * (m.label?.[i]?.length ?? 0) > w;  // no place: on the left
+      const side = end ? -8 : 8, anchor = end ? 'text-anchor="end"' : "";
+      const place = `x="${px(x + side)}" y="${px(y - 7)}" ${anchor}`;
       if (m.label?.[i]) texts += `<text class="halo" ${place}>${esc(m.label[i])}</text>`;
     }
     const intervals = `<path d="${bars}" stroke="${paint(m.color)}" stroke-width="1.5"/>`;
