@@ -13,20 +13,16 @@ import torch
 from datasets import Dataset
 from torch import Tensor
 
-from .evaluate import judge_budgets, measured
-from .processor import say, starts
-from .rollout import generate
+from .config import ALPHA
+from .processor import say
 from .run import Run, follow
 from .sequential import log_evidence
 
 # %% auto #0
-__all__ = ['ALPHA', 'HARDER', 'STRETCH', 'SHARE', 'STRETCHES', 'LOOKS', 'rate_to_aim_at', 'Look', 'count_kept', 'log_odds',
+__all__ = ['STREAM', 'HARDER', 'STRETCH', 'SHARE', 'STRETCHES', 'LOOKS', 'rate_to_aim_at', 'Look', 'look_at', 'log_odds',
            'meeting_place', 'weights_of', 'put_between', 'to_the_other_side', 'calibrate']
 
 # %% ../nbs/12_calibrate.ipynb #aim
-ALPHA = 0.05  # of a certificate: how often it may be wrong
-
-
 def rate_to_aim_at(target: float, prompts: int) -> float:
     "The satisfaction rate that a certificate of `target` from so many prompts probably needs."
     if not prompts:
@@ -39,6 +35,9 @@ def rate_to_aim_at(target: float, prompts: int) -> float:
     return 1 - few + math.sqrt(few * (1 - few) / prompts)
 
 # %% ../nbs/12_calibrate.ipynb #look
+STREAM = 4  # of the run's random numbers, see run.fold_seed
+
+
 class Look(NamedTuple):
     "Of the student at `place` on the line, how many of `n` completions kept the budget."
 
@@ -52,22 +51,11 @@ class Look(NamedTuple):
         return self.kept / self.n
 
 
-@torch.no_grad()
-def count_kept(run: Run, data: Dataset, stream: int) -> tuple[int, int]:
-    "How many completions of `data` keep the budget, and of how many; `stream`: which randomness."
-    args, kept, n = run.args, 0, 0
-    sampling, generator = args.eval_sampling, run.generator(4, stream)
-    size = max(1, args.per_device_eval_batch_size // sampling.num_generations)
-    run.tell()
-    for start in starts(len(data), size, desc="calibrating", leave=False, disable=args.disable_tqdm):
-        columns = data[start : start + size]
-        given = (run.processing_class, columns.pop("prompt"), columns, sampling)
-        with run.accelerator.autocast():
-            rollout = generate(run.student, *given, generator, run.vocab_size)
-            cost = measured(run.student, run.teacher, rollout, args.cost)[0]
-        within = judge_budgets(rollout, cost, run.budget)["within_budget"]
-        kept, n = kept + int(within.sum()), n + len(within)
-    return kept, n
+def look_at(run: Run, data: Dataset, place: float, *stream: int) -> Look:
+    "Count the completions of `data` that keep the budget; `stream`: with which random numbers."
+    records = run.records(data, STREAM, *stream, num_generations=1)
+    kept = [r["within_budget"] for r in records]
+    return Look(place, sum(kept), len(kept))
 
 # %% ../nbs/12_calibrate.ipynb #meeting
 def log_odds(rate):
@@ -97,8 +85,8 @@ def put_between(run: Run, start: list[Tensor], end: list[Tensor], place: float) 
         weight.copy_(torch.lerp(a, b, place))
 
 # %% ../nbs/12_calibrate.ipynb #other-side
-HARDER, STRETCH, SHARE = 3.0, 8, 0.4  # times the prices, updates, of the peak learning rate
-STRETCHES = 6  # at most
+HARDER, STRETCH, SHARE = 2.0, 32, 0.6  # times the prices, updates, of the peak learning rate
+STRETCHES = 4  # at most
 
 
 def to_the_other_side(run: Run, data: Dataset, aim: float) -> tuple[list, list, list[Look]]:
@@ -106,19 +94,17 @@ def to_the_other_side(run: Run, data: Dataset, aim: float) -> tuple[list, list, 
 
     Returns the weights before the last stretch and after it, and a look at each.
     """
-    here = Look(0.0, *count_kept(run, data, 0))
-    short = here.rate < aim
-    run.strictness = HARDER if short else 1 / HARDER
+    looks = [look_at(run, data, 0.0, run.global_step)]
+    short = looks[0].rate < aim
     follow(run.scheduler, lambda update: SHARE)
-    for stretch in range(1, STRETCHES + 1):
-        start, end_of_stretch = weights_of(run), run.global_step + STRETCH
-        while run.global_step < end_of_stretch:
+    while len(looks) <= STRETCHES and (looks[-1].rate < aim) == short:
+        start = weights_of(run)
+        run.strictness = HARDER ** (len(looks) if short else -len(looks))
+        for _ in range(STRETCH):
             run.step()
-        before, here = here, Look(1.0, *count_kept(run, data, stretch))
-        if (here.rate < aim) != short:
-            break
+        looks.append(look_at(run, data, 1.0, run.global_step))
     run.strictness = 1.0
-    return start, weights_of(run), [before._replace(place=0.0), here]
+    return start, weights_of(run), [looks[-2]._replace(place=0.0), looks[-1]]
 
 # %% ../nbs/12_calibrate.ipynb #calibrate
 LOOKS = 2  # between the two ends
@@ -132,11 +118,13 @@ def calibrate(run: Run) -> None:
     aim = rate_to_aim_at(args.target, args.certificate_prompts)
     say(f"calibrating: {aim:.3f} of {len(data)} held-out prompts", args.disable_tqdm)
     start, end, looks = to_the_other_side(run, data, aim)
-    for look in range(LOOKS):
+    for number in range(1, LOOKS + 1):
         place = meeting_place(looks, aim)
         put_between(run, start, end, place)
-        looks.append(Look(place, *count_kept(run, data, 100 + look)))
-    put_between(run, start, end, meeting_place(looks, aim))
+        looks.append(look_at(run, data, place, run.global_step, number))
+    place = meeting_place(looks, aim)
+    put_between(run, start, end, place)
     found = [{"place": look.place, "rate": look.rate, "n": look.n} for look in looks]
     about = {"target": args.target, "aim": aim, "updates": run.global_step - args.max_steps}
-    run.calibration = about | {"looks": found, "place": meeting_place(looks, aim)}
+    run.run_info["calibration"] = about | {"looks": found, "place": place}
+    run.write_config()

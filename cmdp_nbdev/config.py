@@ -33,14 +33,15 @@ from .mdp import OURS, Sampling
 from .methods import IMITATION, METHODS, RENAMED, Method, find_method, register_method
 from .objective import SCALES, Batch, Signal
 from .reward import UPDATE
+from .sequential import check_claim
 
 # %% auto #0
 __all__ = ['UNFIT', 'WORDS', 'SWITCH', 'KIND', 'Folder', 'Checkpoint', 'Trackers', 'SCHEDULES', 'Positive', 'Finite',
            'NotNegative', 'Share', 'Inside', 'Nucleus', 'Decay', 'Count', 'Index', 'Number', 'Updates', 'Scale',
-           'Schedule', 'Device', 'Switch', 'config_rule', 'FOLLOWERS', 'DTYPES', 'DICTS', 'RECIPES', 'DECISIVE',
-           'Range', 'one_of', 'Kind', 'as_float', 'as_int', 'as_bool', 'as_text', 'as_list', 'as_none', 'as_path',
-           'as_checkpoint', 'as_trackers', 'as_switch', 'setting', 'with_ranges', 'ranges', 'kinds', 'read_fields',
-           'range_problems', 'Settings', 'as_settings', 'CMDPConfig', 'Rules', 'refuse',
+           'Schedule', 'Device', 'Switch', 'config_rule', 'ALPHA', 'FOLLOWERS', 'DTYPES', 'DICTS', 'RECIPES',
+           'DECISIVE', 'Range', 'one_of', 'Kind', 'as_float', 'as_int', 'as_bool', 'as_text', 'as_list', 'as_none',
+           'as_path', 'as_checkpoint', 'as_trackers', 'as_switch', 'setting', 'with_ranges', 'ranges', 'kinds',
+           'read_fields', 'range_problems', 'Settings', 'as_settings', 'CMDPConfig', 'Rules', 'refuse',
            'distillation_is_a_part_of_the_run', 'a_quantile_needs_a_distilled_student',
            'a_rate_that_is_kept_was_asked_for', 'a_budget_is_stated_or_chosen',
            'a_limit_that_moves_has_a_start_and_a_way', 'one_precision', 'the_chat_template_is_told_its_own_switches',
@@ -663,6 +664,9 @@ def a_quantile_needs_a_distilled_student(c: CMDPConfig):
         )
 
 # %% ../nbs/10_config.ipynb #rule-target
+ALPHA = 0.05  # how often a certificate may be wrong
+
+
 @config_rule
 def a_rate_that_is_kept_was_asked_for(c: CMDPConfig):
     given = [k for k in ("calibration_prompts", "certificate_prompts") if getattr(c, k)]
@@ -673,6 +677,11 @@ def a_rate_that_is_kept_was_asked_for(c: CMDPConfig):
             f"{c.method!r} is asked for, and it is asked for none; use one of {asked} with a "
             f"target above 0, or {given[0]}=0"
         )
+    elif c.certificate_prompts:
+        try:
+            check_claim(c.target, ALPHA, c.certificate_prompts)
+        except ValueError as e:
+            yield f"certificate_prompts={c.certificate_prompts}: {e}"
 
 # %% ../nbs/10_config.ipynb #rule-budget
 @config_rule

@@ -434,20 +434,27 @@ HELD_OUT = ("calibration_prompts", "certificate_prompts")
 
 
 def hold_out(data: Dataset | None, args: CMDPConfig) -> tuple[Dataset | None, dict[str, Dataset]]:
-    "The training prompts that are left, and those that are held out by the settings' names."
+    """The training prompts that are left, and those that are held out, by the settings' names.
+
+    No prompt is in two of them, also where the data has it twice. Raises ValueError if none would
+    be left.
+    """
     counts = [getattr(args, name) for name in HELD_OUT]
     if data is None or not any(counts):
         return data, {}
-    if sum(counts) >= len(data):
+    texts = [json.dumps(prompt, sort_keys=True, default=str) for prompt in data["prompt"][:]]
+    first = list({text: row for row, text in reversed([*enumerate(texts)])}.values())
+    if sum(counts) >= len(first):
         said = " and ".join(f"{name}={n}" for name, n in zip(HELD_OUT, counts) if n)
         raise ValueError(
-            f"{said} are held out of train_dataset, which has {len(data)} rows and none would be "
-            "left; give more, or hold out fewer"
+            f"{said} are held out of train_dataset, which has {len(first)} different prompts, and "
+            "none would be left; give more, or hold out fewer"
         )
-    rows = np.random.default_rng([args.seed, 4]).permutation(len(data))
-    parts = np.split(rows, np.cumsum(counts))
-    held = {name: data.select(np.sort(part)) for name, part in zip(HELD_OUT, parts) if len(part)}
-    return data.select(np.sort(parts[-1])), held
+    rows = np.random.default_rng([args.seed, 4]).permutation(len(first))
+    parts = dict(zip(HELD_OUT, np.split(np.array(first)[rows], np.cumsum(counts))))
+    held = {name: data.select(np.sort(part)) for name, part in parts.items() if len(part)}
+    taken = {texts[row] for part in parts.values() for row in part}
+    return data.select([i for i, text in enumerate(texts) if text not in taken]), held
 
 # %% ../nbs/11_preflight.ipynb #load-job
 def load_job(

@@ -490,7 +490,6 @@ class Run:
         self.output_dir = self.measured = self.vocab_size = None
         self.tokenizer_settings = tokenizer_settings(job.tokenizer)
         self.held_out, self.strictness = job.held_out, 1.0  # see nbs/12_calibrate
-        self.calibration = None  # what it found
 
 # %% ../nbs/12_run.ipynb #student
 @patch(as_prop=True)
@@ -571,8 +570,12 @@ def warn_of_earlier_run(self: Run) -> None:
 
 # %% ../nbs/12_run.ipynb #records
 @patch
-def records(self: Run, data: Dataset) -> list[dict]:
-    "One dict per completion of `data`, by the student as it is now."
+def records(self: Run, data: Dataset, *stream: int, **sampling) -> list[dict]:
+    """One dict per completion of `data`, by the student as it is now.
+
+    stream: of the run's random numbers, an evaluation's if none is named; sampling: fields of
+    Sampling that differ from an evaluation's.
+    """
     self.tell()
     args = self.args
     with self.accelerator.autocast():
@@ -591,9 +594,10 @@ def records(self: Run, data: Dataset) -> list[dict]:
             correct_at=args.correct_at,
             batch_size=args.per_device_eval_batch_size,
             vocab_size=self.vocab_size,
-            seed=fold_seed(args.seed, self.process_index, 2),
+            seed=fold_seed(args.seed, self.process_index, *(stream or (2,))),
             disable_tqdm=args.disable_tqdm or not self.is_main_process,
             more=trl_arguments(self.trainer_state),
+            **sampling,
         )
 
 # %% ../nbs/12_run.ipynb #choose-budget

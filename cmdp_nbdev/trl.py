@@ -792,12 +792,12 @@ def first_evaluation(self: TRLTrainer) -> None:
 
 # %% ../nbs/14_trl.ipynb #records
 @patch
-def records(self: TRLTrainer, data) -> list[dict]:
+def records(self: TRLTrainer, data, *stream: int, **sampling) -> list[dict]:
     "One dict per completion of `data`, on every process, in the order of the prompts."
     world, size = self.accelerator.num_processes, len(data)
     rows = [(k + self.process_index) % size for k in range(0, size, world)]
     with self.read_together():
-        mine = CMDPTrainer.records(self, data.select(rows))
+        mine = CMDPTrainer.records(self, data.select(rows), *stream, **sampling)
     return mine if world == 1 else in_order(gather_object([mine]), size, len(rows))
 
 # %% ../nbs/14_trl.ipynb #in-order
