@@ -19,20 +19,25 @@ from .run import Run, follow
 from .sequential import log_evidence
 
 # %% auto #0
-__all__ = ['STREAM', 'HARDER', 'STRETCH', 'SHARE', 'STRETCHES', 'LOOKS', 'rate_to_aim_at', 'Look', 'look_at', 'log_odds',
+__all__ = ['LOOKS', 'SURE', 'STREAM', 'HARDER', 'STRETCH', 'SHARE', 'STRETCHES', 'rate_to_aim_at', 'Look', 'look_at', 'log_odds',
            'meeting_place', 'weights_of', 'put_between', 'to_the_other_side', 'calibrate']
 
 # %% ../nbs/12_calibrate.ipynb #aim
-def rate_to_aim_at(target: float, prompts: int) -> float:
-    "The satisfaction rate that a certificate of `target` from so many prompts probably needs."
-    if not prompts:
+LOOKS = 2  # at students between the two
+SURE = 1.3  # standard errors of what calibration and certificate do not know
+
+
+def rate_to_aim_at(target: float, calibration: int, certificate: int) -> float:
+    "The satisfaction rate to aim at, by the numbers of prompts, so that nine of ten are certified."
+    if not certificate:
         return target
     few, many = 0.0, 1 - target  # violations of a prompt that certify, and that do not
     while many - few > 1e-6:
         middle = (few + many) / 2
-        certified = log_evidence(middle * prompts, prompts, 1 - target) >= math.log(1 / ALPHA)
-        few, many = (middle, many) if certified else (few, middle)
-    return 1 - few + math.sqrt(few * (1 - few) / prompts)
+        evidence = log_evidence(middle * certificate, certificate, 1 - target)
+        few, many = (middle, many) if evidence >= math.log(1 / ALPHA) else (few, middle)
+    unknown = few * (1 - few) * (1 / certificate + 1 / (LOOKS * calibration))
+    return 1 - few + min(SURE * math.sqrt(unknown), few / 2)
 
 # %% ../nbs/12_calibrate.ipynb #look
 STREAM = 4  # of the run's random numbers, see run.fold_seed
@@ -107,15 +112,12 @@ def to_the_other_side(run: Run, data: Dataset, aim: float) -> tuple[list, list, 
     return start, weights_of(run), [looks[-2]._replace(place=0.0), looks[-1]]
 
 # %% ../nbs/12_calibrate.ipynb #calibrate
-LOOKS = 2  # between the two ends
-
-
 def calibrate(run: Run) -> None:
     "Move the student of a run whose last update is done to the rate that was asked for."
     args, data = run.args, run.held_out.get("calibration_prompts")
     if data is None or run.global_step != args.max_steps:
         return
-    aim = rate_to_aim_at(args.target, args.certificate_prompts)
+    aim = rate_to_aim_at(args.target, len(data), args.certificate_prompts)
     say(f"calibrating: {aim:.3f} of {len(data)} held-out prompts", args.disable_tqdm)
     start, end, looks = to_the_other_side(run, data, aim)
     for number in range(1, LOOKS + 1):

@@ -55,11 +55,11 @@ def weights(run):
 def test_a_student_at_the_aim_is_certified(target):
     "What is aimed at is enough, what was asked for is not, and more prompts need less."
     n = 8192
-    aim = rate_to_aim_at(target, n)
-    assert target < aim < rate_to_aim_at(target, n // 4) < 1
+    aim = rate_to_aim_at(target, 2048, n)
+    assert target < aim < rate_to_aim_at(target, 512, n // 4) < 1
     assert verdict_of(round((1 - aim) * n), n, target) == CERTIFIED
     assert verdict_of(round((1 - target) * n), n, target) != CERTIFIED
-    assert rate_to_aim_at(target, 0) == target
+    assert rate_to_aim_at(target, 2048, 0) == target
 
 
 @settings(max_examples=20, deadline=None)
