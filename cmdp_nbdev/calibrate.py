@@ -119,6 +119,8 @@ def calibrate(run: Run) -> None:
         return
     aim = rate_to_aim_at(args.target, len(data), args.certificate_prompts)
     say(f"calibrating: {aim:.3f} of {len(data)} held-out prompts", args.disable_tqdm)
+    if run.saved_at != run.global_step:
+        run.save_checkpoint()
     start, end, looks = to_the_other_side(run, data, aim)
     for number in range(1, LOOKS + 1):
         place = meeting_place(looks, aim)
