@@ -23,6 +23,7 @@ from .evaluate import to_json
 from cmdp_nbdev.sequential import (
     CERTIFIED,
     REFUSED,
+    UNDECIDED,
     check_claim,
     further_prompts,
     verdict_of,
@@ -68,6 +69,7 @@ class Certificate:
     budget: float | None = None  # nats; None = a column of the prompts
     aggregate: str = "sum"
     cut: int = 0  # completions that kept the budget and were cut off
+    bound: str | None = None  # what the costs are if no exact ones
     seconds: float = math.nan
     about: dict = field(default_factory=dict)  # hashes, versions, how was sampled
     warnings: list[str] = field(default_factory=list)
@@ -78,8 +80,9 @@ class Certificate:
 # %% ../nbs/16_certificate.ipynb #properties
 @patch(as_prop=True)
 def verdict(self: Certificate) -> str:
-    "`certified`, `not certified` or `undecided`."
-    return verdict_of(self.violations, self.n, self.target, self.alpha)
+    "`certified`, `not certified` or `undecided`; costs that are lower bounds certify nothing."
+    found = verdict_of(self.violations, self.n, self.target, self.alpha)
+    return UNDECIDED if self.bound and found == CERTIFIED else found
 
 
 @patch(as_prop=True)
@@ -120,9 +123,11 @@ def limit(self: Certificate) -> str:
 def outlook(self: Certificate) -> str:
     "What could be certified, and what more prompts would bring."
     lower = math.floor(self.interval[0] * 1000) / 1000
-    said = f"certified is a rate of {lower:g}" if lower > 0 else "no rate is certified"
+    said = f"a rate of {lower:g} is certified" if lower > 0 else "no rate is certified"
+    if self.bound:
+        return f"the costs are {self.bound}: what was kept may have been broken, so none certifies"
     if self.verdict == CERTIFIED:
-        return f"certified is even a rate of {lower:g}" if lower > self.target else ""
+        return f"even a rate of {lower:g} is certified" if lower > self.target else ""
     if self.verdict == REFUSED:
         return f"{said}; more training, a looser budget or a rate asked below it"
     if self.further is None:
@@ -164,6 +169,7 @@ def as_dict(self: Certificate) -> dict:
         "satisfaction_rate_high": high,
         "n_offered": self.offered,
         "n_cut_off": self.cut,
+        "bound": self.bound,
         "further_prompts": more,
         "further_verdict": verdict,
         "seconds": self.seconds,
@@ -254,7 +260,8 @@ def certificate_of(records: list[dict], target: float, alpha: float, **more) -> 
     """
     n, broken = len(records), sum(not r["within_budget"] for r in records)
     cut = sum(r["within_budget"] and not r["terminated"] for r in records)
-    found = Certificate(target, alpha, n, broken, cut=cut, **more)
+    said = dict.fromkeys(r["bound"] for r in records if r.get("bound"))
+    found = Certificate(target, alpha, n, broken, cut=cut, bound="; ".join(said) or None, **more)
     if cut > OFTEN * n:
         found.warnings.append(
             f"{cut} of the {n - broken} completions that kept the budget were cut off and would "

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import copy
+import html
 import json
 import os
 
@@ -91,7 +92,7 @@ def training_curves(
 ) -> go.Figure:
     "Accuracy and satisfaction rate (left), reverse KL in nats per sequence (right), by update."
     rows = metrics if isinstance(metrics, list) else read_jsonl(metrics)
-    rows = [m for m in rows if "kl_mean" in m]
+    rows = [m for m in rows if "kl_mean" in m and not m.get("skipped")]
     titles = ("share of completions", "reverse KL, nats per sequence")
     fig = make_subplots(1, 2, subplot_titles=titles, horizontal_spacing=0.12)
     steps = [m["step"] for m in rows]
@@ -168,6 +169,11 @@ def _joined(rows: torch.Tensor, lengths: torch.Tensor) -> tuple[list, list]:
         y += [*row[:n], None]
     return x, y
 
+# %% ../nbs/15_plot.ipynb #literal
+def _literal(text: str) -> str:
+    "A text that plotly shows as it is."
+    return html.escape(text, quote=False)
+
 # %% ../nbs/15_plot.ipynb #token-heatmap
 def token_heatmap(records: list[dict], tokenizer, limit: int = 12) -> go.Figure:
     "Cost of every token of the first `limit` completions, nats: the darker, the more went there."
@@ -178,7 +184,8 @@ def token_heatmap(records: list[dict], tokenizer, limit: int = 12) -> go.Figure:
         return row + [fill] * (T - len(row))
 
     cost = [padded(r["cost_per_token"], None) for r in records]
-    tokens = [padded([tokenizer.decode([i]) for i in r["completion_ids"]], "") for r in records]
+    texts = [[_literal(tokenizer.decode([i])) for i in r["completion_ids"]] for r in records]
+    tokens = [padded(row, "") for row in texts]
     cells = {"text": tokens, "texttemplate": "%{text}", "xgap": 1, "ygap": 1}
     scale = {"colorscale": "Oranges", "zmin": 0, "zmax": 1, "colorbar": {"title": "nats"}}
     hover = "%{text}: %{z:.3f} nats<extra></extra>"
@@ -187,20 +194,23 @@ def token_heatmap(records: list[dict], tokenizer, limit: int = 12) -> go.Figure:
     fig.update_yaxes(autorange="reversed", tickvals=rows, ticktext=names)
     fig.update_xaxes(title="completion token")
     _styled(fig, "Where the budget goes", width=900, height=160 + 28 * len(records))
-    return fig.update_layout(margin={"l": 190})
+    return fig.update_layout(margin={"l": 250})
 
 # %% ../nbs/15_plot.ipynb #row-name
 def _row_name(record: dict) -> str:
-    "Prompt, whether it kept the budget, and what it spent."
-    prompt = record["prompt"] if isinstance(record["prompt"], str) else "…"
-    return f"{prompt}  {'✓' if record['within_budget'] else 'over'} {record['spent']:.2f}"
+    "Prompt, whether the answer is right, and what it spent: within the budget or over."
+    prompt = _literal(record["prompt"]) if isinstance(record["prompt"], str) else "…"
+    answer = {True: ["right,"], False: ["wrong,"]}.get(record.get("correct"), [])
+    kept = "within" if record["within_budget"] else "over"
+    return " ".join([prompt, *answer, kept, f"{record['spent']:.2f}"])
 
 # %% ../nbs/15_plot.ipynb #nats-figure
 def nats_figure(went: Nats, most: int = 12) -> go.Figure:
     "Nats by token text, the `most` expensive ones (left), and by place in the completion (right)."
     titles = ("by token", "by position in the completion")
     fig = make_subplots(1, 2, subplot_titles=titles, horizontal_spacing=0.12)
-    texts = [json.dumps(row["token"], ensure_ascii=False)[1:-1] for row in went.tokens[:most]]
+    shown = (json.dumps(row["token"], ensure_ascii=False)[1:-1] for row in went.tokens[:most])
+    texts = [_literal(text) for text in shown]
     _nats_bars(fig, texts, went.tokens[:most], 1)
     _nats_bars(fig, [row["position"] for row in went.positions], went.positions, 2)
     fig.update_yaxes(title_text="nats", rangemode="tozero", col=1)
@@ -331,9 +341,11 @@ th{text-align:left;padding-right:2em;font-weight:500} td{font-variant-numeric:ta
 
 # %% ../nbs/15_plot.ipynb #report-html
 def report_html(figures: list[go.Figure], title: str, summary: dict) -> str:
-    "A page with `title`, a table of `summary` and all `figures`; works offline."
-    rows = [(k, f"{v:.4g}" if isinstance(v, float) else v) for k, v in summary.items()]
-    table = "".join(f"<tr><th>{k}</th><td>{v}</td></tr>" for k, v in rows)
+    "A page with `title`, a table of `summary` and all `figures`; works offline, texts escaped."
+    title = html.escape(title)
+    rows = [(k, f"{v:.4g}" if isinstance(v, float) else str(v)) for k, v in summary.items()]
+    cells = (f"<th>{html.escape(k)}</th><td>{html.escape(v)}</td>" for k, v in rows)
+    table = "".join(f"<tr>{row}</tr>" for row in cells)
     plots = [f.to_html(full_html=False, include_plotlyjs=i == 0) for i, f in enumerate(figures)]
     head = f"<meta charset=utf-8><title>{title}</title><style>{_STYLE}</style>"
     body = f"<h1>{title}</h1><table>{table}</table>{''.join(plots)}"

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
-from scipy.special import logsumexp, xlogy
+from scipy.special import xlogy
 
 # %% auto #0
 __all__ = ['FEWER', 'MORE', 'CERTIFIED', 'REFUSED', 'UNDECIDED', 'log_evidence', 'verdict_of', 'violation_bounds',
@@ -30,7 +30,7 @@ def log_evidence(violations, n, rate, bets: tuple[float, ...] = FEWER) -> np.nda
     k, n, rate = (np.asarray(x, dtype=float)[..., None] for x in (violations, n, rate))
     rho = np.asarray(bets, dtype=float)
     each = xlogy(k, rho) - n * np.log1p(rate * (rho - 1))
-    return logsumexp(each, axis=-1) - math.log(len(bets))
+    return np.logaddexp.reduce(each, axis=-1) - math.log(len(bets))
 
 # %% ../nbs/09_sequential.ipynb #verdict
 CERTIFIED, REFUSED, UNDECIDED = "certified", "not certified", "undecided"

@@ -2,12 +2,14 @@
 
 import json
 import math
+import re
+import shutil
 
 import numpy as np
 import pytest
 from conftest import embedded
 from datasets import Dataset
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import binom
 
@@ -19,7 +21,11 @@ from cmdp_nbdev.certificate import (
     fresh,
     prompts_hash,
 )
-from cmdp_nbdev.model import default_pair
+from cmdp_nbdev.certify import certify, drift
+from cmdp_nbdev.cli import certify_main, cmdp
+from cmdp_nbdev.evaluate import where_nats_went
+from cmdp_nbdev.model import DATA, default_pair
+from cmdp_nbdev.plot import nats_figure, report_html, token_heatmap
 from cmdp_nbdev.sequential import (
     CERTIFIED,
     FEWER,
@@ -40,6 +46,7 @@ from cmdp_nbdev.task import chain_dataset, chain_reward
 from cmdp_nbdev.trainer import CMDPTrainer
 
 
+@settings(max_examples=10)
 @given(st.integers(1, 400), st.data(), st.floats(0.005, 0.6))
 def test_evidence_is_a_mean_of_likelihood_ratios(n, data, m):
     "The mean over bettors of (q/m)^k ((1-q)/(1-m))^(n-k), q by odds."
@@ -92,6 +99,7 @@ def test_exact_chances_beside_simulation_with_portions():
     assert exact.certified <= chances(rate, size, target).certified
 
 
+@settings(max_examples=10)
 @given(st.integers(1, 3000), st.data(), st.sampled_from([0.8, 0.9, 0.98]))
 def test_verdict_bounds_and_boundaries_agree(n, data, target):
     "Certified is: the lower end for the satisfaction rate has reached the target."
@@ -198,8 +206,8 @@ def test_at_the_end_of_a_run():
     student, teacher, tokenizer = default_pair()
     config = embedded(budget=8.0, device="cpu", disable_tqdm=True, eval_num_generations=2)
     train, test = chain_dataset(50, "train"), chain_dataset(300, "test")
-    settings = dict(eval_dataset=chain_dataset(20, "validation"), processing_class=tokenizer)
-    trainer = CMDPTrainer(student, teacher, chain_reward, config, train, **settings)
+    given = dict(eval_dataset=chain_dataset(20, "validation"), processing_class=tokenizer)
+    trainer = CMDPTrainer(student, teacher, chain_reward, config, train, **given)
     before = trainer.evaluate()
     found = certify_run(trainer, test, 0.9, portion=100)
     assert found.verdict == CERTIFIED and found.n in (100, 200) and found.offered == 300
@@ -209,3 +217,122 @@ def test_at_the_end_of_a_run():
         certify_run(trainer, Dataset.from_list([*train, *test.select(range(250))]), 0.9)
     with pytest.raises(ValueError, match="20 prompts are too few"):
         certify_run(trainer, chain_dataset(20, "test"), 0.9)
+
+
+def test_lower_bounds_refuse_and_never_certify():
+    "What a teacher of few tokens tells is not all that was spent."
+    few = [dict(r, bound="lower bounds (top 4)") for r in records_of([0] * 300)]
+    found = certificate_of(few, 0.9, 0.05, offered=300)
+    assert found.verdict == UNDECIDED and "none certifies" in str(found)
+    broken = [dict(r, within_budget=False) for r in few]
+    assert certificate_of(broken, 0.9, 0.05, offered=300).verdict == REFUSED
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    "What a run leaves: a student, what it was trained on, what it wrote at the end."
+    folder = tmp_path_factory.mktemp("certified")
+    shutil.copytree(DATA / "student", folder / "run" / "student")
+    shutil.copytree(DATA / "teacher", folder / "teacher")
+    prompts = chain_dataset(300, "test")
+    prompts.select(range(250)).to_json(folder / "fresh.jsonl")
+    prompts.select(range(250, 300)).to_json(folder / "train.jsonl")
+    prompts.select(range(200, 300)).to_json(folder / "both.jsonl")
+    said = {"student": "s", "dataset": str(folder / "train.jsonl"), "of_another_release": 1}
+    config = {"max_steps": 1, "run": said, "teacher": {"sha256": "of another"}}
+    (folder / "run" / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    row = {"prompt": "1+1+1+1+1+1=", "completion_ids": [1] * 25, "spent": 0.5}
+    (folder / "run" / "eval.jsonl").write_text((json.dumps(row) + "\n") * 200, encoding="utf-8")
+    return folder
+
+
+COMMAND = "run/student --teacher teacher --dataset fresh.jsonl --budget 9 --target 0.9 "
+COMMAND += "--max_completion_length 32 --disable_tqdm"
+
+
+def test_the_command(run, monkeypatch, capsys):
+    "The verdict is its status; what is otherwise than in the student's run is said."
+    monkeypatch.chdir(run)
+    assert cmdp(["certify", *COMMAND.split(), "--output_dir", "out"]) == 0
+    said = capsys.readouterr().out
+    assert said.startswith("certified: ") and len(said.splitlines()) <= 10
+    assert "lengths of prompts (characters): median 8, and 12 in the run's own" in said
+    assert "lengths of completions" in said and "the teacher is another than that" in said
+    whole = json.loads((run / "out" / "certificate.json").read_text(encoding="utf-8"))
+    assert whole["verdict"] == "certified" and whole["n"] < 250 == whole["n_offered"]
+    assert re.fullmatch("[0-9a-f]{64}", whole["student_sha256"]) and whole["dataset"]
+    assert whole["versions"]["cmdp_nbdev"] and whole["budget"] == 9 and whole["alpha"] == 0.05
+    assert certify_main([*COMMAND.split(), "--output_dir", "out"]) == 2
+    assert "holds a certificate already" in capsys.readouterr().err
+    few = "--budget 0.8 --n_prompts 50 --target 0.8 --output_dir few"
+    assert certify_main([*COMMAND.split(), *few.split()]) in (1, 3)
+    task = "--task chains --budget 0.1 --target 0.98 --n_prompts 250 --output_dir task"
+    assert certify_main(task.split()) == 1
+    assert "of 250 prompts asked" in capsys.readouterr().out
+
+
+REFUSED_BY = {
+    "no teacher": ("run/student --dataset fresh.jsonl --budget 1 --target 0.9", "teacher missing"),
+    "no claim": ("run/student --task words", "budget, target missing: a certificate needs"),
+    "percent": (f"{COMMAND} --target 98", r"strictly between 0 and 1, got 98 \(98% is 0.98\)"),
+    "all": (f"{COMMAND} --target 1", "certified by no number of prompts"),
+    "nothing": (f"{COMMAND} --target 0", "target must lie strictly between 0 and 1, got 0"),
+    "a word": (f"{COMMAND} --target high", "target must be a finite number, got"),
+    "few prompts": (f"{COMMAND} --target 0.99", "250 prompts are too few .* at least 419"),
+    "few asked": (f"{COMMAND} --n_prompts 40", "40 prompts are too few .* at least 41"),
+    "no error": (f"{COMMAND} --alpha 0", "alpha must be above 0 and at most 0.5, got 0"),
+    "known prompts": (f"{COMMAND} --dataset both.jsonl", "50 of 100 prompts are among those that"),
+    "named ones": (f"{COMMAND} --train_dataset fresh.jsonl", "250 of 250 prompts are among"),
+    "no file": (f"{COMMAND} --dataset none.jsonl", "dataset='none.jsonl'"),
+    "no train file": (f"{COMMAND} --train_dataset none.jsonl", "train_dataset='none.jsonl'"),
+    "below zero": (f"{COMMAND} --budget -1", "budget must be >= 0, got -1"),
+    "two tasks": (f"{COMMAND} --task chains", "given; leave out one"),
+    "two words": (f"here {COMMAND}", "unexpected 'run/student'"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED_BY)
+def test_refused_in_one_line(run, monkeypatch, capsys, name):
+    "Before a model is loaded, and nothing is written."
+    options, said = REFUSED_BY[name]
+    monkeypatch.chdir(run)
+    monkeypatch.setattr("cmdp_nbdev.certify.loaded_pair", None)
+    assert cmdp(["certify", *options.split(), "--output_dir", "none"]) == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert re.search(said, line), line
+    assert not (run / "none").exists()
+
+
+def test_what_cannot_be_compared_is_said(run, tmp_path):
+    "A run of the library does not say what it was trained on."
+    shutil.copytree(run / "run" / "student", tmp_path / "student")
+    (tmp_path / "config.json").write_text('{"max_steps": 1}', encoding="utf-8")
+    asked = dict(budget=9.0, target=0.8, max_completion_length=32, disable_tqdm=True)
+    found = certify(tmp_path / "student", run / "teacher", chain_dataset(64, "test"), **asked)
+    (warning,) = found.warnings
+    assert "is not known, so it was not compared: its config.json does not say" in warning
+    rng = np.random.default_rng(0)
+    same = [{"prompt": "p", "completion_ids": [0], "spent": x} for x in rng.random(400)]
+    assert not [*drift(same[:200], same[200:])]
+
+
+def test_nothing_of_a_report_runs():
+    "Titles and summaries hold names that somebody chose."
+    hostile = "</title><script>alert(1)</script>"
+    page = report_html([], hostile, {hostile: hostile, "accuracy": 0.5})
+    assert "<script" not in page and "alert(1)" in page and "<td>0.5</td>" in page
+
+
+def test_what_a_model_wrote_is_shown_as_it_wrote_it():
+    "Plotly reads markup in texts; prompts and tokens have none for it."
+
+    class Tokenizer:
+        def decode(self, ids):
+            return "<b>"
+
+    record = {"prompt": "<i>", "completion_ids": [0], "cost_per_token": [1.0], "spent": 1.0}
+    figures = [token_heatmap([{**record, "within_budget": True}], Tokenizer())]
+    figures.append(nats_figure(where_nats_went([record], Tokenizer())))
+    for figure in figures:
+        text = json.dumps(json.loads(figure.to_json())["data"] + [str(figure.layout)])
+        assert "<b>" not in text and "<i>" not in text and "&lt;b&gt;" in text
