@@ -208,9 +208,9 @@ def setting(default, help: str, **more):
 
 
 def with_ranges(cls: type) -> type:
-    "Class decorator: the help of every field ends with its range."
+    "Class decorator: the help of every field ends with its range; inherited ones have it."
     for f in fields(cls):
-        if f.name in ranges(cls):
+        if f.name in vars(cls)["__annotations__"] and f.name in ranges(cls):
             help = f"{f.metadata['help']}; {ranges(cls)[f.name].text}"
             f.metadata = MappingProxyType({**f.metadata, "help": help})
     return cls

@@ -65,7 +65,7 @@ __all__ = ['LORA', 'EMBEDDED', 'OWN', 'OWN_TOO', 'SUMMARY', 'COPY_LIMIT', 'load_
            'with_threads', 'embedded_trainer', 'own_trainer', 'describe_teacher', 'build_trainer', 'distil',
            'train_until_stopped', 'exact_optimum', 'summarise', 'start_of', 'nats_of', 'numbers_of', 'write_run',
            'pictures', 'format_summary', 'headline', 'run_all', 'all_configs', 'write_table', 'comparison',
-           'run_command']
+           'run_command', 'leave_if_stopped']
 
 # %% ../nbs/19_distil.ipynb #reward
 def load_reward(spec: str) -> Callable:
@@ -342,7 +342,8 @@ def distil(run: RunArguments, config: CMDPConfig) -> dict:
     trainer = build_trainer(run, config)
     trainer.keep_trackers = True
     train_until_stopped(trainer)
-    result, records = trainer.evaluate(return_records=True)
+    with trainer.keeping():
+        result, records = trainer.evaluate(return_records=True)
     trainer.close()
     optimum = exact_optimum(run, trainer)
     seconds = time.perf_counter() - began
@@ -357,12 +358,11 @@ def distil(run: RunArguments, config: CMDPConfig) -> dict:
 
 # %% ../nbs/19_distil.ipynb #train
 def train_until_stopped(trainer: CMDPTrainer) -> None:
-    "Train to the end or to Ctrl-C."
+    "Train to the end or to Ctrl-C; what was learnt until then is a checkpoint already."
     try:
         trainer.train()
     except KeyboardInterrupt:
-        done = f"stopped after {trainer.global_step} updates"
-        print(f"{done}; evaluating and saving what was learnt", file=sys.stderr)
+        print("evaluating and saving what was learnt; Ctrl-C again leaves at once", file=sys.stderr)
 
 # %% ../nbs/19_distil.ipynb #optimum
 def exact_optimum(run: RunArguments, trainer: CMDPTrainer) -> float | None:
@@ -499,6 +499,7 @@ def run_all(run: RunArguments, values: dict) -> list[dict]:
     for config in all_configs(values, out):
         rows.append(distil(run, config))
         print(format_summary(rows[-1]) + "\n")
+        leave_if_stopped(rows[-1], values)
     write_table(rows, out / "summary.csv")
     said = "accuracy {accuracy:.3f}, satisfaction {satisfaction_rate:.3f}"
     lines = {r["method"]: said.format(**r) for r in rows}
@@ -556,3 +557,10 @@ def run_command(values: dict) -> None:
     elif summary := distil(run, CMDPConfig(**values)):
         print(format_summary(summary) + "\n")
         print(f"student, records and pictures: {summary['output_dir']}/")
+        leave_if_stopped(summary, values)
+
+
+def leave_if_stopped(summary: dict, values: dict) -> None:
+    "Raise KeyboardInterrupt after a run that Ctrl-C has ended before its last update."
+    if summary["steps"] < values["max_steps"]:
+        raise KeyboardInterrupt

@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import functools
-import json
 import math
 import os
 import re
@@ -27,6 +26,7 @@ from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, PretrainedConfig, PreTrain
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from .budget import Budget, row_budget
+from .checkpoint import read_json
 from .config import CMDPConfig, Rules, as_trackers, default_of, in_force, refuse
 from cmdp_nbdev.cost import (
     DenseRows,
@@ -230,7 +230,7 @@ def recorded(args: CMDPConfig) -> dict:
     if checkpoint not in (None, True, "auto"):
         folder = Path(checkpoint).parent
     path = Path(folder or os.devnull).expanduser() / "config.json"
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    return read_json(path) if path.is_file() else {}
 
 # %% ../nbs/11_preflight.ipynb #settle
 def settle(args: CMDPConfig, model, teacher) -> CMDPConfig:

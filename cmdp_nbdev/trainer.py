@@ -89,7 +89,6 @@ def _prepare(self: CMDPTrainer) -> None:
     self.vocab_size = preflight(job, self.generator(1), self.accelerator.autocast)
     optimizer, self.scheduler = make_optimizer(job.model, args)
     self.model, self.optimizer = self.accelerator.prepare(job.model, optimizer)
-    self.accelerator.register_for_checkpointing(self.scheduler)
 
 # %% ../nbs/13_trainer.ipynb #sample
 @patch
@@ -237,7 +236,7 @@ def train(self: CMDPTrainer, resume_from_checkpoint: str | None = None) -> dict[
     self.should_stop = False
     self.begin(resume_from_checkpoint or self.args.resume_from_checkpoint)
     self.fire("on_train_begin")
-    with self.training_bar() as bar:
+    with self.training_bar() as bar, self.keeping():
         while self.global_step < self.args.max_steps and not self.should_stop:
             self.step()
             self.show(bar)

@@ -29,6 +29,7 @@ from torch.utils.data import Sampler
 from transformers import PreTrainedModel, PrinterCallback, TrainerCallback
 from transformers.integrations import is_deepspeed_zero3_enabled, is_fsdp_enabled
 
+from .checkpoint import read_part, write_manifest, write_part
 from .config import CMDPConfig, Rules, refuse
 from .cost import Score, score_tokens
 from .evaluate import Earned, earned_metrics, step_metrics, to_json
@@ -60,7 +61,6 @@ from cmdp_nbdev.rollout import (
 )
 from .run import check_resumable, hold_last_rate, prompt_order
 from .trainer import CMDPTrainer
-from .watch import callback_states
 
 try:
     from trl import GRPOConfig, GRPOTrainer
@@ -617,8 +617,11 @@ class BeforeUpdate(TrainerCallback):
             planned = run.stretches[0]["max_steps"] * run.args.num_iterations
             hold_last_rate(run.grpo.lr_scheduler, run.grpo_args, planned)
 
-    def on_save(self, *unused, **unused_too):
-        "Called when a checkpoint has been written."
+    def on_save(self, args, state, *unused, **unused_too):
+        "Called when a checkpoint has been written: with its manifest it is one."
+        if self.run.is_main_process:
+            folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+            write_manifest(folder, engine="trl")
         self.run.fire("on_save")
 
 # %% ../nbs/14_trl.ipynb #after-update
@@ -712,32 +715,24 @@ def _save_rng_state(self: BudgetGRPOTrainer, output_dir: str) -> None:
     "The random state of this process and the run's own state; returns when all have theirs."
     GRPOTrainer._save_rng_state(self, output_dir)
     if self.accelerator.is_main_process:
-        torch.save(self.run.state(), Path(output_dir) / "run_state.pt")
+        write_part(Path(output_dir), "run_state", self.run.state())
     self.accelerator.wait_for_everyone()
 
 # %% ../nbs/14_trl.ipynb #state
 @patch
 def state(self: TRLTrainer) -> dict:
     "What a resumed run needs beside the models."
-    return {
-        "global_step": self.global_step,
-        "method_state": self.method_state,
-        "budget": self.budget.limit,
-        "args": self.settings(),
-        "stretches": self.stretches,
-        "callbacks": callback_states(self.callbacks),
-    }
+    return self.about() | {"method_state": self.method_state}
 
 # %% ../nbs/14_trl.ipynb #read-run-state
 def read_run_state(checkpoint: str | os.PathLike) -> dict:
     "What a run inside TRL kept. Raises FileNotFoundError for a folder that is none of its."
-    path = Path(checkpoint) / "run_state.pt"
-    if not path.is_file():
+    if not (Path(checkpoint) / "run_state.json").is_file():
         raise FileNotFoundError(
             f"resume_from_checkpoint={str(checkpoint)!r} is no checkpoint of the engine inside TRL "
-            "(no run_state.pt in it)"
+            "(no run_state.json in it)"
         )
-    return torch.load(path, weights_only=True)
+    return read_part(Path(checkpoint), "run_state")
 
 # %% ../nbs/14_trl.ipynb #load-checkpoint
 @patch
@@ -745,6 +740,7 @@ def load_checkpoint(self: TRLTrainer, checkpoint: str | os.PathLike) -> None:
     "Continue from a checkpoint of this engine; TRL reads its part when training begins."
     saved, now = read_run_state(checkpoint), self.settings()
     check_resumable({**now, **saved["args"]}, now, Path(checkpoint))
+    self.compare_inputs(saved, Path(checkpoint))
     self.checkpoint = str(checkpoint)
     self.go_on_from(saved, saved["method_state"])
 
@@ -783,12 +779,12 @@ def first_evaluation(self: TRLTrainer) -> None:
 
 # %% ../nbs/14_trl.ipynb #records
 @patch
-def records(self: TRLTrainer, data) -> list[dict]:
+def records(self: TRLTrainer, data, *stream: int, **sampling) -> list[dict]:
     "One dict per completion of `data`, on every process, in the order of the prompts."
     world, size = self.accelerator.num_processes, len(data)
     rows = [(k + self.process_index) % size for k in range(0, size, world)]
     with self.read_together():
-        mine = CMDPTrainer.records(self, data.select(rows))
+        mine = CMDPTrainer.records(self, data.select(rows), *stream, **sampling)
     return mine if world == 1 else in_order(gather_object([mine]), size, len(rows))
 
 # %% ../nbs/14_trl.ipynb #in-order

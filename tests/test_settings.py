@@ -59,6 +59,7 @@ def test_installed_metadata_agrees(ini):
         "cmdp-distill": "cmdp_nbdev.cli:main",
         "cmdp-prepare": "cmdp_nbdev.cli:prepare_main",
         "cmdp-evaluate": "cmdp_nbdev.cli:evaluate_main",
+        "cmdp-certify": "cmdp_nbdev.cli:certify_main",
         "cmdp-plan": "cmdp_nbdev.cli:plan_main",
     }
 
