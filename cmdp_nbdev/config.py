@@ -37,10 +37,10 @@ from .reward import UPDATE
 # %% auto #0
 __all__ = ['UNFIT', 'WORDS', 'SWITCH', 'KIND', 'Folder', 'Checkpoint', 'Trackers', 'SCHEDULES', 'Positive', 'Finite',
            'NotNegative', 'Share', 'Inside', 'Nucleus', 'Decay', 'Count', 'Index', 'Number', 'Updates', 'Scale',
-           'Schedule', 'Device', 'Switch', 'config_rule', 'FOLLOWERS', 'DTYPES', 'DICTS', 'RECIPES', 'DECISIVE',
-           'Range', 'one_of', 'Kind', 'as_float', 'as_int', 'as_bool', 'as_text', 'as_list', 'as_none', 'as_path',
-           'as_checkpoint', 'as_trackers', 'as_switch', 'setting', 'with_ranges', 'ranges', 'kinds', 'read_fields',
-           'range_problems', 'Settings', 'as_settings', 'CMDPConfig', 'Rules', 'refuse',
+           'Schedule', 'NonFinite', 'Device', 'Switch', 'config_rule', 'FOLLOWERS', 'DTYPES', 'DICTS', 'RECIPES',
+           'DECISIVE', 'Range', 'one_of', 'Kind', 'as_float', 'as_int', 'as_bool', 'as_text', 'as_list', 'as_none',
+           'as_path', 'as_checkpoint', 'as_trackers', 'as_switch', 'setting', 'with_ranges', 'ranges', 'kinds',
+           'read_fields', 'range_problems', 'Settings', 'as_settings', 'CMDPConfig', 'Rules', 'refuse',
            'distillation_is_a_part_of_the_run', 'a_quantile_needs_a_distilled_student', 'a_budget_is_stated_or_chosen',
            'a_limit_that_moves_has_a_start_and_a_way', 'one_precision', 'the_chat_template_is_told_its_own_switches',
            'groups_stay_whole', 'portions_hold_whole_groups', 'the_teachers_completions_are_used',
@@ -192,6 +192,7 @@ Updates = Annotated[
 ]
 Scale = Annotated[str, one_of(*SCALES)]
 Schedule = Annotated[str, one_of(*SCHEDULES)]
+NonFinite = Annotated[str, one_of("stop", "skip")]
 Device = Annotated[str, Range("auto or cpu", lambda v: v in ("auto", "cpu"))]
 Switch = Annotated[
     str,
@@ -477,6 +478,11 @@ class CMDPConfig:
     adam_beta2: Decay = setting(0.999, "AdamW beta2")
     adam_epsilon: Finite = setting(1e-8, "AdamW epsilon")
     max_grad_norm: Positive = setting(1.0, "gradient norm above which gradients are scaled down")
+    on_nonfinite: NonFinite = setting(
+        "stop",
+        "what to do at an update with NaN or infinity in it: end the run with its reason, or skip "
+        "the update (at most 5 in a row, and a twentieth of all); its completions are kept",
+    )
     gradient_checkpointing: bool = setting(
         False, "recompute activations in the backward pass: less memory, more time"
     )

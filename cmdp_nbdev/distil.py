@@ -398,6 +398,8 @@ def summarise(trainer: CMDPTrainer, result: dict, seconds: float, optimum: float
     if args.budget_quantile is not None:
         distilled = {"distill_steps": args.distilled_updates}
         summary |= {"budget_quantile": args.budget_quantile, **distilled}
+    if trainer.watch.skipped:
+        summary["skipped_updates"] = trainer.watch.skipped
     if trainer.problems:
         summary["problems"] = trainer.problems
     return summary | start_of(trainer)

@@ -92,7 +92,7 @@ def training_curves(
 ) -> go.Figure:
     "Accuracy and satisfaction rate (left), reverse KL in nats per sequence (right), by update."
     rows = metrics if isinstance(metrics, list) else read_jsonl(metrics)
-    rows = [m for m in rows if "kl_mean" in m]
+    rows = [m for m in rows if "kl_mean" in m and not m.get("skipped")]
     titles = ("share of completions", "reverse KL, nats per sequence")
     fig = make_subplots(1, 2, subplot_titles=titles, horizontal_spacing=0.12)
     steps = [m["step"] for m in rows]

@@ -12,7 +12,7 @@ import re
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 
@@ -64,7 +64,7 @@ from cmdp_nbdev.processor import (
     warn_bf16,
     warn_slow,
 )
-from .reward import call_cost, column_problems, task_rewards
+from .reward import NotFinite, call_cost, column_problems, task_rewards
 from cmdp_nbdev.rollout import (
     TEMPLATE_COLUMNS,
     PromptError,
@@ -843,20 +843,31 @@ def extreme_rows(prompts: list) -> list[int]:
     return sorted({lengths.index(min(lengths)), lengths.index(max(lengths))})
 
 
+@contextmanager
+def _named(what: str) -> Iterator[None]:
+    "Say which model it is that says NaN."
+    try:
+        yield
+    except NotFinite as e:
+        advice = "check its weights, or load it with dtype=float32"
+        raise NotFinite(f"{what}: {e}, so no completion can be judged by it", (), advice) from e
+
+
 def write_probe(job: Job, generator: torch.Generator, writer=None) -> Rollout:
     "Short completions of two prompts, by the student or another `writer`."
     columns = job.train_dataset[extreme_rows(job.train_dataset["prompt"][:])]
-    return generate(
-        writer or job.model,
-        job.tokenizer,
-        columns.pop("prompt"),
-        columns,
-        generator=generator,
-        chat_template_kwargs=job.args.chat_template_kwargs,
-        num_generations=2,
-        max_completion_length=min(8, job.args.max_completion_length),
-        temperature=job.args.temperature,
-    )
+    with _named("teacher" if writer else "model"):
+        return generate(
+            writer or job.model,
+            job.tokenizer,
+            columns.pop("prompt"),
+            columns,
+            generator=generator,
+            chat_template_kwargs=job.args.chat_template_kwargs,
+            num_generations=2,
+            max_completion_length=min(8, job.args.max_completion_length),
+            temperature=job.args.temperature,
+        )
 
 # %% ../nbs/11_preflight.ipynb #probe-functions
 def check_functions(job: Job, probe: Rollout) -> None:
@@ -980,6 +991,16 @@ def check_gradient(model: torch.nn.Module, logits: Tensor) -> None:
             f"evaluation mode: {e}"
         ) from e
 
+# %% ../nbs/11_preflight.ipynb #numbers
+def _numbers(what: str, model, probe: Rollout) -> Tensor | TeacherRows:
+    "What a model says of the probe. Raises NotFinite, naming it, where that is NaN."
+    with _named(what):
+        said = completion_logits(model, probe) if what == "model" else teacher_rows(model, probe)
+        logits = said if isinstance(said, Tensor) else getattr(said, "logits", None)
+        if isinstance(logits, Tensor) and logits.isnan().any():
+            raise NotFinite("its logits are NaN")
+    return said
+
 # %% ../nbs/11_preflight.ipynb #find-heads
 def find_heads(job: Job, probe: Rollout) -> None:
     "Try, where logits are made a chunk at a time, whether the models' heads can be told apart."
@@ -998,10 +1019,10 @@ def check_probe(job: Job, probe: Rollout, generator: torch.Generator) -> int:
     find_heads(job, probe)
     temperature, given = job.args.temperature, replace(probe, sampled_logps=None)
     with torch.enable_grad():
-        student = completion_logits(job.model, probe)
+        student = _numbers("model", job.model, probe)
         check_gradient(job.model, student)
     with torch.no_grad():
-        teacher = teacher_rows(job.teacher, probe)
+        teacher = _numbers("teacher", job.teacher, probe)
         check_shapes(student, teacher)
         token_divergence(student, teacher, mask=probe.completion_mask)
         check_bound(job, probe, student, teacher)

@@ -196,6 +196,7 @@ RESUMABLE = {
     "resume_from_checkpoint",
     "report_to",
     "disable_tqdm",
+    "on_nonfinite",
     "per_device_eval_batch_size",
     "eval_num_generations",
     "eval_temperature",
