@@ -148,7 +148,7 @@ class Lab(contextlib.ExitStack):
 
     def _write_files(self) -> None:
         "The notebooks, and the settings of JupyterLab."
-        unwanted = shutil.ignore_patterns("__pycache__", ".ipynb_checkpoints", "images")
+        unwanted = shutil.ignore_patterns("__pycache__", ".ipynb_checkpoints", "*.png")
         shutil.copytree(self.folder, self.root, ignore=unwanted)
         for name, cells in self.files.items():
             (self.root / name).write_text(json.dumps(notebook(cells)), encoding="utf-8")

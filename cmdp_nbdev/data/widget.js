@@ -332,11 +332,12 @@ const COMPUTE = {
     const [inside, over] = histogram(t, v.d, data), [reaches, breaks] = fan(t, v.d, data);
     const bars = [{y: inside}, {y: over, base: inside}, line];
     const dots = [{}, ...rewards(t, v, data), line];
+    const said = t.about + instead(t, v.trained);
     const fill = [rates(t, v.d, data.ci), null, bars, [reaches, breaks, {}], dots];
     const filled = (list, more) => list.map((m, j) => ({...m, ...more[j]}));
     return blocks.map((b, i) => {
       if (b.items) return {...b, items: filled(b.items, fill[i])};
-      return b.marks ? {...b, marks: filled(b.marks, fill[i])} : {...b, text: t.about};
+      return b.marks ? {...b, marks: filled(b.marks, fill[i])} : {...b, text: said};
     });
   },
 };
@@ -349,6 +350,12 @@ function nearest(traces, v) {  // the trace that is shown, unpacked
   for (const k of ["spent", "reward", "correct", "running"])
     if (typeof found[k] === "string") found[k] = floats(found[k]);
   return found;
+}
+
+function instead(t, trained) {  // as panel.instead
+  if ([undefined, null, "nearest", t.budget].includes(trained)) return "";
+  if (t.budget == null) return ". This method reads no budget";
+  return `. There is none that was trained for d = ${short(trained)}`;
 }
 
 function rates(t, d, intervals) {  // the numbers under the limit d

@@ -249,7 +249,7 @@ def _controls(self: MultiplierView, v: dict) -> list[dict]:
 # %% ../../nbs/widgets/04_multiplier.ipynb #trajectories
 @patch
 def _trajectories(self: MultiplierView, asked: int | None) -> dict:
-    "A menu of a dozen trajectories, from the cheapest to the dearest, and the one `asked` for."
+    "A menu of a dozen trajectories, from cheap to expensive, and the one `asked` for."
     n = len(self.records)
     shown = np.unique(np.linspace(0, n - 1, 12).round().astype(int)).tolist()
     if asked in range(n):
@@ -274,7 +274,7 @@ def _blocks(self: MultiplierView, v: dict) -> list[dict]:
     advantage, multiplier, pull, push = forces(signal, i, self.looked[i])
     row = numbers(
         advantage=f"{float(advantage.mean()):+.2f}",
-        multiplier=f"{float(multiplier.max()):.2f}",
+        multiplier=self._multiplier(multiplier, method, budget, settings),
         gradient_towards_the_teacher=f"{float(pull.norm()):.2f}",
         gradient_towards_what_was_written=f"{_signed(push):+.2f}",
     )
@@ -282,6 +282,19 @@ def _blocks(self: MultiplierView, v: dict) -> list[dict]:
     spent = float(self.records[i]["spent"])
     price = price_chart(method.name, budget, self.top, unscaled, spent, self.methods)
     return [row, price, gradient_chart(self.texts[i], pull, push)]
+
+# %% ../../nbs/widgets/04_multiplier.ipynb #multiplier-number
+@patch
+def _multiplier(self: MultiplierView, acts: Tensor, method, budget: Budget, settings: dict):
+    "The largest multiplier that acts; with a note where it is a curve divided by σ."
+    largest, i = float(acts.max()), self.values["trajectory"]
+    if "scale_rewards" not in settings:
+        return f"{largest:.2f}"
+    plain = method(self.batch, budget, {}, **{**settings, "scale_rewards": "none"}, **method.held)
+    curve = float(plain.multipliers["divergence"][i].max())
+    if abs(curve - largest) < 0.005:
+        return f"{largest:.2f}"
+    return f"{largest:.2f}", f"the curve's {curve:.2f} divided by σ = {curve / largest:.2f}"
 
 # %% ../../nbs/widgets/04_multiplier.ipynb #signed
 def _signed(push: Tensor) -> float:

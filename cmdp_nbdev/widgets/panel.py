@@ -28,7 +28,7 @@ from .view import View, buttons, choice, given_with, only_met, slider
 
 # %% auto #0
 __all__ = ['PRESETS', 'load_traces', 'record_trace', 'intervals', 'judge', 'Frame', 'frame_of', 'spent_chart', 'remaining_chart',
-           'reward_chart', 'BudgetPanel', 'about', 'rates']
+           'reward_chart', 'BudgetPanel', 'about', 'instead', 'rates']
 
 # %% ../../nbs/widgets/02_panel.ipynb #load-traces
 def load_traces(path: str | os.PathLike = DATA / "traces.npz") -> list[dict]:
@@ -209,7 +209,7 @@ class BudgetPanel(View):
         self.methods = only_met(labels, methods, "BudgetPanel")
         self.traces = [t for t in traces if t["label"] in self.methods]
         self.limit = float(budget.limit)
-        top = 2.0 if records is None else _dear(self.traces, self.limit)
+        top = 2.0 if records is None else _axis_end(self.traces, self.limit)
         unit = "nats" if budget.aggregate == "sum" else "nats per token"
         self.frame = frame_of(self.traces, top, unit)
         self.compute = "budget"
@@ -225,7 +225,7 @@ def _own_traces(records, budget: Budget) -> list[dict]:
     return [record_trace(k, r, budget) for k, r in read.items()]
 
 
-def _dear(traces: list[dict], limit: float) -> float:
+def _axis_end(traces: list[dict], limit: float) -> float:
     "Where the axis ends: well beyond the limit, and where nine of ten completions are shown."
     spent = np.concatenate([t["spent"] for t in traces])
     most = float(np.quantile(np.append(spent[np.isfinite(spent)], 0.01), 0.9))
@@ -299,13 +299,23 @@ def about(trace: dict) -> str:
     seed = "" if trace["seed"] is None else f", seed {trace['seed']}"
     return f"{trace['label']}{budget}{seed}: {len(trace['spent'])} completions"
 
+
+def instead(trace: dict, trained) -> str:
+    "What to add where the student that was asked for, of this `trained`, is not among the traces."
+    if trained in (None, "nearest", trace["budget"]):
+        return ""
+    if trace["budget"] is None:
+        return ". This method reads no budget"
+    return f". There is none that was trained for d = {trained:g}"
+
 # %% ../../nbs/widgets/02_panel.ipynb #blocks
 @patch
 def _blocks(self: BudgetPanel, v: dict) -> list[dict]:
     trace, d, frame = self.trace(v), v["d"], self.frame
     charts = [spent_chart(trace, d, frame), remaining_chart(trace, d, frame)]
     charts += [reward_chart(trace, d, v["n"], frame)]
-    return [rates(trace, d, frame.unit), prose(about(trace)), *charts]
+    said = prose(about(trace) + instead(trace, v.get("trained")))
+    return [rates(trace, d, frame.unit), said, *charts]
 
 
 def rates(trace: dict, d: float, unit: str = "nats") -> dict:
