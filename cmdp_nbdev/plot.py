@@ -194,13 +194,15 @@ def token_heatmap(records: list[dict], tokenizer, limit: int = 12) -> go.Figure:
     fig.update_yaxes(autorange="reversed", tickvals=rows, ticktext=names)
     fig.update_xaxes(title="completion token")
     _styled(fig, "Where the budget goes", height=160 + 28 * len(records))
-    return fig.update_layout(margin={"l": 190})
+    return fig.update_layout(margin={"l": 250})
 
 # %% ../nbs/15_plot.ipynb #row-name
 def _row_name(record: dict) -> str:
-    "Prompt, whether it kept the budget, and what it spent."
+    "Prompt, whether the answer is right, and what it spent: within the budget or over."
     prompt = _literal(record["prompt"]) if isinstance(record["prompt"], str) else "…"
-    return f"{prompt}  {'✓' if record['within_budget'] else 'over'} {record['spent']:.2f}"
+    answer = {True: ["right,"], False: ["wrong,"]}.get(record.get("correct"), [])
+    kept = "within" if record["within_budget"] else "over"
+    return " ".join([prompt, *answer, kept, f"{record['spent']:.2f}"])
 
 # %% ../nbs/15_plot.ipynb #nats-figure
 def nats_figure(went: Nats, most: int = 12) -> go.Figure:
