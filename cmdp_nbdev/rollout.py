@@ -1347,11 +1347,12 @@ def score_rollout(
     rollout: Rollout,
     costs: dict[str, Cost],
     temperature: float = 1.0,
+    known: Score | None = None,  # of the same weights, see score_tokens
 ) -> Score:
     "Both models on a rollout; gradients flow to the student's numbers, if enabled."
     student = completion_rows(model, rollout, is_large([rollout], costs["divergence"].chunk_size))
     ids, mask = rollout.completion_ids, rollout.completion_mask
-    return score_tokens(student, said, ids, mask, costs, temperature)
+    return score_tokens(student, said, ids, mask, costs, temperature, known)
 
 # %% ../nbs/08_rollout.ipynb #moved
 __getattr__ = forwards("rollout", "theory.told")
