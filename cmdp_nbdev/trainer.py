@@ -126,7 +126,9 @@ def ask(self: CMDPTrainer, parts: list[Rollout]) -> list[TeacherRows | None]:
 
 
 @patch
-def score(self: CMDPTrainer, rollout: Rollout, said: TeacherRows | None = None, known=None) -> Score:
+def score(
+    self: CMDPTrainer, rollout: Rollout, said: TeacherRows | None = None, known=None
+) -> Score:
     "Both models on a rollout; gradients flow to the student's numbers, if enabled."
     said = said or self.ask([rollout])[0]
     return score_rollout(self.model, said, rollout, self.costs, self.args.temperature, known)
