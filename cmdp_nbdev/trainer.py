@@ -126,9 +126,7 @@ def ask(self: CMDPTrainer, parts: list[Rollout]) -> list[TeacherRows | None]:
 
 
 @patch
-def score(
-    self: CMDPTrainer, rollout: Rollout, said: TeacherRows | None = None, known=None
-) -> Score:
+def score(self: CMDPTrainer, rollout: Rollout, said=None, known: Score | None = None) -> Score:
     "Both models on a rollout; gradients flow to the student's numbers, if enabled."
     said = said or self.ask([rollout])[0]
     return score_rollout(self.model, said, rollout, self.costs, self.args.temperature, known)
@@ -224,8 +222,8 @@ def step(self: CMDPTrainer) -> dict[str, float]:
     measured = self._measure(rollout, earned, scores, batch, signal, limit)
     with ExitStack() as whole:
         for iteration in range(args.num_iterations):
-            fresh = scores if iteration == 0 else None
-            loss, grad_norm = self.update(rollout, batch, signal, fresh, whole, said)
+            now = scores if iteration == 0 else None  # of the weights as they are
+            loss, grad_norm = self.update(rollout, batch, signal, now, whole, said)
         metrics = {"step": self.global_step + 1, "loss": loss, "grad_norm": grad_norm}
         metrics["learning_rate"] = self.scheduler.get_last_lr()[0]
         self.scheduler.step()

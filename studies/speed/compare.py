@@ -1,7 +1,7 @@
 """Who needs how many seconds and how much memory for the same update: ours, and TRL's trainers.
 
     python studies/speed/compare.py run --repeats 2           # what compare.jsonl does not hold yet
-    python studies/speed/compare.py run --before FOLDER       # and the TRL engine of an old checkout
+    python studies/speed/compare.py run --before FOLDER       # and an old TRL engine
     python studies/speed/compare.py table                     # README's table, and compare.svg
 
 `run` goes through all sizes and trainers in turn, each in a process of its own (update.py,
