@@ -1331,7 +1331,12 @@ def innermost(teacher):
 def teacher_says(
     teacher, parts: list[Rollout], chunk_size: int | None = None
 ) -> list[TeacherRows | None]:
-    "What a teacher says of the parts of a rollout; None, of several, where it is asked again."
+    """What a teacher says of the parts of a rollout; None, of several, where it is asked again.
+
+    Of a model hidden states are kept. A function's answer is kept whole, completion tokens x
+    vocabulary, since it is asked once; where that is too much, have it name its top k tokens
+    (nbs/19_teachers).
+    """
     hidden = is_large(parts, chunk_size)
     if not isinstance(teacher, torch.nn.Module):
         return [teacher_rows(teacher, part) for part in parts]
