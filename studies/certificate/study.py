@@ -10,7 +10,7 @@ chances (`sequential.chances`), the same with a look every 64 prompts, the numbe
 test with a fixed number of them (Clopper-Pearson) needs for a verdict with probability .9, and how
 often that test errs where somebody looks after every prompt and stops at the first good look.
 
-sampled.csv: the shipped students, certified by `cmdp certify` at rates around the one that 4000
+sampled.csv: the shipped student of the chains, certified by `cmdp certify` at rates around the one that 4000
 other prompts show, with several seeds.
 """
 
@@ -33,7 +33,7 @@ SAMPLED = Runs(HERE / "sampled.csv", ("task", "budget", "target", "seed"))
 TARGETS, AWAY = (0.8, 0.9, 0.95, 0.98), (-0.02, -0.01, 0.0, 0.01, 0.02)
 PROMPTS, PORTION, POWER, MOST = 4096, 64, 0.9, 40_000
 MARKS = "<!-- tables: study.py --readme -->\n", "\n<!-- end of tables -->"
-TASKS = {"chains": (0.8, 3.0, 5.0), "words": (0.8, 2.0)}  # nats
+TASKS = {"chains": (0.8, 3.0, 5.0)}  # nats
 
 
 # ---- simulated students ----------------------------------------------------------------
