@@ -40,6 +40,7 @@ from cmdp_nbdev.cost import (
 from .mdp import OURS, Rollout, Sampling, completion_mask, masked, position_ids
 from .model import ids_of
 from .moved import forwards
+from .reward import NotFinite
 
 # %% auto #0
 __all__ = ['TEMPLATE_COLUMNS', 'FEW', 'ROOM', 'LLAMAS', 'ROPES', 'READINGS', 'SHORT', 'LONG', 'STEPS', 'CANNOT', 'EXACT', 'ROUGH',
@@ -809,10 +810,13 @@ EXACT, ROUGH = 1e-2, 1.0  # nats that arithmetic may cost in float32, and in les
 def find_reading(model: torch.nn.Module, prompt_ids: Tensor, prompt_mask: Tensor) -> Reading:
     """The first of `READINGS` that is right for `model`, tried on two short texts.
 
-    Raises ValueError for a model whose logits depend on what comes later, or on chance.
+    Raises ValueError for a model whose logits depend on what comes later, or on chance, NotFinite
+    for one whose logits are NaN.
     """
     texts, rollout = _two_texts(prompt_ids, prompt_mask)
     truth = torch.stack([_alone(model, text, STEPS) for text in texts])
+    if truth.isnan().any():
+        raise NotFinite(f"the logits of {type(core(model)).__name__} are NaN")
     before = torch.stack([_alone(model, text[: 1 - STEPS], 1) for text in texts])
     noise = _distance(_scored(model, rollout, padded=False), truth)
     noise = max(noise, _distance(before, truth[:, :1]))

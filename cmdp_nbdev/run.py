@@ -83,9 +83,9 @@ from cmdp_nbdev.rollout import (
 from .watch import Watch, callback_states, restore_callbacks, tell_callbacks
 
 # %% auto #0
-__all__ = ['RESUMABLE', 'EVALUATION', 'CARD', 'UNPROVEN', 'OF_A_STUDENT', 'prompt_order', 'fold_seed', 'claim_output_dir',
-           'keep_metrics', 'read_metrics', 'run_settings', 'differences', 'check_resumable', 'first_stretch',
-           'rate_factor', 'hold_last_rate', 'follow', 'an_earlier_run_is_this_one', 'earlier_run',
+__all__ = ['RESUMABLE', 'EVALUATION', 'CARD', 'UNPROVEN', 'OF_A_STUDENT', 'FUSED_FROM', 'prompt_order', 'fold_seed',
+           'claim_output_dir', 'keep_metrics', 'read_metrics', 'run_settings', 'differences', 'check_resumable',
+           'first_stretch', 'rate_factor', 'hold_last_rate', 'follow', 'an_earlier_run_is_this_one', 'earlier_run',
            'the_folder_can_be_written', 'check_inputs', 'run_config', 'check_weights', 'model_name', 'measured_rows',
            'bound_text', 'repeat_code', 'model_card', 'make_accelerator', 'Run', 'as_logged', 'leave', 'here',
            'uninterrupted', 'terminable', 'completion_rows', 'completion_line', 'judged_generation',
@@ -196,6 +196,7 @@ RESUMABLE = {
     "resume_from_checkpoint",
     "report_to",
     "disable_tqdm",
+    "on_nonfinite",
     "per_device_eval_batch_size",
     "eval_num_generations",
     "eval_temperature",
@@ -496,6 +497,7 @@ class Run:
         self.watch, self.stretches = Watch(job.args), [first_stretch(asdict(job.args))]
         self.output_dir = self.measured = self.vocab_size = None
         self.tokenizer_settings = tokenizer_settings(job.tokenizer)
+        self.held_out, self.strictness = job.held_out, 1.0  # see nbs/12_calibrate
 
 # %% ../nbs/12_run.ipynb #student
 @patch(as_prop=True)
@@ -874,7 +876,8 @@ def log_last(self: Run) -> None:
 @patch
 def save_if_due(self: Run) -> None:
     "A checkpoint every `save_steps`."
-    if self.args.save_steps and self.global_step % self.args.save_steps == 0:
+    step, args = self.global_step, self.args
+    if args.save_steps and step % args.save_steps == 0 and step <= args.max_steps:
         self.save_checkpoint()
         self.due.insert(1, "on_save")
 
@@ -1369,14 +1372,20 @@ def hold_rate(self: Run) -> None:
     hold_last_rate(self.scheduler, self.args, self.stretches[0]["max_steps"])
 
 # %% ../nbs/12_run.ipynb #make-optimizer
+FUSED_FROM = 4_000_000  # trained parameters
+
+
 def make_optimizer(model, args: CMDPConfig) -> tuple[torch.optim.AdamW, object]:
     "Optimiser and learning-rate schedule."
+    trained = [p for p in model.parameters() if p.requires_grad]
+    known = all(p.device.type in ("cpu", "cuda") for p in trained)
     optimizer = torch.optim.AdamW(
-        [p for p in model.parameters() if p.requires_grad],
+        trained,
         args.learning_rate,
         (args.adam_beta1, args.adam_beta2),
         args.adam_epsilon,
         args.weight_decay,
+        fused=(known and sum(p.numel() for p in trained) >= FUSED_FROM) or None,
     )
     scheduler = get_scheduler(
         args.lr_scheduler_type,

@@ -16,17 +16,18 @@ from datasets import Dataset
 from fastcore.basics import patch
 
 from .budget import Budget, row_budget
+from .calibrate import calibrate
 from .config import CMDPConfig, refuse
 from .cost import Cost, Score, TeacherRows
 from .evaluate import Earned, earn, earned_metrics, sampling_gap, step_metrics
 from .mdp import Rollout, select, slices
 from .methods import METHODS
 from .moved import forwards
-from .objective import Batch, Signal, check_finite, signal_loss
+from .objective import Batch, Signal, check_batch, check_finite, signal_loss
 from .preflight import checkpoint_gradients, is_function, load_job, preflight
 from .rollout import generate, given_rollout, score_rollout, teacher_says, written_by
 from .run import Run, make_accelerator, make_optimizer, model_name, uninterrupted
-from .watch import callback_problems
+from .watch import callback_problems, guarded
 
 # %% auto #0
 __all__ = ['CMDPTrainer']
@@ -161,7 +162,7 @@ def signal(self: CMDPTrainer, batch: Batch, limit: Budget) -> Signal:
             f"{', '.join(self.costs)} have a gradient: name a divergence in "
             "register_method(costs=...), put anything else into the advantage"
         )
-    return signal
+    return signal.priced(self.strictness)
 
 # %% ../nbs/13_trainer.ipynb #update
 @patch
@@ -179,11 +180,11 @@ def update(self: CMDPTrainer, rollout, batch, signal, scores, whole, said) -> tu
         mine = Signal(signal.advantage[part], prices)
         old = batch.logp[part] if args.num_iterations > 1 else None
         loss = signal_loss(mine, score.logp, score.costs, mask[part], tokens, old, *clip)
-        check_finite(loss, self.global_step + 1)
         self.accelerator.backward(loss)
         total += loss.detach()
     whole.enter_context(uninterrupted())
     norm = self.accelerator.clip_grad_norm_(self.model.parameters(), args.max_grad_norm)
+    check_finite(total, 0 if args.fp16 else norm, self.model)  # float16 has its own way
     self.optimizer.step()
     self.half_made += 1
     self.optimizer.zero_grad()
@@ -207,18 +208,20 @@ def step(self: CMDPTrainer) -> dict[str, float]:
     args, began = self.args, time.perf_counter()
     if args.budget_quantile is not None and self.global_step == args.distilled_updates:
         self.choose_budget(self.suggest_budget(args.budget_quantile))
-    rollout = self.rollout = self.sample()
-    earned = self.reward(rollout)
-    size = args.per_device_train_batch_size
-    parts = [select(rollout, part) for part in slices(len(rollout), size)]
-    said = self.ask(parts)
-    with torch.set_grad_enabled(len(parts) == 1):
-        scores = list(map(self.score, parts, said))
-    batch = Batch.of(rollout, earned.modified, scores, earned.charged)
-    limit = self.limit(rollout)
-    signal = self.signal(batch, limit)
-    measured = self._measure(rollout, earned, scores, batch, signal, limit)
     with ExitStack() as whole:
+        whole.enter_context(guarded(self, self.save_checkpoint))
+        rollout = self.rollout = self.sample()
+        earned = self.reward(rollout)
+        size = args.per_device_train_batch_size
+        parts = [select(rollout, part) for part in slices(len(rollout), size)]
+        said = self.ask(parts)
+        with torch.set_grad_enabled(len(parts) == 1):
+            scores = list(map(self.score, parts, said))
+        batch = Batch.of(rollout, earned.modified, scores, earned.charged)
+        check_batch(batch)
+        limit = self.limit(rollout)
+        signal = self.signal(batch, limit)
+        measured = self._measure(rollout, earned, scores, batch, signal, limit)
         for iteration in range(args.num_iterations):
             fresh = scores if iteration == 0 and len(parts) == 1 else None
             loss, grad_norm = self.update(rollout, batch, signal, fresh, whole, said)
@@ -240,6 +243,7 @@ def train(self: CMDPTrainer, resume_from_checkpoint: str | None = None) -> dict[
         while self.global_step < self.args.max_steps and not self.should_stop:
             self.step()
             self.show(bar)
+    calibrate(self)
     return self.finish()
 
 # %% ../nbs/13_trainer.ipynb #moved

@@ -36,7 +36,7 @@ from .evaluate import Earned, earned_metrics, step_metrics, to_json
 from .mdp import Rollout, masked, to_device
 from .methods import METHODS
 from .model import ids_of
-from .objective import Batch, Signal, check_finite
+from .objective import Batch, Signal, check_batch, check_finite
 from cmdp_nbdev.preflight import (
     check_job,
     check_probe,
@@ -61,6 +61,7 @@ from cmdp_nbdev.rollout import (
 )
 from .run import check_resumable, hold_last_rate, prompt_order
 from .trainer import CMDPTrainer
+from .watch import guarded
 
 try:
     from trl import GRPOConfig, GRPOTrainer
@@ -72,10 +73,10 @@ except ImportError as error:
 
 # %% auto #0
 __all__ = ['TESTED', 'HOOKS', 'SAME', 'FIXED', 'LEFT_TO_TRL', 'trl_rule', 'WHOLE', 'check_trl', 'foreign_problems', 'grpo_config',
-           'quiet', 'students_are_told_nothing', 'completions_are_the_students_own', 'groups_have_two_or_more',
-           'portions_are_trls', 'launch_problems', 'fsdp_problems', 'BudgetGRPOTrainer', 'TRLTrainer', 'place_teacher',
-           'common_ids', 'beside_prompts', 'PromptOrder', 'BeforeUpdate', 'read_run_state', 'in_order',
-           'TogetherReader']
+           'quiet', 'students_are_told_nothing', 'completions_are_the_students_own', 'trl_takes_every_step',
+           'calibration_is_ours', 'groups_have_two_or_more', 'portions_are_trls', 'launch_problems', 'fsdp_problems',
+           'BudgetGRPOTrainer', 'TRLTrainer', 'place_teacher', 'common_ids', 'beside_prompts', 'PromptOrder',
+           'BeforeUpdate', 'read_run_state', 'in_order', 'TogetherReader']
 
 # %% ../nbs/14_trl.ipynb #hooks
 TESTED = "1.16"
@@ -87,6 +88,7 @@ HOOKS = {
     "_get_train_sampler": "dataset",
     "_tokenize_prompts": "prompts",
     "_save_rng_state": "output_dir",
+    "_get_grad_norm": "model grad_norm",
 }
 
 # %% ../nbs/14_trl.ipynb #check-trl
@@ -190,7 +192,26 @@ def completions_are_the_students_own(args: CMDPConfig):
             "own loop (engine native), or leave it out"
         )
 
+# %% ../nbs/14_trl.ipynb #rule-nonfinite
+@trl_rule
+def trl_takes_every_step(args: CMDPConfig):
+    if args.on_nonfinite != "stop":
+        yield (
+            f"on_nonfinite={args.on_nonfinite}: TRL's loop leaves no update out; it stops at "
+            "log-probabilities, costs, rewards, loss and gradients that are no numbers "
+            "(on_nonfinite=stop), or use our own loop (engine native)"
+        )
+
 # %% ../nbs/14_trl.ipynb #rule-groups
+@trl_rule
+def calibration_is_ours(args: CMDPConfig):
+    if args.calibration_prompts:
+        yield (
+            f"calibration_prompts={args.calibration_prompts} adds updates at the end, which TRL's "
+            "loop has no place for; use our own loop (engine native), or calibration_prompts=0"
+        )
+
+
 @trl_rule
 def groups_have_two_or_more(args: CMDPConfig):
     if args.num_generations == 1:
@@ -433,6 +454,7 @@ def _get_per_token_logps_and_entropies(
 def _calculate_rewards(self: BudgetGRPOTrainer, inputs, prompts, completions, completion_ids_list):
     "Rewards of every function, (B of all processes, F)."
     self.rollout = self.as_rollout(inputs, prompts, completions, completion_ids_list)
+    self.run.rollout = self.rollout
     self.earned = self.run.reward(self.rollout)
     return self.everywhere(self.earned.each)
 
@@ -511,6 +533,7 @@ def answer(self: BudgetGRPOTrainer) -> tuple[Signal, Tensor]:
     "The method's answer for the whole update, and the tokens of completions that ended, (B, T)."
     run, rollout = self.run, self.rollout
     batch = Batch.of(rollout, self.earned.modified, self.scores, self.earned.charged)
+    check_batch(batch)
     kl = torch.cat([score.kl for score in self.scores])
     limit = run.limit(rollout)
     run.written = rollout, self.earned.task, limit.spent(batch.cost, batch.mask)
@@ -544,8 +567,16 @@ def _compute_loss(self: BudgetGRPOTrainer, model, inputs):
         if f"multiplier_{name}" in inputs:
             price = inputs[f"multiplier_{name}"].detach() * cost
             loss = loss + masked(price, mask).sum() / tokens
-    check_finite(loss, self.run.global_step + 1)
+    check_finite(loss.detach())
     return loss
+
+# %% ../nbs/14_trl.ipynb #hook-norm
+@patch
+def _get_grad_norm(self: BudgetGRPOTrainer, model, grad_norm=None):
+    "The gradient's norm. Raises NotFinite before weights move; float16 has its own way."
+    norm = GRPOTrainer._get_grad_norm(self, model, grad_norm=grad_norm)
+    check_finite(0.0, 0.0 if self.args.fp16 or norm is None else norm, model)
+    return norm
 
 # %% ../nbs/14_trl.ipynb #sampler
 class PromptOrder(Sampler):
@@ -682,7 +713,8 @@ def train(self: TRLTrainer, resume_from_checkpoint: str | None = None) -> dict[s
     self.begun = True
     self.grpo.add_callback(BeforeUpdate(self))
     with self.training_bar() as self.bar, quiet():
-        self.grpo.train(self.checkpoint)
+        with guarded(self):
+            self.grpo.train(self.checkpoint)
     return self.finish()
 
 # %% ../nbs/14_trl.ipynb #step

@@ -431,7 +431,7 @@ def test_reward_functions_as_trl_calls_them(make_trainer):
 def test_the_log_has_the_names_that_are_kept_for_it(make_trainer):
     "`log_metric` refuses what an update holds anyway."
     found = set(make_trainer(method="grpo").step())
-    assert found == set(UPDATE) - {"n_verdict", "sampling_gap"}
+    assert found == set(UPDATE) - {"n_verdict", "sampling_gap", "skipped"}
 
 
 def test_a_method_does_not_overwrite_the_log(own_methods):
