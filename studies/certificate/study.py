@@ -10,8 +10,8 @@ chances (`sequential.chances`), the same with a look every 64 prompts, the numbe
 test with a fixed number of them (Clopper-Pearson) needs for a verdict with probability .9, and how
 often that test errs where somebody looks after every prompt and stops at the first good look.
 
-sampled.csv: the shipped student of the chains, certified by `cmdp certify` at rates around the one that 4000
-other prompts show, with several seeds.
+sampled.csv: the shipped student of the chains, certified by `certify.certify` at rates around the
+one that 4000 other prompts show, with several seeds.
 """
 
 import argparse
