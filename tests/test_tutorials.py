@@ -221,12 +221,26 @@ def test_the_claims_of_the_paper():
         assert number in of_it and re.fullmatch(r"\d\d(, \d\d)*", lessons), claim
 
 
-@pytest.mark.parametrize("path", LESSONS[:7], ids=stem)
+@pytest.mark.parametrize("path", LESSONS, ids=stem)
 def test_a_lesson_says_where_it_stands(path):
     "Its place in the argument is drawn before the first heading."
     opening = prose(cells(path)).split("\n## ")[0]
     name = "map" if path.stem.startswith("00") else f"map_{path.stem[:2]}"
     assert f"](images/{name}.svg)" in opening
+
+
+def test_the_first_lesson_succeeds():
+    "What is stored of lesson 00: the student passes its teacher, within the budget."
+    notebook = json.loads(LESSONS[0].read_text(encoding="utf-8"))
+    printed = {
+        c["id"]: "".join("".join(o.get("text", "")) for o in c.get("outputs", ()))
+        for c in notebook["cells"]
+    }
+    lines = dict(re.findall(r"'([\w. ]+)': ([\d.]+)", printed["train-lines"]))
+    after = dict(re.findall(r"^(\w+) +[\d.]+ +([\d.]+)$", printed["after"], re.M))
+    assert float(after["accuracy"]) > float(lines["teacher"]) + 0.05
+    assert float(after["accuracy"]) < float(lines["best within 0.8"])
+    assert float(after["satisfaction_rate"]) > 0.88
 
 
 def test_drawings_are_what_their_code_draws(monkeypatch):

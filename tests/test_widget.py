@@ -341,6 +341,31 @@ def test_live_changes_take_effect_at_the_next_update(live):
     assert live.samples[0]["prompt"].endswith("=")
 
 
+def test_live_says_that_a_multiplier_stands_at_its_bound(live):
+    "A controller that can do no more looks like one that is content."
+
+    def told():
+        return [b["text"] for b in live.blocks if b.get("alert")]
+
+    train(live)
+    assert not told()
+    live.history[-1]["lam"] = 4.0
+    live.set(d=0.1)
+    assert told() and "highest value, 4" in told()[0]
+    marks = live.blocks[-2]["marks"]
+    assert any("highest value" in m.get("label", "") for m in marks if m["kind"] == "rule")
+
+
+def test_live_ends_and_says_how(make_trainer):
+    "The last batch of a training says how its student was, and not how it is."
+    live = LiveTrainer(make_trainer(max_steps=1), every=0.0)
+    train(live, 5)
+    assert (live.status, live.trainer.global_step) == ("finished", 1)
+    assert any("held-out prompts" in b.get("text", "") for b in live.blocks)
+    train(live)
+    assert live.trainer.global_step == 1
+
+
 def test_live_offers_only_what_can_run(make_trainer):
     "A method that needs groups, or a student that is told its budget, would end the training."
     offered = LiveTrainer(make_trainer(method="gkd", num_generations=1)).methods
@@ -389,8 +414,13 @@ function move(name, value) {
   input.dispatchEvent(new Event("input", {bubbles: true}));
 }
 
+const next = () => root.querySelector(".next")?.dataset.place;
+const hidden = name => root.querySelector(`[data-place="${name}"]`).hidden;
+out.guide = [next()];
+
 for (const [name, value] of MOVES) {
   move(name, value);
+  out.guide.push([name, next() ?? null, hidden("trained")]);
   const text = [...root.querySelectorAll(".numbers b")].map(e => e.textContent);
   const paths = root.querySelectorAll("svg[role=img] path").length;
   out.moves.push({text, paths, blocks: root.cmdpBlocks()});
@@ -451,6 +481,9 @@ def test_the_page_draws_and_the_slider_moves_it(chromium, tmp_path, capsys):
         for mine, theirs in zip(panel.blocks, seen["blocks"]):
             assert_same_marks(mine, theirs)
     assert len({tuple(m["text"]) for m in out["moves"]}) >= 5  # every move showed something else
+    # what is to be touched next stands out; a menu that does nothing for a method is not there
+    assert out["guide"][:2] == ["d", ["d", "method", False]]
+    assert out["guide"][3] == ["method", None, True]  # grpo reads no budget
     thirds = (out["times"][i : i + 100] for i in (0, 100, 200))
     median, p95 = min(tuple(np.quantile(t, [0.5, 0.95])) for t in thirds)  # of a busy machine
     with capsys.disabled():

@@ -327,7 +327,10 @@ class Widget:
                 raise RuntimeError(f"{name} was set to {value!r} and is {self.values()[name]!r}")
 
     def _set(self, control, value) -> None:
-        "Move one control."
+        "Move one control, unfolded first if need be."
+        control.first.evaluate(
+            "e => { const fold = e.closest('details'); if (fold) fold.open = true; }"
+        )
         kind = control.first.evaluate("e => e.tagName === 'SELECT' ? 'select' : e.type")
         if kind == "range":
             control.fill(str(value))

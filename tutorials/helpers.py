@@ -17,7 +17,7 @@ from cmdp_nbdev.widgets.view import View
 
 COLORS = (BLUE, ORANGE, GREEN, RED, GREY)
 DASHES = ("solid", "dash", "dot", "dashdot", "longdash")
-SIZE = dict(template="plotly_white", font_size=14, width=760, height=380)
+SIZE = dict(template="plotly_white", font_size=14, height=380)
 
 
 def line(k: int, **more) -> dict:
