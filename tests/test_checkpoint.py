@@ -7,12 +7,13 @@ import pickle
 import resource
 import shutil
 import signal
+import sys
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 import torch
-from conftest import SMALL, embedded, flat, read_lines
+from conftest import ROOT, SMALL, embedded, flat, read_lines
 
 from cmdp_nbdev import checkpoint as room
 from cmdp_nbdev import cli
@@ -28,6 +29,9 @@ from cmdp_nbdev.checkpoint import (
 from cmdp_nbdev.model import default_pair, load_model
 from cmdp_nbdev.task import chain_dataset, chain_reward
 from cmdp_nbdev.trainer import CMDPTrainer
+
+sys.path.insert(0, str(ROOT))
+from studies.soak import soak
 
 TINY = SMALL | dict(
     max_steps=4, per_device_train_batch_size=4, num_generations=4, eval_steps=2, save_steps=2
@@ -355,6 +359,13 @@ def test_a_folder_in_use_is_refused_and_named(tmp_path, make_trainer):
     os.waitpid(child, 0)
     trainer_in(folder).begin()
     unlock_folder(folder)
+
+
+def test_killed_again_and_again():
+    "A small studies/soak: in an update, starting, in an evaluation; the end is the same."
+    assert len(soak.kills(3, updates=8)) == 3
+    rows = soak.long(30, 10)
+    assert len({row["files"] for row in rows}) == 1
 
 
 # ---------------------------------------------------------------- made again
