@@ -19,6 +19,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                    'cmdp_nbdev.budget.suggest_budget': ('budget.html#suggest_budget', 'cmdp_nbdev/budget.py')},
             'cmdp_nbdev.calibrate': { 'cmdp_nbdev.calibrate.Look': ('calibrate.html#look', 'cmdp_nbdev/calibrate.py'),
                                       'cmdp_nbdev.calibrate.Look.rate': ('calibrate.html#look.rate', 'cmdp_nbdev/calibrate.py'),
+                                      'cmdp_nbdev.calibrate.between': ('calibrate.html#between', 'cmdp_nbdev/calibrate.py'),
                                       'cmdp_nbdev.calibrate.calibrate': ('calibrate.html#calibrate', 'cmdp_nbdev/calibrate.py'),
                                       'cmdp_nbdev.calibrate.log_odds': ('calibrate.html#log_odds', 'cmdp_nbdev/calibrate.py'),
                                       'cmdp_nbdev.calibrate.look_at': ('calibrate.html#look_at', 'cmdp_nbdev/calibrate.py'),
