@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from fastcore.basics import patch
@@ -77,6 +77,11 @@ class Signal:
         if isinstance(self.multiplier, dict):
             return self.multiplier
         return {"divergence": self.multiplier}
+
+    def priced(self, factor: float) -> Signal:
+        "The same signal with every multiplier times `factor`."
+        prices = {name: factor * price for name, price in self.multipliers.items()}
+        return replace(self, multiplier=prices)
 
 # %% ../nbs/04_objective.ipynb #group-stats
 def group_stats(x: Tensor, group_ids: Tensor) -> tuple[Tensor, Tensor]:

@@ -55,9 +55,9 @@ def method_color(name: str) -> str:
     return method_look(name).color
 
 # %% ../nbs/15_plot.ipynb #styled
-def _styled(fig: go.Figure, title: str, width: int = 760, height: int = 380) -> go.Figure:
+def _styled(fig: go.Figure, title: str, height: int = 380) -> go.Figure:
     "Common layout: white background, readable type, light grid."
-    size = {"width": width, "height": height, "margin": {"l": 70, "r": 30, "t": 60, "b": 60}}
+    size = {"height": height, "margin": {"l": 70, "r": 30, "t": 60, "b": 60}}
     fonts = {"font": {"size": 14}, "legend": {"font": {"size": 13}}}
     title = {"text": title, "x": 0.02}
     return fig.update_layout(template="plotly_white", title=title, **fonts, **size)
@@ -104,7 +104,7 @@ def training_curves(
     fig.update_yaxes(range=[0, 1.02], row=1, col=1)
     fig.update_yaxes(range=[0, _kl_top(rows, budget)], row=1, col=2)
     fig.update_xaxes(title_text="update")
-    return _styled(fig, "Training", width=960)
+    return _styled(fig, "Training")
 
 # %% ../nbs/15_plot.ipynb #raw-and-mean
 def _raw_and_mean(fig, x: list, y: list, smooth: int, name: str, line: dict, col: int) -> None:
@@ -193,14 +193,16 @@ def token_heatmap(records: list[dict], tokenizer, limit: int = 12) -> go.Figure:
     names = [_row_name(r) for r in records]
     fig.update_yaxes(autorange="reversed", tickvals=rows, ticktext=names)
     fig.update_xaxes(title="completion token")
-    _styled(fig, "Where the budget goes", width=900, height=160 + 28 * len(records))
-    return fig.update_layout(margin={"l": 190})
+    _styled(fig, "Where the budget goes", height=160 + 28 * len(records))
+    return fig.update_layout(margin={"l": 250})
 
 # %% ../nbs/15_plot.ipynb #row-name
 def _row_name(record: dict) -> str:
-    "Prompt, whether it kept the budget, and what it spent."
+    "Prompt, whether the answer is right, and what it spent: within the budget or over."
     prompt = _literal(record["prompt"]) if isinstance(record["prompt"], str) else "…"
-    return f"{prompt}  {'✓' if record['within_budget'] else 'over'} {record['spent']:.2f}"
+    answer = {True: ["right,"], False: ["wrong,"]}.get(record.get("correct"), [])
+    kept = "within" if record["within_budget"] else "over"
+    return " ".join([prompt, *answer, kept, f"{record['spent']:.2f}"])
 
 # %% ../nbs/15_plot.ipynb #nats-figure
 def nats_figure(went: Nats, most: int = 12) -> go.Figure:
@@ -212,7 +214,7 @@ def nats_figure(went: Nats, most: int = 12) -> go.Figure:
     _nats_bars(fig, texts, went.tokens[:most], 1)
     _nats_bars(fig, [row["position"] for row in went.positions], went.positions, 2)
     fig.update_yaxes(title_text="nats", rangemode="tozero", col=1)
-    return _styled(fig, "Where the nats went", width=960)
+    return _styled(fig, "Where the nats went")
 
 
 def _nats_bars(fig: go.Figure, names: list[str], rows: list[dict], col: int) -> None:

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import functools
+import json
 import math
 import os
 import re
@@ -80,20 +81,20 @@ from cmdp_nbdev.rollout import (
 )
 
 # %% auto #0
-__all__ = ['ADAPTER', 'BOOKKEEPING', 'rule', 'APART', 'SAID', 'PATIENCE', 'Job', 'is_function', 'as_dataset', 'as_train_set',
-           'as_held_out', 'as_datasets', 'check_identity', 'check_trackers', 'recorded', 'settle', 'settle_chunk',
-           'is_name', 'teacher_dtype', 'warn_numbers', 'adapter_settings', 'adapter_text', 'first_line', 'load_student',
-           'numbers_of', 'facts_of', 'trained_of', 'load_job', 'adapters_come_from_peft', 'something_is_trained',
-           'the_student_is_a_model_of_transformers', 'the_students_weights_are_whole', 'adapters_can_be_merged',
-           'merging_problem', 'models_have_a_row_for_every_id', 'dataset_problems', 'prompts_can_be_answered',
-           'warn_of_unread_settings', 'given_completions_are_texts', 'a_teacher_that_writes_is_a_model',
-           'rewards_are_functions', 'one_finite_weight_per_reward', 'constraints_are_costs_with_budgets',
-           'constraints_have_names_of_their_own', 'metrics_are_functions_with_names',
-           'an_evaluation_holds_every_name_once', 'columns_are_seen', 'constraints_need_a_method_that_reads_the_reward',
-           'a_quantile_has_prompts_to_be_measured_on', 'limits_per_prompt_are_numbers', 'check_job', 'extreme_rows',
-           'write_probe', 'check_functions', 'probe_distances', 'distance_problems', 'precision_of', 'check_shapes',
-           'check_bound', 'alike_problems', 'check_gradient', 'find_heads', 'check_probe', 'preflight', 'stay_in_eval',
-           'checkpoint_gradients']
+__all__ = ['ADAPTER', 'BOOKKEEPING', 'HELD_OUT', 'rule', 'APART', 'SAID', 'PATIENCE', 'Job', 'is_function', 'as_dataset',
+           'as_train_set', 'as_held_out', 'as_datasets', 'check_identity', 'check_trackers', 'recorded', 'settle',
+           'settle_chunk', 'is_name', 'teacher_dtype', 'warn_numbers', 'adapter_settings', 'adapter_text', 'first_line',
+           'load_student', 'numbers_of', 'facts_of', 'trained_of', 'hold_out', 'load_job', 'adapters_come_from_peft',
+           'something_is_trained', 'the_student_is_a_model_of_transformers', 'the_students_weights_are_whole',
+           'adapters_can_be_merged', 'merging_problem', 'models_have_a_row_for_every_id', 'dataset_problems',
+           'prompts_can_be_answered', 'warn_of_unread_settings', 'given_completions_are_texts',
+           'a_teacher_that_writes_is_a_model', 'rewards_are_functions', 'one_finite_weight_per_reward',
+           'constraints_are_costs_with_budgets', 'constraints_have_names_of_their_own',
+           'metrics_are_functions_with_names', 'an_evaluation_holds_every_name_once', 'columns_are_seen',
+           'constraints_need_a_method_that_reads_the_reward', 'a_quantile_has_prompts_to_be_measured_on',
+           'limits_per_prompt_are_numbers', 'check_job', 'extreme_rows', 'write_probe', 'check_functions',
+           'probe_distances', 'distance_problems', 'precision_of', 'check_shapes', 'check_bound', 'alike_problems',
+           'check_gradient', 'find_heads', 'check_probe', 'preflight', 'stay_in_eval', 'checkpoint_gradients']
 
 # %% ../nbs/11_preflight.ipynb #job
 @dataclass
@@ -107,6 +108,7 @@ class Job:
     reward_funcs: list
     train_dataset: Dataset | None
     eval_dataset: Dataset | dict[str, Dataset] | None = None
+    held_out: dict = field(default_factory=dict)  # setting -> Dataset, see hold_out
     constraints: dict = field(default_factory=dict)  # name -> (cost function, Budget)
     numbers: dict = field(default_factory=dict)  # what the models are computed in
     models: dict = field(default_factory=dict)  # how both were given, and what they are
@@ -428,6 +430,33 @@ def trained_of(model: torch.nn.Module) -> dict:
         "trained_dtypes": sorted({name_of(p.dtype) for p in trained}),
     }
 
+# %% ../nbs/11_preflight.ipynb #hold-out
+HELD_OUT = ("calibration_prompts", "certificate_prompts")
+
+
+def hold_out(data: Dataset | None, args: CMDPConfig) -> tuple[Dataset | None, dict[str, Dataset]]:
+    """The training prompts that are left, and those that are held out, by the settings' names.
+
+    No prompt is in two of them, also where the data has it twice. Raises ValueError if none would
+    be left.
+    """
+    counts = [getattr(args, name) for name in HELD_OUT]
+    if data is None or not any(counts):
+        return data, {}
+    texts = [json.dumps(prompt, sort_keys=True, default=str) for prompt in data["prompt"][:]]
+    first = list({text: row for row, text in reversed([*enumerate(texts)])}.values())
+    if sum(counts) >= len(first):
+        said = " and ".join(f"{name}={n}" for name, n in zip(HELD_OUT, counts) if n)
+        raise ValueError(
+            f"{said} are held out of train_dataset, which has {len(first)} different prompts, and "
+            "none would be left; give more, or hold out fewer"
+        )
+    rows = np.random.default_rng([args.seed, 4]).permutation(len(first))
+    parts = dict(zip(HELD_OUT, np.split(np.array(first)[rows], np.cumsum(counts))))
+    held = {name: data.select(np.sort(part)) for name, part in parts.items() if len(part)}
+    taken = {texts[row] for part in parts.values() for row in part}
+    return data.select([i for i, text in enumerate(texts) if text not in taken]), held
+
 # %% ../nbs/11_preflight.ipynb #load-job
 def load_job(
     model,
@@ -473,13 +502,15 @@ def load_job(
             args.disable_tqdm,
         )
     several = isinstance(reward_funcs, (list, tuple))
+    left, held = hold_out(train_dataset, args)
     return Job(
         args=args,
         model=student,
         teacher=teacher,
         tokenizer=tokenizer,
         reward_funcs=list(reward_funcs) if several else [reward_funcs],
-        train_dataset=train_dataset,
+        train_dataset=left,
+        held_out=held,
         eval_dataset=eval_dataset,
         constraints=constraints or {},
         numbers=numbers_of(args, student, inside),

@@ -497,6 +497,7 @@ class Run:
         self.watch, self.stretches = Watch(job.args), [first_stretch(asdict(job.args))]
         self.output_dir = self.measured = self.vocab_size = None
         self.tokenizer_settings = tokenizer_settings(job.tokenizer)
+        self.held_out, self.strictness = job.held_out, 1.0  # see nbs/12_calibrate
 
 # %% ../nbs/12_run.ipynb #student
 @patch(as_prop=True)
@@ -875,7 +876,8 @@ def log_last(self: Run) -> None:
 @patch
 def save_if_due(self: Run) -> None:
     "A checkpoint every `save_steps`."
-    if self.args.save_steps and self.global_step % self.args.save_steps == 0:
+    step, args = self.global_step, self.args
+    if args.save_steps and step % args.save_steps == 0 and step <= args.max_steps:
         self.save_checkpoint()
         self.due.insert(1, "on_save")
 

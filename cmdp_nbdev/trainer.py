@@ -16,6 +16,7 @@ from datasets import Dataset
 from fastcore.basics import patch
 
 from .budget import Budget, row_budget
+from .calibrate import calibrate
 from .config import CMDPConfig, refuse
 from .cost import Cost, Score, TeacherRows
 from .evaluate import Earned, earn, earned_metrics, sampling_gap, step_metrics
@@ -161,7 +162,7 @@ def signal(self: CMDPTrainer, batch: Batch, limit: Budget) -> Signal:
             f"{', '.join(self.costs)} have a gradient: name a divergence in "
             "register_method(costs=...), put anything else into the advantage"
         )
-    return signal
+    return signal.priced(self.strictness)
 
 # %% ../nbs/13_trainer.ipynb #update
 @patch
@@ -242,6 +243,7 @@ def train(self: CMDPTrainer, resume_from_checkpoint: str | None = None) -> dict[
         while self.global_step < self.args.max_steps and not self.should_stop:
             self.step()
             self.show(bar)
+    calibrate(self)
     return self.finish()
 
 # %% ../nbs/13_trainer.ipynb #moved

@@ -74,9 +74,9 @@ except ImportError as error:
 # %% auto #0
 __all__ = ['TESTED', 'HOOKS', 'SAME', 'FIXED', 'LEFT_TO_TRL', 'trl_rule', 'WHOLE', 'check_trl', 'foreign_problems', 'grpo_config',
            'quiet', 'students_are_told_nothing', 'completions_are_the_students_own', 'trl_takes_every_step',
-           'groups_have_two_or_more', 'portions_are_trls', 'launch_problems', 'fsdp_problems', 'BudgetGRPOTrainer',
-           'TRLTrainer', 'place_teacher', 'common_ids', 'beside_prompts', 'PromptOrder', 'BeforeUpdate',
-           'read_run_state', 'in_order', 'TogetherReader']
+           'calibration_is_ours', 'groups_have_two_or_more', 'portions_are_trls', 'launch_problems', 'fsdp_problems',
+           'BudgetGRPOTrainer', 'TRLTrainer', 'place_teacher', 'common_ids', 'beside_prompts', 'PromptOrder',
+           'BeforeUpdate', 'read_run_state', 'in_order', 'TogetherReader']
 
 # %% ../nbs/14_trl.ipynb #hooks
 TESTED = "1.16"
@@ -203,6 +203,15 @@ def trl_takes_every_step(args: CMDPConfig):
         )
 
 # %% ../nbs/14_trl.ipynb #rule-groups
+@trl_rule
+def calibration_is_ours(args: CMDPConfig):
+    if args.calibration_prompts:
+        yield (
+            f"calibration_prompts={args.calibration_prompts} adds updates at the end, which TRL's "
+            "loop has no place for; use our own loop (engine native), or calibration_prompts=0"
+        )
+
+
 @trl_rule
 def groups_have_two_or_more(args: CMDPConfig):
     if args.num_generations == 1:

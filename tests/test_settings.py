@@ -101,7 +101,7 @@ def test_every_import_of_the_library_is_a_requirement(ini, library):
 
 # extra -> the modules that may need it
 USERS = {
-    "notebook": {"chart", "view"},  # the widgets
+    "notebook": {"chart", "view", "tweak"},  # the widgets
     "math": {"tasks"},  # tasks from elsewhere
     "lora": {"prepare", "distil"},  # the fine-tuning, --use_peft
     "trl": {"trl"},  # the engine for several devices

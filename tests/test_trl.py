@@ -372,6 +372,7 @@ REFUSED = {
     "lmbda=0.5 learns from given completions": dict(method="gkd", lmbda=0.5, seq_kd=True),
     "seq_kd=True learns from given completions": dict(distill_steps=1, seq_kd=True),
     "distill_learning_rate=0.1": dict(distill_steps=1, distill_learning_rate=0.1),
+    "calibration_prompts=8 adds updates at the end": dict(calibration_prompts=8),
     "num_generations=1": dict(method="gkd", num_generations=1),
     "report_to='nosuch'": dict(report_to="nosuch"),
     "reward_weights has 2 numbers for 1": dict(reward_weights=[1.0, 2.0]),

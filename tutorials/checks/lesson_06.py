@@ -241,7 +241,7 @@ def penalised(function) -> str:
                 -R * logp + lam * D,
                 (
                     "the divergence left the advantage: its pathwise part alone does"
-                    " not see that another token leads to dearer texts"
+                    " not see that another token leads to costlier texts"
                 ),
             ),
             (
