@@ -1050,7 +1050,7 @@ def gold_text(answer) -> str | None:
     "A gold answer as text, a number without exponent; None where there is none (NaN in a table)."
     if answer is None or answer != answer:
         return None
-    number = isinstance(answer, Real) and not isinstance(answer, bool)
+    number = isinstance(answer, Real) and not isinstance(answer, (bool, Fraction))
     return format(Decimal(str(answer)), "f") if number else str(answer)
 
 # %% ../nbs/17_tasks.ipynb #numeric-reward

@@ -39,12 +39,24 @@ CASES, ALGEBRA, HANG = 1_000_000, 1000, 2.0
 # ---- the grammar --------------------------------------------------------------------------
 
 DIGITS = "0 1 2 7 18 100 1,234 1,23 0.5 .5 5. 1e9 007 ½ ٣ ９ 1/2 3⁄4 -4 −4 +4 50% $5 €3".split()
-DIGITS += ["9" * 30, "1" * 300, "0." + "3" * 60, "1 000", "1.000.000", "10^{12}", "9^{9^{9^{9}}}"]
+DIGITS += [
+    "9" * 30,
+    "1" * 300,
+    "7" * 5000,
+    "1 + 1 = 2",
+    "3*4=12",
+    "0." + "3" * 60,
+    "1 000",
+    "1.000.000",
+    "10^{12}",
+    "9^{9^{9^{9}}}",
+]
 UNITS = "cm m² km/h dollars apples °  % \\% cents mph kg π pi x y of each".split(" ")
 COMMANDS = r"""\frac \dfrac \sqrt \boxed \fbox \text \mathrm \left( \right) \cdot \times \div \pm
 \int \sum \begin{pmatrix} \end{pmatrix} \infty \pi \le \undefined \\ \, \{ \} \[ \] \( \)""".split()
-MARKS = """#### answer: Answer is <think> </think> <answer> </answer> **Answer:** Step 1: wait,
-actually = == => ≈ ( ) [ ] { } ^ _ $ $$ & ; : , . ! ? ... <|im_end|> ``` [[A]] [[B]] A B""".split()
+MARKS = """#### + - * / = = + answer: Answer is <think> </think> <answer> </answer> **Answer:**
+Step 1: wait, actually = == =>
+≈ ( ) [ ] { } ^ _ $ $$ & ; : , . ! ? ... <|im_end|> ``` [[A]] [[B]] A B""".split()
 CODE = (
     "__import__('os') lambda: eval( 1/0 9**9**9 f\"{x}\" [[[[ ((((((( x.__class__ 1if else".split()
 )
