@@ -78,12 +78,13 @@ def test_a_hostile_batch_is_bounded(monkeypatch):
     monkeypatch.setattr(same_answers, "__defaults__", (0.5, 2.0))
     began = time.process_time(), time.monotonic()
     completions = [rf"\boxed{{{a}}}" for a in answers]
-    with pytest.warns(UserWarning, match="did not finish within"):
+    with pytest.warns(UserWarning, match="did not finish within") as seen:
         rewards = math_reward(
             [""] * 64, completions, ["2x"] * 64, log_metric=lambda *given: logged.update([given])
         )
     assert time.process_time() - began[0] < 1
     assert time.monotonic() - began[1] < 60  # two seconds, on a busy machine
+    print(f"answers that never end: {seen[0].message}")
     assert rewards[1] == 1.0 and sum(rewards) <= 4
     assert logged["unfinished_grades"] >= 0.4
     assert len(forks()) <= 1
@@ -97,6 +98,7 @@ def test_a_killed_worker_is_replaced():
             os.kill(pid, signal.SIGKILL)
         with warnings.catch_warnings(action="error"):
             assert same_answers(["2x", "x^2"], ["x+x", "x+x"]) == ([True, False], 0)
+    print("a worker killed, then the whole grading process: nothing is seen, the answer is graded")
 
 
 def test_nothing_is_left_behind():
