@@ -4,7 +4,7 @@ import json
 import re
 import warnings
 from dataclasses import asdict
-from functools import partial
+from functools import cache, partial
 
 import numpy as np
 import pytest
@@ -791,10 +791,12 @@ def test_cli_does_not_overwrite_a_run(finished, capsys, monkeypatch):
 
 # ---- functions of the library ------------------------------------------------------------
 
+PAIR_OF_OURS = cache(default_pair)
+
 
 def asked(**changes):
     "Arguments of an evaluation of the embedded pair, and what is changed in them."
-    student, teacher, tokenizer = default_pair()
+    student, teacher, tokenizer = PAIR_OF_OURS()
     given = dict(model=student, teacher=teacher, dataset=chain_dataset(2), tokenizer=tokenizer)
     more = dict(reward_funcs=chain_reward, budget=Budget(1.0), disable_tqdm=True)
     return evaluate_records(**{**given, **more, **changes})
@@ -802,7 +804,7 @@ def asked(**changes):
 
 def written(prompts, *columns, **sampling):
     "Completions of the embedded student."
-    student, _, tokenizer = default_pair()
+    student, _, tokenizer = PAIR_OF_OURS()
     return generate(student, tokenizer, prompts, *columns, **sampling)
 
 
@@ -863,7 +865,7 @@ def test_functions(name):
         call()
 
 
-NUMBERS = (np.int64(2), np.int32(2), np.uint8(2))
+NUMBERS = (np.int64(2), np.uint8(2))
 
 
 @pytest.mark.parametrize("two", NUMBERS, ids=lambda n: n.dtype.name)
