@@ -20,6 +20,7 @@ from cmdp_nbdev.evaluate import (
     _error,
     _mean_of_seeds,
     _rate_ends,
+    _resample,
     _spread,
     _variances,
     above_envelope,
@@ -354,7 +355,6 @@ def test_seeds_that_agree_leave_the_prompts():
     assert compare(runs_of([hits] * 5), runs_of([hits] * 5), "hit")["p_value"] == 1
 
 
-
 def bootstrapped(table, resamples, seed) -> np.ndarray:
     "Means of runs (S, P) on prompts drawn again, (resamples, S): the bootstrap in two lines."
     rng, P = np.random.default_rng(seed), table.shape[1]
@@ -388,9 +388,9 @@ def test_the_three_variances_by_pairs():
 @pytest.mark.parametrize(
     "variances, S, P, error, df",
     [
-        ((3.0, 1.0, 2.0), 3, 5, 2.0, 16 / (9 / 2 + 1 / 4)),  # Satterthwaite
+        ((3.0, 6.0, 2.0), 3, 5, 3.0, 81 / (9 / 2 + 36 / 4)),  # Satterthwaite
         ((0.0, 1.0, 4.0), 3, 5, 2.0, 4.0),  # prompts alone
-        ((0.0, 4.0, 4.0), 3, 9, 2.0, 8.0),
+        ((2.0, 2.0, 4.0), 3, 9, 2.0, 8.0),
         ((0.0, 0.0, 4.0), 2, 1, 2.0, 1.0),  # of a single prompt
         ((9.0, 0.0, 4.0), 4, 1, 3.0, 3.0),
     ],
@@ -411,6 +411,9 @@ def test_the_interval_of_seeds_by_hand():
     assert each == pytest.approx(table.mean(1))
     turned = _spread([-table[..., None]], "kl", 0.9, 150, 2)
     assert turned[1:] == near(-high, -low, p)
+    rare = np.array([[1.0, math.nan, math.nan], [0.2, 0.4, 0.6]])  # draws without the first prompt
+    kept = _resample([rare[..., None]], "kl", 50, 0)
+    assert 0 < len(kept) < 50 and np.isfinite(kept).all()
     for value, sure in ((0.0, 1.0), (0.5, 0.0)):  # nothing varies at all
         assert _spread([np.full((2, 4, 1), value)], "kl", 0.9, 20, 0)[3] == sure
 

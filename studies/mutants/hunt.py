@@ -199,18 +199,26 @@ def _same_itself(a: types.CodeType, b: types.CodeType) -> bool:
     return a.co_code == b.co_code and a.co_names == b.co_names and repr(plain[0]) == repr(plain[1])
 
 
+def _place(code: types.CodeType) -> tuple[str, int]:
+    "Name and first line: `patch` makes copies of methods under another qualified name."
+    return code.co_name, code.co_firstlineno
+
+
 def changed_functions(path: Path, old: str, new: str) -> dict[tuple, types.CodeType] | None:
-    "New code of changed functions by name and line; None if something else changed, too."
-    pairs = zip(*(_codes(compile(text, str(path), "exec", dont_inherit=True)) for text in (old, new)))
+    """New code of changed functions by name and line.
+
+    None if something else changed, too, or two functions of one name stand on one line.
+    """
+    both = (_codes(compile(text, str(path), "exec", dont_inherit=True)) for text in (old, new))
     changed = {}
-    for a, b in pairs:
+    for a, b in zip(*both):
         is_function = bool(a.co_flags & 2)  # CO_NEWLOCALS; a class body or a module has not
-        if (a.co_qualname, a.co_firstlineno) != (b.co_qualname, b.co_firstlineno):
-            return None
-        if not is_function and not _same_itself(a, b):
+        if _place(a) != _place(b) or not (is_function or _same_itself(a, b)):
             return None
         if is_function and a != b:
-            changed[a.co_qualname, a.co_firstlineno] = b
+            if _place(b) in changed:
+                return None
+            changed[_place(b)] = b
     return changed or None
 
 
@@ -232,8 +240,7 @@ class Warm:
         self.functions = {}
         for thing in gc.get_objects():
             if type(thing) is types.FunctionType:  # isinstance would ask proxies
-                code = thing.__code__
-                key = (code.co_filename, code.co_qualname, code.co_firstlineno)
+                key = (thing.__code__.co_filename, *_place(thing.__code__))
                 self.functions.setdefault(key, []).append(thing)
         gc.collect()
         gc.freeze()

@@ -194,9 +194,7 @@ class _Sites(ast.NodeVisitor):
         "`+=` for `-=`."
         if isinstance(node.op, (ast.Add, ast.Sub)) and not _is_text(node):
             old, new = ARITHMETIC[type(node.op)]
-            self.add(
-                ("sign flipped", *self.between(node.target, node.value, old + "=", new + "="))
-            )
+            self.add(("sign flipped", *self.between(node.target, node.value, old + "=", new + "=")))
         self.generic_visit(node)
 
     def visit_UnaryOp(self, node):

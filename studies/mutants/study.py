@@ -1,17 +1,25 @@
 """How many random errors the tests notice.
 
-    python studies/mutants/study.py measure          seconds and lines of every test (needs coverage)
-    python studies/mutants/study.py run              the mutants that have no row yet, in random order
-    python studies/mutants/study.py again            what was not caught, with the tests of today
-    python studies/mutants/study.py tables           the tables of README.md
+    python studies/mutants/study.py measure    seconds and lines of every test (needs coverage)
+    python studies/mutants/study.py run        mutants without a row yet, in random order
+    python studies/mutants/study.py again      what was not caught, with the tests of today
+    python studies/mutants/study.py tables     what the rows say
+    python studies/mutants/study.py check evaluate._spread evaluate._error \\
+        --tests tests/test_evaluate.py -k "percentiles or variances"
+
+`check` judges every mutant of some functions by some tests: for whoever writes a test. `run` takes
+hours where other things run (it is meant for `nice -n 19`), goes on where it was stopped, and is a
+fair sample whenever it is read.
 """
 
 from __future__ import annotations
 
 import argparse
 import ast
+import collections
 import csv
 import itertools
+import os
 import subprocess
 import sys
 import time
@@ -179,10 +187,55 @@ def again(measured: Path, old: Path, path: Path) -> None:
     work((m for m in every if tuple(map(str, m.key)) in left), measured, path)
 
 
+def check(functions: list[str], files: list[str], words: str) -> None:
+    "Print how many mutants of some functions some tests notice, and those that they do not."
+    texts, wanted = sources(), {tuple(name.split(".", 1)) for name in functions}
+    modules = {module for module, _ in wanted}
+    every = [m for name in modules for p in mutants.places(name, texts[name]) for m in p]
+    chosen = [m for m in every if (m.module, m.function) in wanted]
+    out = os.fdopen(os.dup(1), "w", buffering=1)
+
+    def judge(warm):
+        tests, counts = dict.fromkeys(warm.items, 1.0), collections.Counter()
+        for m in chosen:
+            path, text = hunt.PACKAGE / f"{m.module}.py", m.text(texts[m.module])
+            changed = hunt.changed_functions(path, texts[m.module], text)
+            verdict = warm.hunt(path, changed, tests)[0] if changed else "outside of functions"
+            counts[verdict] += 1
+            if verdict == "survived":
+                out.write(f"survived: {m.module}.{m.function}, {m.before} -> {m.after}\n")
+        out.write(f"{len(tests)} tests, {len(chosen)} mutants: {dict(counts)}\n")
+
+    def inside(say):
+        hunt.prepare()
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        hunt.Warm([*files, *(["-k", words] if words else [])], judge).run()
+        say("done")
+
+    hunt.forked(inside, None)
+
+
+def tables(path: Path) -> str:
+    "Per module: mutants, noticed, not noticed; then every survivor."
+    rows, lines = read(path), []
+    for module in (*MODULES, "all"):
+        mine = [row for row in rows if module in (row["module"], "all")]
+        left = sum(row["verdict"] == "survived" for row in mine)
+        lines.append(f"{module:10}{len(mine):5} mutants{len(mine) - left:5} noticed{left:4} not")
+    for row in rows:
+        if row["verdict"] == "survived":
+            where = f"{row['module']}.{row['function']} ({row['line']})"
+            lines.append(f"{where}: {row['before']} -> {row['after']} [{row['test']}]")
+    return "\n".join(lines)
+
+
 def main(argv: list[str] | None = None) -> None:
     "The command."
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("what", choices=("measure", "run", "again"))
+    parser.add_argument("what", choices=("measure", "run", "again", "tables", "check"))
+    parser.add_argument("functions", nargs="*", metavar="MODULE.FUNCTION", help="of `check`")
+    parser.add_argument("--tests", nargs="+", default=["tests/test_evaluate.py"])
+    parser.add_argument("-k", default="", help="which of the tests, as in pytest")
     parser.add_argument("--measured", type=Path, default=HERE / "tests.jsonl")
     parser.add_argument("--rows", type=Path, default=HERE / "before.csv")
     parser.add_argument("--after", type=Path, default=HERE / "after.csv")
@@ -192,8 +245,12 @@ def main(argv: list[str] | None = None) -> None:
         hunt.measure(MODULES, [f"tests/test_{name}.py" for name in TESTS], args.measured)
     elif args.what == "run":
         run(args.measured, args.rows, args.number)
-    else:
+    elif args.what == "again":
         again(args.measured, args.rows, args.after)
+    elif args.what == "check":
+        check(args.functions, args.tests, args.k)
+    else:
+        print(tables(args.rows))
 
 
 if __name__ == "__main__":
