@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.resources import files
 from pathlib import Path
+from pickle import UnpicklingError
 from weakref import WeakKeyDictionary
 
 import torch
@@ -95,7 +96,7 @@ def _from_pretrained(auto, source: str | os.PathLike, what: str, **kwargs):
         raise FileNotFoundError(f"{what}={source!r}: {reason}")
     try:
         return auto.from_pretrained(source, **kwargs)
-    except (OSError, ValueError) as e:
+    except (OSError, ValueError, UnpicklingError) as e:
         reason = str(e).splitlines()[0]
         tried = "neither as a folder saved by save_pretrained nor from a hub"
         raise FileNotFoundError(f"{what}={source!r} could not be loaded, {tried}: {reason}") from e

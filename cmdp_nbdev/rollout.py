@@ -40,6 +40,7 @@ from cmdp_nbdev.cost import (
 from .mdp import OURS, Rollout, Sampling, completion_mask, masked, position_ids
 from .model import ids_of
 from .moved import forwards
+from .reward import NotFinite
 
 # %% auto #0
 __all__ = ['TEMPLATE_COLUMNS', 'FEW', 'ROOM', 'LLAMAS', 'ROPES', 'READINGS', 'SHORT', 'LONG', 'STEPS', 'CANNOT', 'EXACT', 'ROUGH',
@@ -809,10 +810,13 @@ EXACT, ROUGH = 1e-2, 1.0  # nats that arithmetic may cost in float32, and in les
 def find_reading(model: torch.nn.Module, prompt_ids: Tensor, prompt_mask: Tensor) -> Reading:
     """The first of `READINGS` that is right for `model`, tried on two short texts.
 
-    Raises ValueError for a model whose logits depend on what comes later, or on chance.
+    Raises ValueError for a model whose logits depend on what comes later, or on chance, NotFinite
+    for one whose logits are NaN.
     """
     texts, rollout = _two_texts(prompt_ids, prompt_mask)
     truth = torch.stack([_alone(model, text, STEPS) for text in texts])
+    if truth.isnan().any():
+        raise NotFinite(f"the logits of {type(core(model)).__name__} are NaN")
     before = torch.stack([_alone(model, text[: 1 - STEPS], 1) for text in texts])
     noise = _distance(_scored(model, rollout, padded=False), truth)
     noise = max(noise, _distance(before, truth[:, :1]))
@@ -1331,7 +1335,12 @@ def innermost(teacher):
 def teacher_says(
     teacher, parts: list[Rollout], chunk_size: int | None = None
 ) -> list[TeacherRows | None]:
-    "What a teacher says of the parts of a rollout; None, of several, where it is asked again."
+    """What a teacher says of the parts of a rollout; None, of several, where it is asked again.
+
+    Of a model hidden states are kept. A function's answer is kept whole, completion tokens x
+    vocabulary, since it is asked once; where that is too much, have it name its top k tokens
+    (nbs/19_teachers).
+    """
     hidden = is_large(parts, chunk_size)
     if not isinstance(teacher, torch.nn.Module):
         return [teacher_rows(teacher, part) for part in parts]
@@ -1347,11 +1356,12 @@ def score_rollout(
     rollout: Rollout,
     costs: dict[str, Cost],
     temperature: float = 1.0,
+    known: Score | None = None,  # of the same weights, see score_tokens
 ) -> Score:
     "Both models on a rollout; gradients flow to the student's numbers, if enabled."
     student = completion_rows(model, rollout, is_large([rollout], costs["divergence"].chunk_size))
     ids, mask = rollout.completion_ids, rollout.completion_mask
-    return score_tokens(student, said, ids, mask, costs, temperature)
+    return score_tokens(student, said, ids, mask, costs, temperature, known)
 
 # %% ../nbs/08_rollout.ipynb #moved
 __getattr__ = forwards("rollout", "theory.told")

@@ -57,6 +57,8 @@ beta too large: beta=1.2
     beta must lie in \[0, 1\], got 1.2
 floor of one: floor=1.0
     floor must lie in \[0, 1\), got 1.0
+unknown policy: on_nonfinite="ignore"
+    on_nonfinite must be one of stop, skip, got 'ignore'
 unknown scaling: scale_rewards="std"
     scale_rewards must be one of group, batch, none, got 'std'
 bf16 and fp16: bf16=True, fp16=True
