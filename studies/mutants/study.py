@@ -8,8 +8,8 @@
         --tests tests/test_evaluate.py -k "percentiles or variances"
 
 `check` judges every mutant of some functions by some tests: for whoever writes a test. `run` takes
-hours where other things run (it is meant for `nice -n 19`), goes on where it was stopped, and is a
-fair sample whenever it is read.
+hours where other things run (it is meant for `nice -n 19`), goes on where it was stopped; every
+hundred is a fair sample.
 """
 
 from __future__ import annotations
@@ -35,7 +35,8 @@ import mutants  # noqa: E402
 MODULES = "cost budget mdp reward objective methods rollout evaluate trainer".split()
 TESTS = (
     "budget mdp cost reward objective reward_scale methods gradients numbers evaluate rollout "
-    "trainer lean invariance"
+    "trainer lean invariance defaults bad_input teachers prompts settings preflight reading "
+    "stop_and_go_on saving what_people_set tabular words examine"
 ).split()
 SEED, NUMBER = 0, 350
 ENOUGH = 12.0  # seconds of tests for one mutant, fastest first
