@@ -698,15 +698,17 @@ class InChunks(torch.autograd.Function):
     """`ask(logits, part)` for one slice of the rows after the other, and its gradient.
 
     ask answers with values, (n,) each. Nothing of a chunk is kept: its logits are made again
-    where the gradient needs them.
+    where the gradient needs them. `known`: the values, where they were asked before.
     """
 
     @staticmethod
-    def forward(ctx, ask: Callable, head: Head | None, size: int, states: Tensor, *weights):
+    def forward(ctx, ask: Callable, head: Head | None, size: int, known, states: Tensor, *weights):
         "The values of all rows, (N,) each."
         ctx.ask, ctx.head, ctx.size = ask, head, size
         ctx.save_for_backward(states, *weights)
         ctx.set_materialize_grads(False)
+        if known is not None:
+            return tuple(known)
         through, found = Through(head), []
         for part in slices(len(states), size):
             closed = _in_closed_form(through, ask, states[part], part)
@@ -725,7 +727,7 @@ class InChunks(torch.autograd.Function):
             given[part] = _back(through, ctx.ask, states[part], part, mine)
         sums = through.gradients or [None] * len(weights)
         sums = [s if s is None else s.to(w.dtype) for s, w in zip(sums, weights)]
-        return None, None, None, given, *sums
+        return None, None, None, None, given, *sums
 
 
 def _note(found: list[Tensor], rows: int, part: slice, values: list[Tensor]) -> None:
@@ -868,15 +870,18 @@ def chunk_rows(vocab_size: int, device: torch.device | str = "cpu") -> int:
     return max(64, size // (4 * vocab_size))
 
 # %% ../nbs/01_cost.ipynb #ask-in-chunks
-def ask_in_chunks(student: DenseRows, ask: Callable, size: int | None = None) -> list[Tensor]:
+def ask_in_chunks(
+    student: DenseRows, ask: Callable, size: int | None = None, known: list[Tensor] | None = None
+) -> list[Tensor]:
     """What `ask`, a Question, says of all rows (N, V); gradients reach their logits or states.
 
-    size: positions at a time, None = as many as chunk_rows says.
+    size: positions at a time, None = as many as chunk_rows says; known: what it said of them
+    before, so that only the gradient is left to be found.
     """
     lazy = isinstance(student, HiddenRows)
     states, head = (student.states, student.head) if lazy else (student.logits, None)
     size = size or chunk_rows(student.shape[-1], states.device)
-    return list(InChunks.apply(ask, head, size, states, *(head.weights if lazy else ())))
+    return list(InChunks.apply(ask, head, size, known, states, *(head.weights if lazy else ())))
 
 # %% ../nbs/01_cost.ipynb #cost-call
 @patch
@@ -945,6 +950,7 @@ def score_tokens(
     mask: Tensor,  # (B, T)
     costs: dict[str, Cost],  # by name; "divergence" is the one that the budget is put on
     temperature: float = 1.0,  # of the sampling
+    known: Score | None = None,  # of the same weights: chunks are only asked for the gradient
 ) -> Score:
     """Log-probabilities, costs and reverse KL of completions under two models.
 
@@ -954,7 +960,7 @@ def score_tokens(
     student, teacher, main = as_rows(student_logits), as_rows(teacher_logits), costs["divergence"]
     told, lazy = (ids, mask, costs, temperature), isinstance(student, HiddenRows)
     if lazy or ids.numel() > (main.chunk_size or chunk_rows(student.shape[-1], ids.device)):
-        return _score_in_chunks(student, teacher, *told)
+        return _score_in_chunks(student, teacher, *told, known)
     return _score_at_once(student.logits, teacher, *told)
 
 
@@ -972,12 +978,18 @@ def _score_at_once(student: Tensor, teacher: TeacherRows, ids, mask, costs, temp
     return Score(logp, teacher_logp, values, kl)
 
 
-def _score_in_chunks(student: DenseRows, teacher: TeacherRows, ids, mask, costs, temperature):
+def _score_in_chunks(
+    student: DenseRows, teacher: TeacherRows, ids, mask, costs, temperature, known: Score | None
+) -> Score:
     "The numbers a chunk at a time."
     inside, main = mask.bool(), costs["divergence"]
     asked = [*costs.values(), *([] if main.is_kl else [main.reported])]
     question = Question(teacher[inside], ids[inside], asked, temperature)
-    values = ask_in_chunks(student[inside], question, main.chunk_size)
+    if known is not None:
+        reported = [] if main.is_kl else [known.kl]
+        known = (known.logp, known.teacher_logp, *(known.costs[k] for k in costs), *reported)
+        known = [value.detach()[inside] for value in known]
+    values = ask_in_chunks(student[inside], question, main.chunk_size, known)
     logp, teacher_logp, *found = (_within(inside, value) for value in values)
     kl = found[[*costs].index("divergence") if main.is_kl else -1]
     return Score(logp, teacher_logp.detach(), dict(zip(costs, found)), kl.detach())

@@ -1335,7 +1335,12 @@ def innermost(teacher):
 def teacher_says(
     teacher, parts: list[Rollout], chunk_size: int | None = None
 ) -> list[TeacherRows | None]:
-    "What a teacher says of the parts of a rollout; None, of several, where it is asked again."
+    """What a teacher says of the parts of a rollout; None, of several, where it is asked again.
+
+    Of a model hidden states are kept. A function's answer is kept whole, completion tokens x
+    vocabulary, since it is asked once; where that is too much, have it name its top k tokens
+    (nbs/19_teachers).
+    """
     hidden = is_large(parts, chunk_size)
     if not isinstance(teacher, torch.nn.Module):
         return [teacher_rows(teacher, part) for part in parts]
@@ -1351,11 +1356,12 @@ def score_rollout(
     rollout: Rollout,
     costs: dict[str, Cost],
     temperature: float = 1.0,
+    known: Score | None = None,  # of the same weights, see score_tokens
 ) -> Score:
     "Both models on a rollout; gradients flow to the student's numbers, if enabled."
     student = completion_rows(model, rollout, is_large([rollout], costs["divergence"].chunk_size))
     ids, mask = rollout.completion_ids, rollout.completion_mask
-    return score_tokens(student, said, ids, mask, costs, temperature)
+    return score_tokens(student, said, ids, mask, costs, temperature, known)
 
 # %% ../nbs/08_rollout.ipynb #moved
 __getattr__ = forwards("rollout", "theory.told")

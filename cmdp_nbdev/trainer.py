@@ -127,10 +127,10 @@ def ask(self: CMDPTrainer, parts: list[Rollout]) -> list[TeacherRows | None]:
 
 
 @patch
-def score(self: CMDPTrainer, rollout: Rollout, said: TeacherRows | None = None) -> Score:
+def score(self: CMDPTrainer, rollout: Rollout, said=None, known: Score | None = None) -> Score:
     "Both models on a rollout; gradients flow to the student's numbers, if enabled."
     said = said or self.ask([rollout])[0]
-    return score_rollout(self.model, said, rollout, self.costs, self.args.temperature)
+    return score_rollout(self.model, said, rollout, self.costs, self.args.temperature, known)
 
 # %% ../nbs/13_trainer.ipynb #reward
 @patch
@@ -167,7 +167,7 @@ def signal(self: CMDPTrainer, batch: Batch, limit: Budget) -> Signal:
 # %% ../nbs/13_trainer.ipynb #update
 @patch
 def update(self: CMDPTrainer, rollout, batch, signal, scores, whole, said) -> tuple[float, float]:
-    "One optimiser step; `scores` with gradients, or None. Returns loss and gradient norm."
+    "One optimiser step; `scores` by these weights, or None. Returns loss and gradient norm."
     self.optimizer.zero_grad()
     args, mask, total = self.args, batch.mask, 0.0
     clip = (args.epsilon, args.epsilon_high)
@@ -175,7 +175,9 @@ def update(self: CMDPTrainer, rollout, batch, signal, scores, whole, said) -> tu
         mask = mask * rollout.terminated[:, None]
     tokens = mask.sum().clamp(min=1)
     for k, part in enumerate(slices(len(rollout), args.per_device_train_batch_size)):
-        score = scores[k] if scores else self.score(select(rollout, part), said[k])
+        score = scores[k] if scores else None
+        if score is None or len(scores) > 1:
+            score = self.score(select(rollout, part), said[k], score)
         prices = {name: price[part] for name, price in signal.multipliers.items()}
         mine = Signal(signal.advantage[part], prices)
         old = batch.logp[part] if args.num_iterations > 1 else None
@@ -223,8 +225,8 @@ def step(self: CMDPTrainer) -> dict[str, float]:
         signal = self.signal(batch, limit)
         measured = self._measure(rollout, earned, scores, batch, signal, limit)
         for iteration in range(args.num_iterations):
-            fresh = scores if iteration == 0 and len(parts) == 1 else None
-            loss, grad_norm = self.update(rollout, batch, signal, fresh, whole, said)
+            now = scores if iteration == 0 else None  # of the weights as they are
+            loss, grad_norm = self.update(rollout, batch, signal, now, whole, said)
         metrics = {"step": self.global_step + 1, "loss": loss, "grad_norm": grad_norm}
         metrics["learning_rate"] = self.scheduler.get_last_lr()[0]
         self.scheduler.step()

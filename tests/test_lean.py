@@ -194,7 +194,7 @@ def test_a_model_that_changes_its_logits_falls_back():
     ],
     ids=str,
 )
-def test_an_update_in_chunks_is_the_same_update(make_trainer, tmp_path, config):
+def test_an_update_in_chunks_is_the_same_update(make_trainer, tmp_path, monkeypatch, config):
     "Loss, metrics and gradient of the whole trainer; the teacher is asked once per completion."
     whole = make_trainer(**config)
     chunked = make_trainer(kl_chunk_size=7, output_dir=str(tmp_path / "c"), **config)
@@ -203,7 +203,18 @@ def test_an_update_in_chunks_is_the_same_update(make_trainer, tmp_path, config):
         lambda m, args, kwargs: rows.append(len((args or [kwargs["input_ids"]])[0])),
         with_kwargs=True,
     )
+    heads, make = [], module.Through.make
+    chunked_head = head_of(chunked.model)
+
+    def spy(self, states):
+        if self.head is not None and self.head.module is chunked_head:
+            heads.append(len(states))
+        return make(self, states)
+
+    monkeypatch.setattr(module.Through, "make", spy)
     (a, ga), (b, gb) = gradients_of_step(chunked), gradients_of_step(whole)
+    tokens = int(chunked.rollout.completion_mask.sum())
+    assert sum(heads) == 2 * chunked.args.num_iterations * tokens
     assert relative(ga, gb) < 1e-4
     for name in ("loss", "kl_mean", "spent_mean", "reward"):
         assert a[name] == pytest.approx(b[name], rel=1e-4, abs=1e-6)
