@@ -65,7 +65,7 @@ def test_a_student_at_the_aim_is_certified(target):
 @settings(max_examples=20, deadline=None)
 @given(st.floats(0.55, 0.99), st.floats(0.55, 0.99), st.floats(0.05, 0.95))
 def test_the_line_is_met_where_it_is(start, end, place):
-    "Looks that lie on a line of log-odds say where any rate between them is found."
+    "Looks on a line of log-odds say where a rate is found, and those on a bend where it is."
     if abs(start - end) < 0.01:
         return
     n = 10**9
@@ -74,6 +74,8 @@ def test_the_line_is_met_where_it_is(start, end, place):
     looks = [Look(t, round(r * n), n) for t, r in zip((0.0, 1.0, place), rates)]
     assert meeting_place(looks, rates[2]) == pytest.approx(place, abs=1e-3)
     assert meeting_place(looks[:2], rates[2]) == pytest.approx(place, abs=1e-3)
+    bent = [Look(0.0, 8 * 10**8, n), Look(1.0, 9 * 10**8, n), Look(0.5, 9 * 10**8, n)]
+    assert meeting_place(bent, 0.85) < 0.25 < meeting_place(bent[:2], 0.85)
 
 
 def test_an_aim_beyond_both_ends_stays_at_an_end():
