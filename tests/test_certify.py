@@ -22,7 +22,7 @@ from cmdp_nbdev.certificate import (
     fresh,
     prompts_hash,
 )
-from cmdp_nbdev.certify import certify, drift
+from cmdp_nbdev.certify import certify, drift, measured_before, run_of
 from cmdp_nbdev.cli import certify_main, cmdp
 from cmdp_nbdev.evaluate import where_nats_went
 from cmdp_nbdev.model import DATA, default_pair
@@ -315,6 +315,13 @@ def test_what_cannot_be_compared_is_said(run, tmp_path):
     found = certify(tmp_path / "student", run / "teacher", chain_dataset(64, "test"), **asked)
     (warning,) = found.warnings
     assert "is not known, so it was not compared: its config.json does not say" in warning
+    for text, said in (('{"spent": 1}', "KeyError: 'prompt'"), ("{", "line 1, is no JSON object")):
+        (tmp_path / "eval.jsonl").write_text(text, encoding="utf-8")
+        records, (warning,) = measured_before(tmp_path)
+        assert records == [] and said in warning
+    (tmp_path / "config.json").write_text("no json", encoding="utf-8")
+    with pytest.raises(ValueError, match="config.json', beside the student, is no JSON"):
+        run_of(tmp_path / "student")
     rng = np.random.default_rng(0)
     same = [{"prompt": "p", "completion_ids": [0], "spent": x} for x in rng.random(400)]
     assert not [*drift(same[:200], same[200:])]
