@@ -20,7 +20,7 @@ from .sequential import log_evidence
 
 # %% auto #0
 __all__ = ['LOOKS', 'SURE', 'STREAM', 'HARDER', 'STRETCH', 'SHARE', 'STRETCHES', 'rate_to_aim_at', 'Look', 'look_at', 'log_odds',
-           'meeting_place', 'weights_of', 'put_between', 'to_the_other_side', 'calibrate']
+           'meeting_place', 'weights_of', 'put_between', 'to_the_other_side', 'calibrate', 'between']
 
 # %% ../nbs/12_calibrate.ipynb #aim
 LOOKS = 2  # at students between the two
@@ -69,12 +69,13 @@ def log_odds(rate):
 
 
 def meeting_place(looks: list[Look], aim: float) -> float:
-    "Where between 0 and 1 the line through the looks' log-odds meets those of `aim`."
+    "Where between 0 and 1 the parabola through the looks' log-odds is closest to those of `aim`."
     place, kept, n = np.array(looks, dtype=float).T
     rate = (kept + 0.5) / (n + 1)
     weight = np.sqrt(n * rate * (1 - rate))
-    slope, start = np.polyfit(place, log_odds(rate), 1, w=weight)
-    return float(np.clip((log_odds(aim) - start) / slope, 0.0, 1.0))
+    bend = min(2, len(set(place)) - 1)
+    fitted, places = np.polyfit(place, log_odds(rate), bend, w=weight), np.linspace(0, 1, 1001)
+    return float(places[np.abs(np.polyval(fitted, places) - log_odds(aim)).argmin()])
 
 # %% ../nbs/12_calibrate.ipynb #weights
 def weights_of(run: Run) -> list[Tensor]:
@@ -90,8 +91,8 @@ def put_between(run: Run, start: list[Tensor], end: list[Tensor], place: float) 
         weight.copy_(torch.lerp(a, b, place))
 
 # %% ../nbs/12_calibrate.ipynb #other-side
-HARDER, STRETCH, SHARE = 2.0, 32, 0.6  # times the prices, updates, of the peak learning rate
-STRETCHES = 4  # at most
+HARDER, STRETCH, SHARE = 3.0, 32, 0.5  # times the prices, updates, of the peak learning rate
+STRETCHES = 3  # at most
 
 
 def to_the_other_side(run: Run, data: Dataset, aim: float) -> tuple[list, list, list[Look]]:
@@ -121,14 +122,24 @@ def calibrate(run: Run) -> None:
     say(f"calibrating: {aim:.3f} of {len(data)} held-out prompts", args.disable_tqdm)
     if run.saved_at != run.global_step:
         run.save_checkpoint()
+    trained = weights_of(run)
     start, end, looks = to_the_other_side(run, data, aim)
-    for number in range(1, LOOKS + 1):
-        place = meeting_place(looks, aim)
-        put_between(run, start, end, place)
-        looks.append(look_at(run, data, place, run.global_step, number))
-    place = meeting_place(looks, aim)
+    if all(look.rate > aim for look in looks):
+        place, start = 0.0, trained
+    else:
+        place = between(run, data, aim, start, end, looks)
     put_between(run, start, end, place)
     found = [{"place": look.place, "rate": look.rate, "n": look.n} for look in looks]
     about = {"target": args.target, "aim": aim, "updates": run.global_step - args.max_steps}
     run.run_info["calibration"] = about | {"looks": found, "place": place}
     run.write_config()
+
+
+def between(run: Run, data: Dataset, aim: float, start: list, end: list, looks: list) -> float:
+    "Add `LOOKS` to `looks`, the first in the middle; the place where the aim is met."
+    place = 0.5
+    for number in range(1, LOOKS + 1):
+        put_between(run, start, end, place)
+        looks.append(look_at(run, data, place, run.global_step, number))
+        place = meeting_place(looks, aim)
+    return place

@@ -193,7 +193,7 @@ table{border-collapse:collapse;font-size:15px} td,th{padding:.2em 2em .2em 0;ver
 th{text-align:left;font-weight:500} td{overflow-wrap:anywhere}
 """
 _MEANS = (
-    "Prompts were drawn in random order from the file named below, and each was answered once. If "
+    "Prompts were asked in random order, each of them once, until the answer was clear. If "
     "they are a fair sample of what will be asked, a student that keeps its budget less often than "
     "asked is certified with a probability of at most {alpha:g}, and one that keeps it more often "
     "is refused with at most as much, however often the evidence was looked at. It says nothing "

@@ -49,8 +49,8 @@ from .sequential import CERTIFIED, REFUSED, UNDECIDED, check_claim
 from .tasks import task_kind, with_template
 
 # %% auto #0
-__all__ = ['MEASURED', 'LARGE', 'RARE', 'PACKAGES', 'EXIT', 'run_of', 'trained_on', 'refuse_known', 'drift', 'certify',
-           'check_arguments', 'prompts_of', 'put_to', 'trained_of', 'run_command']
+__all__ = ['MEASURED', 'LARGE', 'RARE', 'PACKAGES', 'EXIT', 'run_of', 'config_of', 'trained_on', 'refuse_known', 'drift',
+           'measured_before', 'certify', 'check_arguments', 'prompts_of', 'put_to', 'trained_of', 'run_command']
 
 # %% ../nbs/19_certify.ipynb #run-of
 def run_of(student) -> Path | None:
@@ -58,9 +58,20 @@ def run_of(student) -> Path | None:
     if not isinstance(student, (str, os.PathLike)):
         return None
     folder = Path(student).expanduser().absolute().parent
-    config = folder / "config.json"
-    is_run = config.is_file() and "max_steps" in json.loads(config.read_text(encoding="utf-8"))
-    return folder if is_run else None
+    there = (folder / "config.json").is_file() and "max_steps" in config_of(folder)
+    return folder if there else None
+
+
+def config_of(folder: Path) -> dict:
+    "config.json of a folder. Raises ValueError, naming the file, if it is no JSON object."
+    path = folder / "config.json"
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as e:
+        raise ValueError(f"{str(path)!r}, beside the student, is no JSON: {e}") from e
+    if not isinstance(config, dict):
+        raise ValueError(f"{str(path)!r}, beside the student, is no JSON object")
+    return config
 
 
 def trained_on(folder: Path) -> list:
@@ -68,8 +79,8 @@ def trained_on(folder: Path) -> list:
 
     Raises ValueError where config.json does not say, and what the loaders raise.
     """
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    if "run" not in config:
+    config = config_of(folder)
+    if not isinstance(config.get("run"), dict):
         raise ValueError("its config.json does not say, as it was no run of `cmdp distill`")
     names = {f.name for f in fields(RunArguments)} & config["run"].keys()
     run = RunArguments(**{name: config["run"][name] for name in names})
@@ -111,6 +122,21 @@ def drift(now: list[dict], before: list[dict]) -> Iterator[str]:
                 "evaluation: the prompts are of another kind, or the student is another"
             )
 
+# %% ../nbs/19_certify.ipynb #measured-before
+def measured_before(run: Path | None) -> tuple[list[dict], list[str]]:
+    "The records of a run's evaluation, if it kept them; a sentence if they cannot be read."
+    path = (run or Path()) / "eval.jsonl"
+    if run is None or not path.is_file():
+        return [], []
+    try:
+        records = read_jsonl(path)
+        for read in MEASURED.values():
+            for record in records:
+                float(read(record))
+    except (OSError, ValueError, KeyError, TypeError) as e:
+        return [], [f"{path.name} of the student's run was not compared: {type(e).__name__}: {e}"]
+    return records, []
+
 # %% ../nbs/19_certify.ipynb #certify
 PACKAGES = ("cmdp_nbdev", "torch", "transformers", "datasets", "numpy", "scipy")
 
@@ -141,8 +167,9 @@ def certify(
     """
     check_claim(target, alpha, len(dataset))
     budget = budget if isinstance(budget, Budget) else Budget(budget, aggregate)
-    unknown = _refuse_trained(dataset, trained, run_of(student))
     began, run = time.perf_counter(), run_of(student)
+    unknown = _refuse_trained(dataset, trained, run)
+    before, unread = measured_before(run)
     if tokenizer is None and isinstance(student, (str, os.PathLike)):
         tokenizer = load_tokenizer(student, "student")
     student, teacher, tokenizer = loaded_pair(student, teacher, tokenizer)
@@ -176,7 +203,8 @@ def certify(
         seconds=round(time.perf_counter() - began, 3),
         about=about,
     )
-    found.warnings += [*unknown, *_other_than_in(run, records, models["teacher"])]
+    found.warnings += [*unknown, *unread, *_other_teacher(run, models["teacher"])]
+    found.warnings += drift(records, before) if before else []
     return found
 
 # %% ../nbs/19_certify.ipynb #history
@@ -193,16 +221,12 @@ def _refuse_trained(dataset: Dataset, trained: Iterable, run: Path | None) -> li
     return []
 
 
-def _other_than_in(run: Path | None, records: list[dict], teacher: dict) -> Iterator[str]:
-    "One sentence for everything that was otherwise in the student's run."
-    if run is None:
-        return
-    config = json.loads((run / "config.json").read_text(encoding="utf-8"))
-    before = config.get("teacher", {}).get("sha256")
+def _other_teacher(run: Path | None, teacher: dict) -> Iterator[str]:
+    "One sentence if the teacher is not that of the student's run."
+    known = config_of(run).get("teacher") if run else None
+    before = known.get("sha256") if isinstance(known, dict) else None
     if before and teacher.get("sha256") not in (None, before):
         yield "the teacher is another than that of the student's run"
-    if (run / "eval.jsonl").is_file():
-        yield from drift(records, read_jsonl(run / "eval.jsonl"))
 
 # %% ../nbs/19_certify.ipynb #check-arguments
 EXIT = {CERTIFIED: 0, REFUSED: 1, UNDECIDED: 3}

@@ -1035,6 +1035,17 @@ def _joined(parts: list[Tensor], fill: float = 0) -> Tensor:
     width = max(part.shape[1] for part in parts)
     return torch.cat([pad(part, (0, width - part.shape[1]), value=fill) for part in parts])
 
+# %% ../nbs/08_rollout.ipynb #check-asked
+def _check_asked(prompts: list, columns: dict) -> None:
+    "Raise ValueError for what is no list of prompts with columns as long."
+    if isinstance(prompts, str) or not len(prompts):
+        raise ValueError(f"prompts must be a list of at least one prompt, got {prompts!r:.80}")
+    for name, values in columns.items():
+        if len(values) != len(prompts):
+            raise ValueError(
+                f"column {name!r} has {len(values)} values for {len(prompts)} prompts: one each"
+            )
+
 # %% ../nbs/08_rollout.ipynb #generate
 @torch.no_grad()
 def generate(
@@ -1047,9 +1058,13 @@ def generate(
     vocab_size: int | None = None,  # sample only ids below this; None = all with a token
     **settings,  # fields of Sampling, instead of or on top of `sampling`
 ) -> Rollout:
-    "Sample completions of each of `prompts`; B = prompts × num_generations rows."
+    """Sample completions of each of `prompts`; B = prompts × num_generations rows.
+
+    Raises ValueError where there is no prompt, and for columns of another length.
+    """
     sampling = replace(sampling, **settings)
     n, device = sampling.num_generations, next(model.parameters()).device
+    _check_asked(prompts, columns or {})
     encoded = encode_prompts(prompts, tokenizer, columns, sampling.chat_template_kwargs)
     eos, (num_ids, holes) = eos_token_ids(model, tokenizer), ids_of(tokenizer)
     known = min(num_ids, vocab_size or num_ids), holes

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from inspect import signature
+from numbers import Real
 from pathlib import Path
 from statistics import fmean
 
@@ -486,7 +487,7 @@ class EarlyStopping(Best):
         min_delta: float = 0.0,
         mode: str = "max",
     ):
-        if not (patience >= 1 and patience == int(patience)):
+        if not (isinstance(patience, Real) and patience >= 1 and patience == int(patience)):
             raise ValueError(f"patience must be a whole number >= 1, got {patience!r}")
         super().__init__(metric, mode, min_delta)
         self.patience = patience

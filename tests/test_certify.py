@@ -4,10 +4,11 @@ import json
 import math
 import re
 import shutil
+import sys
 
 import numpy as np
 import pytest
-from conftest import embedded
+from conftest import ROOT, embedded
 from datasets import Dataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -21,7 +22,7 @@ from cmdp_nbdev.certificate import (
     fresh,
     prompts_hash,
 )
-from cmdp_nbdev.certify import certify, drift
+from cmdp_nbdev.certify import certify, drift, measured_before, run_of
 from cmdp_nbdev.cli import certify_main, cmdp
 from cmdp_nbdev.evaluate import where_nats_went
 from cmdp_nbdev.model import DATA, default_pair
@@ -44,6 +45,9 @@ from cmdp_nbdev.sequential import (
 )
 from cmdp_nbdev.task import chain_dataset, chain_reward
 from cmdp_nbdev.trainer import CMDPTrainer
+
+sys.path.insert(0, str(ROOT))
+from studies.certificate import study
 
 
 @settings(max_examples=10)
@@ -311,6 +315,13 @@ def test_what_cannot_be_compared_is_said(run, tmp_path):
     found = certify(tmp_path / "student", run / "teacher", chain_dataset(64, "test"), **asked)
     (warning,) = found.warnings
     assert "is not known, so it was not compared: its config.json does not say" in warning
+    for text, said in (('{"spent": 1}', "KeyError: 'prompt'"), ("{", "line 1, is no JSON object")):
+        (tmp_path / "eval.jsonl").write_text(text, encoding="utf-8")
+        records, (warning,) = measured_before(tmp_path)
+        assert records == [] and said in warning
+    (tmp_path / "config.json").write_text("no json", encoding="utf-8")
+    with pytest.raises(ValueError, match="config.json', beside the student, is no JSON"):
+        run_of(tmp_path / "student")
     rng = np.random.default_rng(0)
     same = [{"prompt": "p", "completion_ids": [0], "spent": x} for x in rng.random(400)]
     assert not [*drift(same[:200], same[200:])]
@@ -336,3 +347,19 @@ def test_what_a_model_wrote_is_shown_as_it_wrote_it():
     for figure in figures:
         text = json.dumps(json.loads(figure.to_json())["data"] + [str(figure.layout)])
         assert "<b>" not in text and "<i>" not in text and "&lt;b&gt;" in text
+
+
+def test_the_study_in_short():
+    "Its committed rows keep the promise and are those of its page; its simulation is exact."
+    rows = study.RUNS.read()
+    border = rows.query("target == rate")
+    assert len(rows) == len(study.plan()) and (rows["students"] == 10_000).all()
+    assert (border[["certified", "refused"]] <= 0.05).all(axis=None)
+    for name in ("certified", "refused"):
+        assert (rows[name] - rows[f"exact_{name}"]).abs().max() < 0.012
+    page = (ROOT / "studies" / "certificate" / "README.md").read_text(encoding="utf-8")
+    start, end = study.MARKS
+    assert page[page.index(start) + len(start) : page.index(end)] == study.tables()
+    job = {"target": 0.9, "rate": 0.95, "students": 1000, "seed": 0}
+    found, exact = study.simulate(job, prompts=300), chances(0.95, 300, 0.9)
+    assert abs(found["certified"] - exact.certified) < 0.05

@@ -153,7 +153,7 @@ def strip(lesson: int) -> Drawing:
         x, here = 10 + k * wide, lesson in lessons
         d.rect(x + 3, 8, wide - 12, 40, "here" if here else "box", r=6)
         d.text(x + wide / 2 - 3, 24, numbers_of(lessons), "soft", 11)
-        d.text(x + wide / 2 - 3, 40, name, "blue" if here else "", 12.5, bold=here)
+        d.text(x + wide / 2 - 3, 40, name, "blue" if here else "", 12, bold=here)
         if k < 9:
             d.arrow([(x + wide - 9, 28), (x + wide + 3, 28)], width=1)
     return d
