@@ -20,7 +20,7 @@ from .sequential import log_evidence
 
 # %% auto #0
 __all__ = ['LOOKS', 'SURE', 'STREAM', 'HARDER', 'STRETCH', 'SHARE', 'STRETCHES', 'rate_to_aim_at', 'Look', 'look_at', 'log_odds',
-           'meeting_place', 'weights_of', 'put_between', 'to_the_other_side', 'calibrate']
+           'meeting_place', 'weights_of', 'put_between', 'to_the_other_side', 'calibrate', 'between']
 
 # %% ../nbs/12_calibrate.ipynb #aim
 LOOKS = 2  # at students between the two
@@ -122,14 +122,24 @@ def calibrate(run: Run) -> None:
     say(f"calibrating: {aim:.3f} of {len(data)} held-out prompts", args.disable_tqdm)
     if run.saved_at != run.global_step:
         run.save_checkpoint()
+    trained = weights_of(run)
     start, end, looks = to_the_other_side(run, data, aim)
-    for number in range(1, LOOKS + 1):
-        place = 0.5 if number == 1 else meeting_place(looks, aim)
-        put_between(run, start, end, place)
-        looks.append(look_at(run, data, place, run.global_step, number))
-    place = meeting_place(looks, aim)
+    if all(look.rate > aim for look in looks):
+        place, start = 0.0, trained
+    else:
+        place = between(run, data, aim, start, end, looks)
     put_between(run, start, end, place)
     found = [{"place": look.place, "rate": look.rate, "n": look.n} for look in looks]
     about = {"target": args.target, "aim": aim, "updates": run.global_step - args.max_steps}
     run.run_info["calibration"] = about | {"looks": found, "place": place}
     run.write_config()
+
+
+def between(run: Run, data: Dataset, aim: float, start: list, end: list, looks: list) -> float:
+    "Add `LOOKS` to `looks`, the first in the middle; the place where the aim is met."
+    place = 0.5
+    for number in range(1, LOOKS + 1):
+        put_between(run, start, end, place)
+        looks.append(look_at(run, data, place, run.global_step, number))
+        place = meeting_place(looks, aim)
+    return place

@@ -8,6 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from cmdp_nbdev import calibrate
 from cmdp_nbdev.calibrate import Look, log_odds, meeting_place, rate_to_aim_at
 from cmdp_nbdev.cli import main
 from cmdp_nbdev.config import CMDPConfig
@@ -21,10 +22,10 @@ DATA = chain_dataset(256)
 
 
 def config(folder, **settings):
-    "A few small updates that are asked for 50%."
+    "A few small updates that are asked for 90%."
     about = dict(
         output_dir=str(folder),
-        method_kwargs={"target": 0.5},
+        method_kwargs={"target": 0.9},
         max_steps=3,
         per_device_train_batch_size=16,
         learning_rate=3e-4,
@@ -116,6 +117,19 @@ def test_a_run_ends_between_two_students_and_alike_when_resumed(tmp_path):
     for a, b in zip(*rows):
         assert {**a, "seconds": 0} == {**b, "seconds": 0}
     assert "calibration" not in plain.run_info
+
+
+def test_a_student_whose_budget_does_not_bind_stays_as_it_was(tmp_path, monkeypatch):
+    "Lower prices bring nothing, and further updates only noise."
+    monkeypatch.setattr(calibrate, "look_at", lambda run, data, place, *stream: Look(place, 60, 64))
+    monkeypatch.setattr(calibrate, "STRETCH", 1)
+    run = trainer(tmp_path / "run", method_kwargs={"target": 0.5})
+    run.train()
+    found = run.run_info["calibration"]
+    assert (found["updates"], found["place"], len(found["looks"])) == (3, 0, 2)
+    before = trainer(tmp_path / "run", method_kwargs={"target": 0.5}, max_steps=4)
+    before.begin(str(tmp_path / "run" / "checkpoint-3"))
+    assert weights(before).equal(weights(run))
 
 
 SMALL = """
