@@ -116,7 +116,7 @@ def test_the_slider_of_lesson_00_shows_the_trace_file(lab, capsys):
     quickly, and the kernel must know it too."""
     began = time.monotonic()
     notebook = lab.open("00_start_here.ipynb")
-    notebook.run()
+    notebook.run("panel-state")  # what comes after it trains
     panel, traces = notebook.widget("panel"), Traces()
     seen = [check_picture(panel, traces)]
     panel.set(d=0.4)

@@ -1,5 +1,7 @@
 "Checks of lesson 05."
 
+import functools
+
 import torch
 
 from cmdp_nbdev.budget import Budget
@@ -270,6 +272,12 @@ def hinge(function) -> str:
 TEACHERS = ((0.2, 0.3), (0.4, 0.2), (0.1, 0.4))  # right with this probability; limit
 
 
+@functools.cache
+def best_within(q: float, d: float) -> float:
+    "The value of the best student of such a teacher."
+    return float(hard_optimum(one_state(q), d).value)
+
+
 def climb(pay, q: float, d: float) -> list[tuple[float, bool]]:
     "Value, and within the budget or not, of the last 100 of 300 steps on a pay."
     tree, budget = one_state(q), Budget(d)
@@ -295,7 +303,7 @@ def climb(pay, q: float, d: float) -> list[tuple[float, bool]]:
 def design(function) -> str:
     scores = []
     for q, d in TEACHERS:
-        best = float(hard_optimum(one_state(q), d).value)
+        best = best_within(q, d)
         steps = climb(function, q, d)
         scores.append(sum(min(v / best, 1.0) for v, within in steps if within) / 100)
     shares = ", ".join(f"{score:.0%}" for score in scores)
