@@ -16,7 +16,7 @@ from .moved import forwards
 
 # %% auto #0
 __all__ = ['ABOUT', 'EXPECTED', 'help_text', 'version_text', 'run_command', 'complain', 'cmdp', 'print_completion', 'main',
-           'prepare_main', 'evaluate_main', 'certify_main', 'plan_main']
+           'prepare_main', 'evaluate_main', 'certify_main', 'plan_main', 'repeat_main']
 
 # %% ../nbs/20_cli.ipynb #moved
 __getattr__ = forwards("cli", "options", "distil")
@@ -28,6 +28,7 @@ ABOUT = {
     "evaluate": "judge a student, whoever trained it: what it spends, which budgets it keeps",
     "certify": "certify that a student keeps a budget at a rate, on fresh prompts",
     "plan": "say what a run would need before anything is loaded: memory, seconds, what fits",
+    "repeat": "make a run again from its record, and compare every number",
 }
 
 
@@ -133,6 +134,11 @@ def certify_main(argv: list[str] | None = None) -> int:
 def plan_main(argv: list[str] | None = None) -> int:
     "Entry point of `cmdp-plan`."
     return run_command("plan", sys.argv[1:] if argv is None else argv, "cmdp-plan")
+
+
+def repeat_main(argv: list[str] | None = None) -> int:
+    "Entry point of `cmdp-repeat`."
+    return run_command("repeat", sys.argv[1:] if argv is None else argv, "cmdp-repeat")
 
 # %% ../nbs/20_cli.ipynb #module
 if __name__ == "__main__" and "__file__" in globals():

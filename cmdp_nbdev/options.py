@@ -51,12 +51,13 @@ from .methods import METHODS, method_settings
 
 # %% auto #0
 __all__ = ['Engine', 'AtLeastTwenty', 'AtLeastOne', 'NotBelowZero', 'Task', 'Aggregate', 'CHAIN_SUM', 'METHODS_ABOUT', 'EXAMPLES',
-           'DISTILL', 'PREPARE', 'EVALUATE', 'CERTIFY', 'PLAN', 'COMMANDS', 'PLACEHOLDERS', 'WORDS_OF', 'FIRST',
-           'RECIPE_OF', 'UNSAID', 'RunArguments', 'PrepareArguments', 'argument_problems', 'JudgeArguments',
-           'EvaluateArguments', 'CertifyArguments', 'PlanArguments', 'Command', 'method_lines', 'defaults_of', 'reader',
-           'item_kinds', 'add_option', 'headings', 'Parser', 'build_parser', 'unknown_option', 'read_options',
-           'one_spelling', 'word_problems', 'Typed', 'recipe_of', 'base_settings', 'layered', 'read_values', 'parse',
-           'check_folder', 'parse_args', 'config_text', 'command_of', 'completion_script', 'choices']
+           'DISTILL', 'PREPARE', 'EVALUATE', 'CERTIFY', 'PLAN', 'REPEAT', 'EVERY', 'COMMANDS', 'PLACEHOLDERS',
+           'WORDS_OF', 'FIRST', 'RECIPE_OF', 'UNSAID', 'RunArguments', 'PrepareArguments', 'argument_problems',
+           'JudgeArguments', 'EvaluateArguments', 'CertifyArguments', 'PlanArguments', 'RepeatArguments', 'Command',
+           'method_lines', 'defaults_of', 'reader', 'item_kinds', 'add_option', 'headings', 'Parser', 'build_parser',
+           'unknown_option', 'read_options', 'one_spelling', 'word_problems', 'Typed', 'recipe_of', 'base_settings',
+           'layered', 'read_values', 'parse', 'check_folder', 'parse_args', 'config_text', 'command_of',
+           'completion_script', 'choices']
 
 # %% ../nbs/18_options.ipynb #types
 Engine = Annotated[str, one_of("native", "trl")]
@@ -312,6 +313,17 @@ class PlanArguments:
         None, "GB (1e9 bytes) that there are; none = what the device has"
     )
 
+# %% ../nbs/18_options.ipynb #repeat-arguments
+@with_ranges
+@dataclass
+class RepeatArguments:
+    "Which run is made again, and where."
+
+    folder: Folder | None = setting(None, "folder of the run that is made again")
+    output_dir: Folder | None = setting(
+        None, "folder of the new one; none = beside it, called after it"
+    )
+
 # %% ../nbs/18_options.ipynb #command-record
 @dataclass(frozen=True)
 class Command:
@@ -430,7 +442,21 @@ PLAN = Command(
   cmdp plan --student 28x1536x151936 --teacher 28x3584x152064 --memory_gb 80
   cmdp plan --config recipes/qwen2.5-math-gsm8k.yaml""",
 )
-COMMANDS = {command.name: command for command in (DISTILL, PREPARE, EVALUATE, CERTIFY, PLAN)}
+REPEAT = Command(
+    "repeat",
+    "repeat",
+    "Make a run again from its record (config.json in its folder), and compare the metrics of "
+    "every update, seconds aside: the first difference is shown, and the exit status is 1 if there "
+    "is one. Other prompts, rewards or models than the record's are refused.",
+    (RepeatArguments,),
+    "folder output_dir",
+    epilog="""examples:
+  cmdp repeat runs/mine
+  cmdp repeat runs/mine --output_dir runs/mine-on-another-machine""",
+    positional="folder",
+)
+EVERY = (DISTILL, PREPARE, EVALUATE, CERTIFY, PLAN, REPEAT)
+COMMANDS = {command.name: command for command in EVERY}
 
 # %% ../nbs/18_options.ipynb #defaults
 def defaults_of(command: Command) -> dict:

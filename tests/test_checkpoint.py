@@ -7,14 +7,16 @@ import pickle
 import resource
 import shutil
 import signal
+import sys
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 import torch
-from conftest import SMALL, embedded, flat, read_lines
+from conftest import ROOT, SMALL, embedded, flat, read_lines
 
 from cmdp_nbdev import checkpoint as room
+from cmdp_nbdev import cli
 from cmdp_nbdev.checkpoint import (
     append_line,
     lock_folder,
@@ -27,6 +29,9 @@ from cmdp_nbdev.checkpoint import (
 from cmdp_nbdev.model import default_pair, load_model
 from cmdp_nbdev.task import chain_dataset, chain_reward
 from cmdp_nbdev.trainer import CMDPTrainer
+
+sys.path.insert(0, str(ROOT))
+from studies.soak import soak
 
 TINY = SMALL | dict(
     max_steps=4, per_device_train_batch_size=4, num_generations=4, eval_steps=2, save_steps=2
@@ -354,3 +359,41 @@ def test_a_folder_in_use_is_refused_and_named(tmp_path, make_trainer):
     os.waitpid(child, 0)
     trainer_in(folder).begin()
     unlock_folder(folder)
+
+
+def test_killed_again_and_again():
+    "A small studies/soak: in an update, starting, in an evaluation; the end is the same."
+    assert len(soak.kills(3, updates=8)) == 3
+    rows = soak.long(30, 10)
+    assert len({row["files"] for row in rows}) == 1
+
+
+# ---------------------------------------------------------------- made again
+
+FAST = "--max_steps 2 --n_eval 4 --per_device_train_batch_size 4 --num_generations 4 --device cpu"
+
+
+def test_a_run_is_repeated_from_its_record(tmp_path, capsys):
+    "The same numbers; one that was edited is found; other rewards than then are refused."
+    folder = tmp_path / "run"
+    assert cli.cmdp(f"distill {FAST} --disable_tqdm true --output_dir {folder}".split()) == 0
+    capsys.readouterr()
+    assert cli.cmdp(["repeat", str(folder)]) == 0
+    assert f"again in {folder}-again: 3 lines of metrics, all the same" in capsys.readouterr().out
+    log, config = folder / "metrics.jsonl", folder / "config.json"
+    log.write_text(log.read_text().replace('"step": 2, "loss": ', '"step": 2, "loss": 1'))
+    assert cli.cmdp(["repeat", str(folder), "--output_dir", str(tmp_path / "new")]) == 1
+    assert "update 2: loss was 1" in capsys.readouterr().out
+    record = json.loads(config.read_text())
+    record["inputs"]["reward_funcs"] = {"chain_reward": "0"}
+    config.write_text(json.dumps(record))
+    assert cli.cmdp(["repeat", str(folder)]) == 2
+    assert "cannot be repeated: the source of reward_funcs has" in capsys.readouterr().err
+
+
+def test_what_cannot_be_repeated(run, capsys):
+    "A folder without a record, a run that was begun from Python."
+    for folder, match in ((run.parent, "holds no run"), (run, "begun from Python")):
+        assert cli.cmdp(["repeat", str(folder)]) == 2
+        assert match in capsys.readouterr().err
+    assert cli.cmdp(["repeat"]) == 2 and "folder missing" in capsys.readouterr().err

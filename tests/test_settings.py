@@ -61,6 +61,7 @@ def test_installed_metadata_agrees(ini):
         "cmdp-evaluate": "cmdp_nbdev.cli:evaluate_main",
         "cmdp-certify": "cmdp_nbdev.cli:certify_main",
         "cmdp-plan": "cmdp_nbdev.cli:plan_main",
+        "cmdp-repeat": "cmdp_nbdev.cli:repeat_main",
     }
 
 
