@@ -61,7 +61,7 @@ def live_setup(
         disable_tqdm=True,
         device="cpu",
     )
-    data = chain_dataset(4000), chain_dataset(256, "validation")
+    data = chain_dataset(16000), chain_dataset(1024, "validation")
     return CMDPTrainer(student, teacher, chain_reward, args, *data, tokenizer)
 
 # %% ../../nbs/widgets/07_live.ipynb #switchable

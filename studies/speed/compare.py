@@ -141,8 +141,9 @@ def draw(found: dict) -> None:
         axis.set_title(("CPU seconds", "memory above the start")[k] + ", ours = 1", loc="left")
     axes[0].set_yticks(range(len(sizes)), [f"{s}\n{v:,} ids" for s, v in sizes])
     axes[0].invert_yaxis()
-    axes[0].legend(frameon=False, fontsize=8)
-    figure.tight_layout()
+    shown = axes[0].get_legend_handles_labels()
+    figure.legend(*shown, loc="lower center", ncols=len(shown[1]), frameon=False, fontsize=8)
+    figure.tight_layout(rect=(0, 0.25 / figure.get_figheight(), 1, 1))
     figure.savefig(PICTURE, metadata={"Date": None})
 
 
