@@ -16,6 +16,7 @@ extras = {
     for name in ("notebook", "math", "smollm", "lora", "trl")
 }
 extras["dev"] = sum(extras.values(), start=cfg["dev_requirements"].split())
+extras["docs"] = cfg["docs_requirements"].split()  # what makes the site: no part of [dev]
 
 setup(
     name=cfg["lib_name"],

@@ -16,7 +16,7 @@ from .moved import forwards
 
 # %% auto #0
 __all__ = ['ABOUT', 'EXPECTED', 'help_text', 'version_text', 'run_command', 'complain', 'cmdp', 'print_completion', 'main',
-           'prepare_main', 'evaluate_main', 'plan_main']
+           'prepare_main', 'evaluate_main', 'certify_main', 'plan_main', 'repeat_main']
 
 # %% ../nbs/20_cli.ipynb #moved
 __getattr__ = forwards("cli", "options", "distil")
@@ -26,7 +26,9 @@ ABOUT = {
     "distill": "train a student: more reward, while every completion keeps a budget",
     "prepare": "make a pair to start from: a fine-tuned teacher, a smaller student",
     "evaluate": "judge a student, whoever trained it: what it spends, which budgets it keeps",
+    "certify": "certify that a student keeps a budget at a rate, on fresh prompts",
     "plan": "say what a run would need before anything is loaded: memory, seconds, what fits",
+    "repeat": "make a run again from its record, and compare every number",
 }
 
 
@@ -66,7 +68,8 @@ def run_command(name: str, argv: list[str], prog: str) -> int:
             print(options.config_text(command, typed), end="")
         else:
             options.check_folder(command, typed.values)
-            import_module(f"cmdp_nbdev.{command.module}").run_command(typed.values)
+            module = import_module(f"cmdp_nbdev.{command.module}")
+            return module.run_command(typed.values) or 0
     except EXPECTED as e:
         return complain(prog, e)
     except KeyboardInterrupt:
@@ -123,9 +126,19 @@ def evaluate_main(argv: list[str] | None = None) -> int:
     return run_command("evaluate", sys.argv[1:] if argv is None else argv, "cmdp-evaluate")
 
 
+def certify_main(argv: list[str] | None = None) -> int:
+    "Entry point of `cmdp-certify`."
+    return run_command("certify", sys.argv[1:] if argv is None else argv, "cmdp-certify")
+
+
 def plan_main(argv: list[str] | None = None) -> int:
     "Entry point of `cmdp-plan`."
     return run_command("plan", sys.argv[1:] if argv is None else argv, "cmdp-plan")
+
+
+def repeat_main(argv: list[str] | None = None) -> int:
+    "Entry point of `cmdp-repeat`."
+    return run_command("repeat", sys.argv[1:] if argv is None else argv, "cmdp-repeat")
 
 # %% ../nbs/20_cli.ipynb #module
 if __name__ == "__main__" and "__file__" in globals():

@@ -33,15 +33,17 @@ from .mdp import OURS, Sampling
 from .methods import IMITATION, METHODS, RENAMED, Method, find_method, register_method
 from .objective import SCALES, Batch, Signal
 from .reward import UPDATE
+from .sequential import check_claim
 
 # %% auto #0
 __all__ = ['UNFIT', 'WORDS', 'SWITCH', 'KIND', 'Folder', 'Checkpoint', 'Trackers', 'SCHEDULES', 'Positive', 'Finite',
            'NotNegative', 'Share', 'Inside', 'Nucleus', 'Decay', 'Count', 'Index', 'Number', 'Updates', 'Scale',
-           'Schedule', 'Device', 'Switch', 'config_rule', 'FOLLOWERS', 'DTYPES', 'DICTS', 'RECIPES', 'DECISIVE',
-           'Range', 'one_of', 'Kind', 'as_float', 'as_int', 'as_bool', 'as_text', 'as_list', 'as_none', 'as_path',
-           'as_checkpoint', 'as_trackers', 'as_switch', 'setting', 'with_ranges', 'ranges', 'kinds', 'read_fields',
-           'range_problems', 'Settings', 'as_settings', 'CMDPConfig', 'Rules', 'refuse',
-           'distillation_is_a_part_of_the_run', 'a_quantile_needs_a_distilled_student', 'a_budget_is_stated_or_chosen',
+           'Schedule', 'NonFinite', 'Device', 'Switch', 'config_rule', 'ALPHA', 'FOLLOWERS', 'DTYPES', 'DICTS',
+           'RECIPES', 'DECISIVE', 'Range', 'one_of', 'Kind', 'as_float', 'as_int', 'as_bool', 'as_text', 'as_list',
+           'as_none', 'as_path', 'as_checkpoint', 'as_trackers', 'as_switch', 'setting', 'with_ranges', 'ranges',
+           'kinds', 'read_fields', 'range_problems', 'Settings', 'as_settings', 'CMDPConfig', 'Rules', 'refuse',
+           'distillation_is_a_part_of_the_run', 'a_quantile_needs_a_distilled_student',
+           'a_rate_that_is_kept_was_asked_for', 'a_budget_is_stated_or_chosen',
            'a_limit_that_moves_has_a_start_and_a_way', 'one_precision', 'the_chat_template_is_told_its_own_switches',
            'groups_stay_whole', 'portions_hold_whole_groups', 'the_teachers_completions_are_used',
            'a_told_student_writes_itself', 'the_method_knows_its_settings', 'Unsaid', 'schedule_settings',
@@ -192,6 +194,7 @@ Updates = Annotated[
 ]
 Scale = Annotated[str, one_of(*SCALES)]
 Schedule = Annotated[str, one_of(*SCHEDULES)]
+NonFinite = Annotated[str, one_of("stop", "skip")]
 Device = Annotated[str, Range("auto or cpu", lambda v: v in ("auto", "cpu"))]
 Switch = Annotated[
     str,
@@ -208,9 +211,9 @@ def setting(default, help: str, **more):
 
 
 def with_ranges(cls: type) -> type:
-    "Class decorator: the help of every field ends with its range."
+    "Class decorator: the help of every field ends with its range; inherited ones have it."
     for f in fields(cls):
-        if f.name in ranges(cls):
+        if f.name in vars(cls)["__annotations__"] and f.name in ranges(cls):
             help = f"{f.metadata['help']}; {ranges(cls)[f.name].text}"
             f.metadata = MappingProxyType({**f.metadata, "help": help})
     return cls
@@ -388,6 +391,16 @@ class CMDPConfig:
         "distill_steps, and the off-policy updates of lmbda < 1, learn from completions sampled "
         "from the teacher",
     )
+    calibration_prompts: Index = setting(
+        0,
+        "training prompts held out to measure the satisfaction rate after the last update and to "
+        "move the student to the method's target, by a few further updates; 0 = as training ends",
+    )
+    certificate_prompts: Index = setting(
+        0,
+        "training prompts held out to certify the method's target at the end; calibration then "
+        "aims so far above it that they are likely to; 0 = no certificate",
+    )
     # the models, where they are given by name
     model_init_kwargs: Settings = setting(
         {},
@@ -477,6 +490,11 @@ class CMDPConfig:
     adam_beta2: Decay = setting(0.999, "AdamW beta2")
     adam_epsilon: Finite = setting(1e-8, "AdamW epsilon")
     max_grad_norm: Positive = setting(1.0, "gradient norm above which gradients are scaled down")
+    on_nonfinite: NonFinite = setting(
+        "stop",
+        "what to do at an update with NaN or infinity in it: end the run with its reason, or skip "
+        "the update (at most 5 in a row, and a twentieth of all); its completions are kept",
+    )
     gradient_checkpointing: bool = setting(
         False, "recompute activations in the backward pass: less memory, more time"
     )
@@ -601,6 +619,12 @@ def method_options(self: CMDPConfig) -> dict:
         options = {"scale_rewards": self.scale_rewards, **options}
     return options
 
+
+@patch(as_prop=True)
+def target(self: CMDPConfig) -> float:
+    "The satisfaction rate that the method is asked for; 0 if it is asked for none."
+    return {**METHODS[self.method].settings, **self.method_options}.get("target", 0.0)
+
 # %% ../nbs/10_config.ipynb #rules
 class Rules(list):
     """Checks by name. As a decorator it adds one; `problems` asks all of them.
@@ -644,6 +668,26 @@ def a_quantile_needs_a_distilled_student(c: CMDPConfig):
             f"budget_quantile={c.budget_quantile} reads the budget off a distilled student: set "
             f"distill_steps between 1 and max_steps - 1, got {c.distill_steps}"
         )
+
+# %% ../nbs/10_config.ipynb #rule-target
+ALPHA = 0.05  # how often a certificate may be wrong
+
+
+@config_rule
+def a_rate_that_is_kept_was_asked_for(c: CMDPConfig):
+    given = [k for k in ("calibration_prompts", "certificate_prompts") if getattr(c, k)]
+    if given and not c.target:
+        asked = ", ".join(name for name, m in METHODS.items() if "target" in m.settings)
+        yield (
+            f"{given[0]}={getattr(c, given[0])} needs a satisfaction rate that method "
+            f"{c.method!r} is asked for, and it is asked for none; use one of {asked} with a "
+            f"target above 0, or {given[0]}=0"
+        )
+    elif c.certificate_prompts:
+        try:
+            check_claim(c.target, ALPHA, c.certificate_prompts)
+        except ValueError as e:
+            yield f"certificate_prompts={c.certificate_prompts}: {e}"
 
 # %% ../nbs/10_config.ipynb #rule-budget
 @config_rule

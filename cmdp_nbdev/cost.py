@@ -21,12 +21,12 @@ from torch.autograd.function import once_differentiable
 from .mdp import slices
 
 # %% auto #0
-__all__ = ['COSTS', 'KINDS', 'RESOLUTION', 'NEVER', 'CHUNK_BYTES', 'align_vocab', 'Rows', 'CostKind', 'register_cost', 'kl',
-           'with_floor', 'reverse_kl', 'forward_kl', 'jsd', 'log_ratio', 'surprisal', 'token_logps',
-           'sampled_divergence', 'Cost', 'cost_problems', 'TeacherRows', 'DenseRows', 'as_rows', 'merge_rest',
-           'TopKRows', 'check_top_k', 'what_it_is', 'top_k', 'with_tokens', 'Head', 'HiddenRows', 'Through', 'InChunks',
-           'Fused', 'Question', 'chunk_rows', 'ask_in_chunks', 'token_cost', 'Score', 'score_tokens', 'warn_cropped',
-           'token_divergence']
+__all__ = ['COSTS', 'KINDS', 'RESOLUTION', 'NEVER', 'CLOSED', 'BLOCK', 'CHUNK_BYTES', 'align_vocab', 'Rows', 'CostKind',
+           'register_cost', 'kl', 'with_floor', 'reverse_kl', 'forward_kl', 'jsd', 'log_ratio', 'surprisal',
+           'token_logps', 'sampled_divergence', 'Cost', 'cost_problems', 'TeacherRows', 'DenseRows', 'as_rows',
+           'merge_rest', 'TopKRows', 'check_top_k', 'what_it_is', 'top_k', 'with_tokens', 'Head', 'HiddenRows',
+           'Through', 'InChunks', 'closed_form', 'Question', 'chunk_rows', 'ask_in_chunks', 'token_cost', 'Score',
+           'score_tokens', 'warn_cropped', 'token_divergence']
 
 # %% ../nbs/01_cost.ipynb #align-vocab
 def align_vocab(student_logits: Tensor, teacher_logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -590,38 +590,69 @@ class HiddenRows(DenseRows):
 
 # %% ../nbs/01_cost.ipynb #through
 class Through:
-    "One pass of chunks through a head; `gradients` of its weights are added up in the way back."
+    """One pass of chunks through a head; each is written over the one before.
+
+    `gradients` of the head's weights are added up in the way back; head None: logits are given.
+    """
 
     def __init__(self, head: Head | None):
         self.head, self.gradients = head, []
+        self.made = self.other = None
+        self.places: dict[torch.dtype, Tensor] = {}
         if head is not None and head.plain:
             dtype, module = head.autocast or head.dtype, head.module
             self.dtype, self.weight = dtype, module.weight.detach()[: head.vocab_size].to(dtype)
             bias = module.bias
             self.bias = None if bias is None else bias.detach()[: head.vocab_size].to(dtype)
 
-    def to(self, states: Tensor) -> tuple[Tensor, Tensor]:
-        "What the head makes of states (n, H), and the logits (n, V), a leaf of a new graph."
-        if self.head is None:
-            made = states
-        elif self.head.plain:
-            made = F.linear(states.detach().to(self.dtype), self.weight, self.bias)
-            made = with_tokens(made, None, self.head.holes)
-        else:
-            made = self.head(states)
-        return made, made.detach().requires_grad_(torch.is_grad_enabled())
+    def place(self, n: int, width: int, dtype: torch.dtype, device) -> Tensor:
+        "Where a chunk (n, width) is written."
+        if dtype not in self.places or self.places[dtype].numel() < n * width:
+            self.places[dtype] = torch.empty(n * width, dtype=dtype, device=device)
+        return self.places[dtype][: n * width].view(n, width)
 
-    def back(self, states: Tensor, made: Tensor, slopes: Tensor) -> Tensor:
-        "From dL/dlogits (n, V) to dL/dstates (n, H)."
+    def make(self, states: Tensor) -> Tensor:
+        "What the head makes of states (n, H): (n, V), until the next chunk."
         if self.head is None:
-            return slopes
-        if not self.head.plain:
-            weights = self.head.weights
-            found = torch.autograd.grad(made, [states, *weights], slopes, allow_unused=True)
-            self.add(found[1:])
-            return found[0]
-        self.add_products(states.detach().to(self.dtype), slopes)
-        return slopes @ self.weight
+            self.made = states
+        elif not self.head.plain:
+            self.made = self.head(states)
+        else:
+            states = states.detach().to(self.dtype)
+            place = self.place(len(states), len(self.weight), self.dtype, states.device)
+            torch.mm(states, self.weight.T, out=place)
+            self.made = place if self.bias is None else place.add_(self.bias)
+            self.made = with_tokens(self.made, None, self.head.holes)
+        return self.made
+
+    def leaf(self, states: Tensor) -> Tensor:
+        "The logits (n, V) as the leaf of a new graph."
+        return self.make(states).detach().requires_grad_(torch.is_grad_enabled())
+
+    def free(self, states: Tensor) -> Tensor:
+        "The logits (n, V), at least in float32, to be written over."
+        made = self.make(states).detach()
+        ours = self.head is not None and self.head.plain
+        if ours and made.dtype == _wide(made):
+            return made
+        return self.place(*made.shape, _wide(made), made.device).copy_(made)
+
+# %% ../nbs/01_cost.ipynb #through-back
+@patch
+def back(self: Through, states: Tensor, slopes: Tensor) -> Tensor:
+    "From dL/dlogits (n, V) of the last chunk, or of its first ids, to dL/dstates (n, H)."
+    slopes = slopes.to(self.made.dtype)
+    if missing := self.made.shape[-1] - slopes.shape[-1]:
+        slopes = F.pad(slopes, (0, missing))
+    if self.head is None:
+        return slopes
+    if not self.head.plain:
+        weights = self.head.weights
+        found = torch.autograd.grad(self.made, [states, *weights], slopes, allow_unused=True)
+        self.add(found[1:])
+        return found[0]
+    self.add_products(states.detach().to(self.dtype), slopes)
+    return slopes @ self.weight
 
 # %% ../nbs/01_cost.ipynb #through-add
 @patch
@@ -653,23 +684,36 @@ def _wide(x: Tensor) -> torch.dtype:
     "The dtype that sums are kept in: at least float32."
     return torch.promote_types(x.dtype, torch.float32)
 
+# %% ../nbs/01_cost.ipynb #through-beside
+@patch
+def beside(self: Through, said: DenseRows) -> Tensor:
+    "The teacher's logits at the same positions, to be written over as well."
+    lazy = isinstance(said, HiddenRows)
+    if self.other is None:
+        self.other = Through(said.head if lazy else None)
+    return self.other.free(said.states if lazy else said.logits)
+
 # %% ../nbs/01_cost.ipynb #in-chunks
 class InChunks(torch.autograd.Function):
     """`ask(logits, part)` for one slice of the rows after the other, and its gradient.
 
     ask answers with values, (n,) each. Nothing of a chunk is kept: its logits are made again
-    where the gradient needs them.
+    where the gradient needs them. `known`: the values, where they were asked before.
     """
 
     @staticmethod
-    def forward(ctx, ask: Callable, head: Head | None, size: int, states: Tensor, *weights):
+    def forward(ctx, ask: Callable, head: Head | None, size: int, known, states: Tensor, *weights):
         "The values of all rows, (N,) each."
         ctx.ask, ctx.head, ctx.size = ask, head, size
         ctx.save_for_backward(states, *weights)
         ctx.set_materialize_grads(False)
+        if known is not None:
+            return tuple(known)
         through, found = Through(head), []
         for part in slices(len(states), size):
-            _note(found, len(states), part, ask(through.to(states[part])[1], part))
+            closed = _in_closed_form(through, ask, states[part], part)
+            values = closed[0] if closed else ask(through.leaf(states[part]), part)
+            _note(found, len(states), part, values)
         return tuple(found)
 
     @staticmethod
@@ -683,7 +727,7 @@ class InChunks(torch.autograd.Function):
             given[part] = _back(through, ctx.ask, states[part], part, mine)
         sums = through.gradients or [None] * len(weights)
         sums = [s if s is None else s.to(w.dtype) for s, w in zip(sums, weights)]
-        return None, None, None, given, *sums
+        return None, None, None, None, given, *sums
 
 
 def _note(found: list[Tensor], rows: int, part: slice, values: list[Tensor]) -> None:
@@ -694,45 +738,79 @@ def _note(found: list[Tensor], rows: int, part: slice, values: list[Tensor]) -> 
         whole[part] = x
 
 
+def _in_closed_form(through: Through, ask: Callable, states: Tensor, part: slice, slopes=None):
+    "What `ask` knows without autograd: values and, given `slopes`, dL/dlogits; else None."
+    return ask.closed(through, states, part, slopes) if hasattr(ask, "closed") else None
+
+
 @torch.enable_grad()
 def _back(through: Through, ask: Callable, states: Tensor, part: slice, slopes: list) -> Tensor:
     "dL/dstates of one chunk, given dL/dvalues, None where a value has none."
     states = states.detach().requires_grad_()
-    made, logits = through.to(states)
+    if closed := _in_closed_form(through, ask, states, part, slopes):
+        return through.back(states, closed[1])
+    logits = through.leaf(states)
     both = zip(ask(logits, part), slopes)
     both = [(x, s) for x, s in both if s is not None and x.requires_grad]
     if not both:
         return torch.zeros_like(states)
     (down,) = torch.autograd.grad([x for x, _ in both], logits, [s for _, s in both])
-    return through.back(states, made, down)
+    return through.back(states, down)
 
 # %% ../nbs/01_cost.ipynb #fused
-class Fused(torch.autograd.Function):
-    """Log-probabilities of the tokens under both models, and the reverse KL, (n,) each.
+CLOSED = {f.__name__: f for f in (reverse_kl, forward_kl, log_ratio, surprisal)}
+BLOCK = 250_000  # numbers that stay in a CPU's cache
 
-    Of logits (n, V) and ids (n,). `free`: the teacher's logits may be written over.
+
+def closed_form(
+    student: Tensor, teacher: Tensor, ids: Tensor, kinds: list[str], slopes: list | None = None
+) -> list[Tensor]:
+    """Log-probabilities of `ids` (n,) under both models, and costs of these `kinds`, (n,) each.
+
+    The logits (n, V) of both are written over: the teacher's become dL/dlogits of the student,
+    if `slopes` are given: dL/d of every answer (n,), None = 0.
     """
+    rows = max(1, BLOCK // student.shape[-1]) if student.device.type == "cpu" else len(ids)
+    found = []
+    for part in slices(len(ids), rows):
+        given = None
+        if slopes is not None:
+            none = student.new_zeros(len(ids[part]))
+            given = [none if slope is None else slope[part] for slope in slopes]
+        found.append(_some_rows(student[part], teacher[part], ids[part], kinds, given))
+    return [torch.cat(values) for values in zip(*found)]
 
-    @staticmethod
-    def forward(ctx, student: Tensor, teacher: Tensor, ids: Tensor, free: bool):
-        "The values; kept are the student's probabilities and the differences to the teacher."
-        ids = ids.unsqueeze(-1)
-        mine, other = (x.logsumexp(-1, keepdim=True) for x in (student, teacher))
-        logps = student.gather(-1, ids) - mine, teacher.gather(-1, ids) - other
-        apart = torch.sub(student, teacher, out=teacher if free else None).sub_(mine - other)
-        p = (student - mine).exp_()
-        cost = torch.linalg.vecdot(p, apart).unsqueeze(-1)
-        ctx.save_for_backward(p, apart, cost, ids)
-        return tuple(x.squeeze(-1) for x in (*logps, cost))
+# %% ../nbs/01_cost.ipynb #some-rows
+def _shares(logits: Tensor) -> tuple[Tensor, Tensor]:
+    "What is proportional to probabilities, and its sum (n, 1); the largest logit becomes 0."
+    shares = logits.sub_(logits.amax(-1, keepdim=True)).exp()
+    return shares, shares.sum(-1, keepdim=True)
 
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, slope: Tensor, unused: Tensor, price: Tensor):
-        "dL/dlogits of the student, (n, V)."
-        p, apart, cost, ids = ctx.saved_tensors
-        slope, price = slope.unsqueeze(-1), price.unsqueeze(-1)
-        down = apart.mul_(price).sub_(price * cost + slope).mul_(p)
-        return down.scatter_add_(-1, ids, slope), None, None, None
+
+def _some_rows(student: Tensor, teacher: Tensor, ids: Tensor, kinds: list[str], slopes):
+    "`closed_form` of rows that fit into the cache."
+    index = ids.unsqueeze(-1)
+    (p, mine), (q, other) = _shares(student), _shares(teacher)
+    logp, teacher_logp = student.gather(-1, index) - mine.log(), teacher.gather(-1, index)
+    teacher_logp = teacher_logp - other.log()
+    apart = torch.sub(student, teacher, out=teacher).sub_(mine.log() - other.log())
+    costs = {
+        "reverse_kl": torch.linalg.vecdot(p, apart).unsqueeze(-1) / mine,
+        "forward_kl": torch.linalg.vecdot(q, apart).unsqueeze(-1) / -other,
+        "log_ratio": logp - teacher_logp,
+        "surprisal": -teacher_logp,
+    }
+    if slopes is not None:
+        slope, _, *prices = (x.to(p.dtype).unsqueeze(-1) for x in slopes)
+        price = dict.fromkeys(CLOSED, 0.0)
+        for kind, more in zip(kinds, prices):
+            price[kind] = price[kind] + more
+        slope = slope + price["log_ratio"]
+        reverse, forward = price["reverse_kl"], price["forward_kl"]
+        others = forward - slope - reverse * costs["reverse_kl"]
+        apart.mul_(reverse / mine).add_(others / mine).mul_(p)
+        apart.addcmul_(q, -forward / other).scatter_add_(-1, index, slope)
+    return [x.squeeze(-1) for x in (logp, teacher_logp, *(costs[kind] for kind in kinds))]
 
 # %% ../nbs/01_cost.ipynb #question
 @dataclass
@@ -747,10 +825,6 @@ class Question:
     def __call__(self, student: Tensor, part: slice = slice(None)) -> list[Tensor]:
         "Student's and teacher's log-probabilities and every cost, (n,) each."
         ids, said = self.ids[part], self.teacher[part]
-        if self.fits_fused(said):
-            values = self.fused(student, said, ids)
-            if values[-1].isfinite().all():
-                return values
         if isinstance(said, DenseRows):
             said = DenseRows(said.logits)  # made once
         student, said, _ = said.align(student)
@@ -764,17 +838,25 @@ class Question:
             values.append(COSTS[cost.kind](met[key], cost))
         return [*logps, *values]
 
-    def fits_fused(self, said: TeacherRows) -> bool:
-        "Whether the reverse KL is all that is asked, of a teacher that says everything."
-        plain = all(c.is_kl and not c.floor for c in self.costs) and len(self.costs) == 1
-        ours = COSTS["reverse_kl"].function is reverse_kl
-        return plain and ours and self.temperature == 1 and isinstance(said, DenseRows)
+    def is_closed(self) -> bool:
+        "Whether `closed_form` knows all that is asked."
+        own = replace(self.costs[0], kind="reverse_kl", beta=0.5, chunk_size=None) == Cost()
+        kinds = all(COSTS[c.kind].function is CLOSED.get(c.kind) for c in self.costs)
+        return own and kinds and self.temperature == 1
 
-    def fused(self, student: Tensor, said: DenseRows, ids: Tensor) -> list[Tensor]:
-        "The answers by `Fused`; not finite where the teacher gives something probability 0."
-        student, teacher, _ = align_vocab(student, said.logits)
-        student, teacher = student.to(_wide(student)), teacher.to(_wide(teacher))
-        return list(Fused.apply(student, teacher, ids, isinstance(said, HiddenRows)))
+    def closed(self, through: Through, states: Tensor, part: slice, slopes: list | None = None):
+        """The answers by `closed_form`, and dL/dlogits if `slopes` are given.
+
+        None where that does not know them, or a probability is 0.
+        """
+        said = self.teacher[part]
+        if not (isinstance(said, DenseRows) and self.is_closed()):
+            return None
+        student, teacher = through.free(states), through.beside(said)
+        shared = min(student.shape[-1], teacher.shape[-1])
+        both = student[:, :shared], teacher[:, :shared]
+        values = closed_form(*both, self.ids[part], [c.kind for c in self.costs], slopes)
+        return (values, both[1]) if torch.stack(values).isfinite().all() else None
 
 # %% ../nbs/01_cost.ipynb #chunk-rows
 CHUNK_BYTES = 16_000_000  # of float32 logits
@@ -788,15 +870,18 @@ def chunk_rows(vocab_size: int, device: torch.device | str = "cpu") -> int:
     return max(64, size // (4 * vocab_size))
 
 # %% ../nbs/01_cost.ipynb #ask-in-chunks
-def ask_in_chunks(student: DenseRows, ask: Callable, size: int | None = None) -> list[Tensor]:
+def ask_in_chunks(
+    student: DenseRows, ask: Callable, size: int | None = None, known: list[Tensor] | None = None
+) -> list[Tensor]:
     """What `ask`, a Question, says of all rows (N, V); gradients reach their logits or states.
 
-    size: positions at a time, None = as many as chunk_rows says.
+    size: positions at a time, None = as many as chunk_rows says; known: what it said of them
+    before, so that only the gradient is left to be found.
     """
     lazy = isinstance(student, HiddenRows)
     states, head = (student.states, student.head) if lazy else (student.logits, None)
     size = size or chunk_rows(student.shape[-1], states.device)
-    return list(InChunks.apply(ask, head, size, states, *(head.weights if lazy else ())))
+    return list(InChunks.apply(ask, head, size, known, states, *(head.weights if lazy else ())))
 
 # %% ../nbs/01_cost.ipynb #cost-call
 @patch
@@ -865,6 +950,7 @@ def score_tokens(
     mask: Tensor,  # (B, T)
     costs: dict[str, Cost],  # by name; "divergence" is the one that the budget is put on
     temperature: float = 1.0,  # of the sampling
+    known: Score | None = None,  # of the same weights: chunks are only asked for the gradient
 ) -> Score:
     """Log-probabilities, costs and reverse KL of completions under two models.
 
@@ -874,7 +960,7 @@ def score_tokens(
     student, teacher, main = as_rows(student_logits), as_rows(teacher_logits), costs["divergence"]
     told, lazy = (ids, mask, costs, temperature), isinstance(student, HiddenRows)
     if lazy or ids.numel() > (main.chunk_size or chunk_rows(student.shape[-1], ids.device)):
-        return _score_in_chunks(student, teacher, *told)
+        return _score_in_chunks(student, teacher, *told, known)
     return _score_at_once(student.logits, teacher, *told)
 
 
@@ -892,12 +978,18 @@ def _score_at_once(student: Tensor, teacher: TeacherRows, ids, mask, costs, temp
     return Score(logp, teacher_logp, values, kl)
 
 
-def _score_in_chunks(student: DenseRows, teacher: TeacherRows, ids, mask, costs, temperature):
+def _score_in_chunks(
+    student: DenseRows, teacher: TeacherRows, ids, mask, costs, temperature, known: Score | None
+) -> Score:
     "The numbers a chunk at a time."
     inside, main = mask.bool(), costs["divergence"]
     asked = [*costs.values(), *([] if main.is_kl else [main.reported])]
     question = Question(teacher[inside], ids[inside], asked, temperature)
-    values = ask_in_chunks(student[inside], question, main.chunk_size)
+    if known is not None:
+        reported = [] if main.is_kl else [known.kl]
+        known = (known.logp, known.teacher_logp, *(known.costs[k] for k in costs), *reported)
+        known = [value.detach()[inside] for value in known]
+    values = ask_in_chunks(student[inside], question, main.chunk_size, known)
     logp, teacher_logp, *found = (_within(inside, value) for value in values)
     kl = found[[*costs].index("divergence") if main.is_kl else -1]
     return Score(logp, teacher_logp.detach(), dict(zip(costs, found)), kl.detach())

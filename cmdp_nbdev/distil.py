@@ -21,6 +21,7 @@ import torch
 from datasets import Dataset
 from transformers.utils import logging as hf_logging
 
+from .certificate import Certificate, certify_run
 from cmdp_nbdev.config import (
     CMDPConfig,
     check_unused,
@@ -63,9 +64,9 @@ from cmdp_nbdev.words import (
 __all__ = ['LORA', 'EMBEDDED', 'OWN', 'OWN_TOO', 'SUMMARY', 'COPY_LIMIT', 'load_reward', 'load_prompts', 'with_prompts',
            'own_task', 'adapter_problems', 'with_adapters', 'Embedded', 'embedded_task', 'check_options', 'engine',
            'with_threads', 'embedded_trainer', 'own_trainer', 'describe_teacher', 'build_trainer', 'distil',
-           'train_until_stopped', 'exact_optimum', 'summarise', 'start_of', 'nats_of', 'numbers_of', 'write_run',
-           'pictures', 'format_summary', 'headline', 'run_all', 'all_configs', 'write_table', 'comparison',
-           'run_command']
+           'train_until_stopped', 'certificate_of_end', 'exact_optimum', 'summarise', 'start_of', 'nats_of',
+           'numbers_of', 'write_run', 'pictures', 'format_summary', 'headline', 'run_all', 'all_configs', 'write_table',
+           'comparison', 'run_command', 'leave_if_stopped']
 
 # %% ../nbs/19_distil.ipynb #reward
 def load_reward(spec: str) -> Callable:
@@ -275,7 +276,8 @@ def embedded_trainer(run: RunArguments, config: CMDPConfig) -> CMDPTrainer:
     torch.set_num_threads(run.num_threads or 1)
     task = embedded_task(run.task)
     student, teacher, tokenizer = task.pair()
-    data = task.prompts(task.n_train, "train"), task.prompts(run.n_eval, "test")
+    n_train = task.n_train + config.calibration_prompts + config.certificate_prompts
+    data = task.prompts(n_train, "train"), task.prompts(run.n_eval, "test")
     make = engine(run.engine)
     return make(student, teacher, task.reward, config, *data, tokenizer, task.metrics)
 
@@ -342,7 +344,9 @@ def distil(run: RunArguments, config: CMDPConfig) -> dict:
     trainer = build_trainer(run, config)
     trainer.keep_trackers = True
     train_until_stopped(trainer)
-    result, records = trainer.evaluate(return_records=True)
+    with trainer.keeping():
+        result, records = trainer.evaluate(return_records=True)
+    certificate = certificate_of_end(trainer)
     trainer.close()
     optimum = exact_optimum(run, trainer)
     seconds = time.perf_counter() - began
@@ -350,6 +354,9 @@ def distil(run: RunArguments, config: CMDPConfig) -> dict:
     if trainer.is_main_process:
         went = where_nats_went(records, trainer.processing_class)
         summary = summarise(trainer, result, seconds, optimum) | nats_of(went)
+        if certificate:
+            summary |= certificate.summary() | {"certificate_says": str(certificate)}
+            certificate.save(trainer.output_dir)
         write_run(trainer, records, summary, went)
         summary["output_dir"] = str(trainer.output_dir)
     trainer.save_model(trainer.output_dir / "student")
@@ -357,12 +364,17 @@ def distil(run: RunArguments, config: CMDPConfig) -> dict:
 
 # %% ../nbs/19_distil.ipynb #train
 def train_until_stopped(trainer: CMDPTrainer) -> None:
-    "Train to the end or to Ctrl-C."
+    "Train to the end or to Ctrl-C; what was learnt until then is a checkpoint already."
     try:
         trainer.train()
     except KeyboardInterrupt:
-        done = f"stopped after {trainer.global_step} updates"
-        print(f"{done}; evaluating and saving what was learnt", file=sys.stderr)
+        print("evaluating and saving what was learnt; Ctrl-C again leaves at once", file=sys.stderr)
+
+# %% ../nbs/19_distil.ipynb #certificate
+def certificate_of_end(trainer: CMDPTrainer) -> Certificate | None:
+    "Whether the student keeps the budget at the rate it was asked for; None without prompts."
+    prompts = trainer.held_out.get("certificate_prompts")
+    return certify_run(trainer, prompts, trainer.args.target) if prompts else None
 
 # %% ../nbs/19_distil.ipynb #optimum
 def exact_optimum(run: RunArguments, trainer: CMDPTrainer) -> float | None:
@@ -398,6 +410,8 @@ def summarise(trainer: CMDPTrainer, result: dict, seconds: float, optimum: float
     if args.budget_quantile is not None:
         distilled = {"distill_steps": args.distilled_updates}
         summary |= {"budget_quantile": args.budget_quantile, **distilled}
+    if trainer.watch.skipped:
+        summary["skipped_updates"] = trainer.watch.skipped
     if trainer.problems:
         summary["problems"] = trainer.problems
     return summary | start_of(trainer)
@@ -463,6 +477,8 @@ def format_summary(s: dict) -> str:
     if "optimal_accuracy" in s:
         best, where = s["optimal_accuracy"], "accuracy at satisfaction 1 under the stated teacher"
         lines.append(f"{'exact optimum':24}{'':8}{best:8.3f}   {where}")
+    if "certificate_says" in s:
+        lines += ["", s["certificate_says"]]
     if s.get("nats_by_token"):
         lines += ["", str(Nats(s["nats_by_token"], []))]
     lines += [f"\nafter {s['steps']} updates: {problem}" for problem in s.get("problems", ())]
@@ -499,6 +515,7 @@ def run_all(run: RunArguments, values: dict) -> list[dict]:
     for config in all_configs(values, out):
         rows.append(distil(run, config))
         print(format_summary(rows[-1]) + "\n")
+        leave_if_stopped(rows[-1], values)
     write_table(rows, out / "summary.csv")
     said = "accuracy {accuracy:.3f}, satisfaction {satisfaction_rate:.3f}"
     lines = {r["method"]: said.format(**r) for r in rows}
@@ -556,3 +573,10 @@ def run_command(values: dict) -> None:
     elif summary := distil(run, CMDPConfig(**values)):
         print(format_summary(summary) + "\n")
         print(f"student, records and pictures: {summary['output_dir']}/")
+        leave_if_stopped(summary, values)
+
+
+def leave_if_stopped(summary: dict, values: dict) -> None:
+    "Raise KeyboardInterrupt after a run that Ctrl-C has ended before its last update."
+    if summary["steps"] < values["max_steps"]:
+        raise KeyboardInterrupt

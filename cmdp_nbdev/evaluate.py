@@ -12,6 +12,7 @@ import math
 import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
+from numbers import Integral
 
 import numpy as np
 import torch
@@ -209,6 +210,30 @@ def record_column_problems(
             yield f"column {column!r} would be overwritten by a record's own; rename_column() it"
     yield from column_problems(columns)
 
+# %% ../nbs/09_evaluate.ipynb #argument-problems
+def _argument_problems(dataset, funcs, budget, weights, batch_size, seed) -> Iterator[str]:
+    "One sentence for every argument of an evaluation that is not what it should be."
+    if not isinstance(dataset, Dataset):
+        yield f"dataset must be a datasets.Dataset with a column 'prompt', got {dataset!r:.80}"
+    elif "prompt" not in dataset.column_names:
+        there = ", ".join(dataset.column_names)
+        yield f"dataset has no column 'prompt', only {there}; rename one (rename_column)"
+    if not isinstance(budget, Budget):
+        yield f"budget must be a Budget, such as Budget(0.8), got {budget!r:.80}"
+    if not funcs:
+        yield "reward_funcs is empty; give at least one function"
+    for wrong in [f for f in funcs if not callable(f)][:1]:
+        yield (
+            "reward_funcs must be functions f(prompts, completions, **columns) -> list of numbers, "
+            f"got {wrong!r}"
+        )
+    if weights is not None and len(weights) != len(funcs):
+        yield f"reward_weights has {len(weights)} numbers for {len(funcs)} reward functions"
+    if not (isinstance(batch_size, Integral) and batch_size >= 1):
+        yield f"batch_size must be a whole number >= 1, got {batch_size!r}"
+    if not (isinstance(seed, Integral) and seed >= 0):
+        yield f"seed must be a whole number >= 0, got {seed!r}"
+
 # %% ../nbs/09_evaluate.ipynb #records
 @torch.no_grad()
 def evaluate_records(
@@ -234,24 +259,23 @@ def evaluate_records(
 ) -> list[dict]:
     """Sample and score completions of every prompt of `dataset`; one dict per completion.
 
-    Raises ValueError, before anything is sampled, for names that collide and for rewards that
-    are no functions.
+    Raises ValueError, before anything is sampled, for names that collide and for arguments that
+    are not what they should be.
     """
-    asked = metrics or {}, constraints or {}
-    taken = [*name_problems(*asked), *record_column_problems(dataset.column_names, *asked)]
-    if taken:
-        raise ValueError("\n".join(taken))
     funcs = reward_funcs if isinstance(reward_funcs, (list, tuple)) else [reward_funcs]
-    if wrong := [f for f in funcs if not callable(f)]:
-        raise ValueError(
-            "reward_funcs must be functions f(prompts, completions, **columns) -> list of numbers, "
-            f"got {wrong[0]!r}"
-        )
+    asked = metrics or {}, constraints or {}
+    wrong = [*_argument_problems(dataset, funcs, budget, reward_weights, batch_size, seed)]
+    wrong = wrong or [
+        *name_problems(*asked),
+        *record_column_problems(dataset.column_names, *asked),
+    ]
+    if wrong:
+        raise ValueError("\n".join(wrong))
     sampling = replace(sampling, **settings)
     for what, m in {"model": model, "teacher": innermost(teacher)}.items():
         if isinstance(m, torch.nn.Module):
             check_vocab(core(m), tokenizer, what)
-    generator = torch.Generator(next(model.parameters()).device).manual_seed(seed)
+    generator = torch.Generator(next(model.parameters()).device).manual_seed(int(seed))
     size, records = max(1, batch_size // sampling.num_generations), []
     bar = dict(desc="evaluating", disable=disable_tqdm, leave=False, delay=patience(model))
     for start in starts(len(dataset), size, **bar):
@@ -280,11 +304,13 @@ def at_budget(records: list[dict], budget: Budget) -> list[dict]:
 
 # %% ../nbs/09_evaluate.ipynb #json
 def _plain(value):
-    "`value` with None for NaN and a text for infinity."
+    "`value` with None for NaN, a text for infinity, and Python's numbers for those of numpy."
     if isinstance(value, dict):
         return {k: _plain(v) for k, v in value.items()}
     if isinstance(value, (list, tuple)):
         return [_plain(v) for v in value]
+    if isinstance(value, np.generic) or isinstance(value, Tensor) and value.dim() == 0:
+        value = value.item()
     if isinstance(value, float) and not math.isfinite(value):
         return None if math.isnan(value) else str(value)
     return value

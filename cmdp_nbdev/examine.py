@@ -34,7 +34,13 @@ from cmdp_nbdev.evaluate import (
     where_nats_went,
 )
 from .model import load_tokenizer, outline
-from .options import EVALUATE, EvaluateArguments, check_folder, recipe_of
+from cmdp_nbdev.options import (
+    EVALUATE,
+    EvaluateArguments,
+    JudgeArguments,
+    check_folder,
+    recipe_of,
+)
 from cmdp_nbdev.plot import (
     nats_figure,
     remaining_fan,
@@ -308,7 +314,7 @@ def check_arguments(args: EvaluateArguments) -> Path:
     return Path(args.output_dir or f"runs/evaluate-{time.strftime('%Y%m%d-%H%M%S')}")
 
 
-def with_task(args: EvaluateArguments) -> EvaluateArguments:
+def with_task(args: JudgeArguments) -> JudgeArguments:
     "The options with the student, teacher and length of an embedded task where none are given."
     if args.task is None:
         return args

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields, replace
+from numbers import Integral
 
 import torch
 from fastcore.basics import patch
@@ -186,8 +187,11 @@ class Sampling:
 
     def __post_init__(self):
         for name in ("num_generations", "max_completion_length", "generation_batch_size"):
-            if not (getattr(self, name) or 1) >= 1:
-                raise ValueError(f"{name} must be a whole number >= 1, got {getattr(self, name)}")
+            value = getattr(self, name)
+            if value is None and name == "generation_batch_size":
+                continue
+            if not (isinstance(value, Integral) and value >= 1):
+                raise ValueError(f"{name} must be a whole number >= 1, got {value!r}")
         if not self.temperature >= 0:
             raise ValueError(f"temperature must be >= 0, got {self.temperature}")
         if not 0 < self.top_p <= 1:

@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.resources import files
 from pathlib import Path
+from pickle import UnpicklingError
 from weakref import WeakKeyDictionary
 
 import torch
@@ -67,7 +68,13 @@ def tiny_model(
     max_length: int = 64,
     seed: int = 0,
 ) -> PreTrainedModel:
-    "A small Llama with random weights: heads of 16, MLP three times the width, tied embeddings."
+    """A small Llama with random weights: heads of 16, MLP three times the width, tied embeddings.
+
+    Raises ValueError for a width that is no multiple of 16.
+    """
+    if width < 16 or width % 16:
+        raise ValueError(f"width must be a multiple of 16, the size of a head, got {width}")
+    width, num_layers, max_length = int(width), int(num_layers), int(max_length)
     config = LlamaConfig(
         vocab_size=len(tokenizer),
         hidden_size=width,
@@ -83,7 +90,7 @@ def tiny_model(
         bos_token_id=None,
     )
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.manual_seed(int(seed))
         return AutoModelForCausalLM.from_config(config, dtype=torch.float32)
 
 # %% ../nbs/07_model.ipynb #from-pretrained
@@ -95,7 +102,7 @@ def _from_pretrained(auto, source: str | os.PathLike, what: str, **kwargs):
         raise FileNotFoundError(f"{what}={source!r}: {reason}")
     try:
         return auto.from_pretrained(source, **kwargs)
-    except (OSError, ValueError) as e:
+    except (OSError, ValueError, UnpicklingError) as e:
         reason = str(e).splitlines()[0]
         tried = "neither as a folder saved by save_pretrained nor from a hub"
         raise FileNotFoundError(f"{what}={source!r} could not be loaded, {tried}: {reason}") from e

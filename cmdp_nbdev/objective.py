@@ -5,7 +5,8 @@
 # %% ../nbs/04_objective.ipynb #imports
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import math
+from dataclasses import dataclass, field, replace
 
 import torch
 from fastcore.basics import patch
@@ -14,10 +15,11 @@ from torch import Tensor
 from .cost import Score
 from .mdp import Rollout, masked
 from .moved import forwards
+from .reward import NotFinite
 
 # %% auto #0
-__all__ = ['SCALES', 'STD_OFFSET', 'Batch', 'Signal', 'group_stats', 'group_scale', 'group_advantage', 'signal_loss',
-           'check_finite']
+__all__ = ['SCALES', 'STD_OFFSET', 'ADVICE', 'Batch', 'Signal', 'group_stats', 'group_scale', 'group_advantage', 'signal_loss',
+           'check_batch', 'check_finite']
 
 # %% ../nbs/04_objective.ipynb #batch
 @dataclass
@@ -75,6 +77,11 @@ class Signal:
         if isinstance(self.multiplier, dict):
             return self.multiplier
         return {"divergence": self.multiplier}
+
+    def priced(self, factor: float) -> Signal:
+        "The same signal with every multiplier times `factor`."
+        prices = {name: factor * price for name, price in self.multipliers.items()}
+        return replace(self, multiplier=prices)
 
 # %% ../nbs/04_objective.ipynb #group-stats
 def group_stats(x: Tensor, group_ids: Tensor) -> tuple[Tensor, Tensor]:
@@ -152,13 +159,44 @@ def signal_loss(
     return masked(loss, mask).sum() / (mask.sum() if num_tokens is None else num_tokens)
 
 # %% ../nbs/04_objective.ipynb #check-finite
-def check_finite(loss: Tensor, update: int) -> None:
-    "Raise FloatingPointError for a loss that is NaN or infinite; `update`: its number."
-    if not loss.isfinite():
-        raise FloatingPointError(
-            f"the loss is {loss.item()} at step {update}; nothing was updated. If the cost is "
-            "infinite the teacher gives some token probability 0: set floor (1e-6, say)"
-        )
+ADVICE = {
+    "student": (
+        "its weights are no numbers any more, or overflow: go back to a checkpoint with a lower "
+        "learning_rate, and give it float32 (model_init_kwargs dtype=float32, bf16 false)"
+    ),
+    "teacher": (
+        "ask it about these texts alone, in float32 (teacher_model_init_kwargs dtype=float32)"
+    ),
+    "cost": (
+        "where it is infinite the teacher gives some token probability 0: set floor (1e-6, say)"
+    ),
+    "update": "lower learning_rate or the settings of the method that weigh the cost",
+}
+
+
+def check_batch(batch: Batch) -> None:
+    "Raise NotFinite, naming model and completions, for a batch that holds what is no number."
+    said = {("student", "the student's log-probabilities are"): batch.logp}
+    said["teacher", "the teacher's log-probabilities are"] = batch.teacher_logp
+    said |= {("cost", f"the cost {name!r} is"): cost for name, cost in batch.costs.items()}
+    sums = torch.stack([masked(x, batch.mask).sum().float() for x in said.values()]).tolist()
+    for (who, words), x, total in zip(said, said.values(), sums):
+        if math.isnan(total) or who == "cost" and math.isinf(total):
+            wrong = masked(x.isnan() if who != "cost" else ~x.isfinite(), batch.mask).any(-1)
+            found = "NaN" if math.isnan(total) else "infinite"
+            raise NotFinite(f"{words} {found}", wrong.nonzero()[:, 0].tolist(), ADVICE[who])
+
+# %% ../nbs/04_objective.ipynb #check-finite-loss
+def check_finite(loss: Tensor, norm: Tensor | float = 0.0, model=None) -> None:
+    "Raise NotFinite for a loss or a gradient norm that is NaN or infinite; `model`: whose it is."
+    loss, norm = float(loss), float(norm)
+    if not math.isfinite(loss):
+        raise NotFinite(f"the loss is {loss}", advice=ADVICE["update"])
+    if not math.isfinite(norm):
+        named = model.named_parameters() if model is not None else ()
+        wrong = (name for name, p in named if p.grad is not None and not p.grad.isfinite().all())
+        where = next((f", first in {name}" for name in wrong), "")
+        raise NotFinite(f"the gradient norm is {norm}{where}", advice=ADVICE["update"])
 
 # %% ../nbs/04_objective.ipynb #moved
 __getattr__ = forwards("objective", "methods")

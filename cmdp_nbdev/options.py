@@ -51,12 +51,13 @@ from .methods import METHODS, method_settings
 
 # %% auto #0
 __all__ = ['Engine', 'AtLeastTwenty', 'AtLeastOne', 'NotBelowZero', 'Task', 'Aggregate', 'CHAIN_SUM', 'METHODS_ABOUT', 'EXAMPLES',
-           'DISTILL', 'PREPARE', 'EVALUATE', 'PLAN', 'COMMANDS', 'PLACEHOLDERS', 'WORDS_OF', 'FIRST', 'RECIPE_OF',
-           'UNSAID', 'RunArguments', 'PrepareArguments', 'argument_problems', 'EvaluateArguments', 'PlanArguments',
-           'Command', 'method_lines', 'defaults_of', 'reader', 'item_kinds', 'add_option', 'headings', 'Parser',
-           'build_parser', 'unknown_option', 'read_options', 'one_spelling', 'word_problems', 'Typed', 'recipe_of',
-           'base_settings', 'layered', 'read_values', 'parse', 'check_folder', 'parse_args', 'config_text',
-           'command_of', 'completion_script', 'choices']
+           'DISTILL', 'PREPARE', 'EVALUATE', 'CERTIFY', 'PLAN', 'REPEAT', 'EVERY', 'COMMANDS', 'PLACEHOLDERS',
+           'WORDS_OF', 'FIRST', 'RECIPE_OF', 'UNSAID', 'RunArguments', 'PrepareArguments', 'argument_problems',
+           'JudgeArguments', 'EvaluateArguments', 'CertifyArguments', 'PlanArguments', 'RepeatArguments', 'Command',
+           'method_lines', 'defaults_of', 'reader', 'item_kinds', 'add_option', 'headings', 'Parser', 'build_parser',
+           'unknown_option', 'read_options', 'one_spelling', 'word_problems', 'Typed', 'recipe_of', 'base_settings',
+           'layered', 'read_values', 'parse', 'check_folder', 'parse_args', 'config_text', 'command_of',
+           'completion_script', 'choices']
 
 # %% ../nbs/18_options.ipynb #types
 Engine = Annotated[str, one_of("native", "trl")]
@@ -218,11 +219,11 @@ def argument_problems(args: PrepareArguments) -> Iterator[str]:
         forms = ", ".join(f"{kind}:..." for kind in TASKS)
         yield f"dataset={args.dataset!r} must look like {forms}"
 
-# %% ../nbs/18_options.ipynb #evaluate-arguments
+# %% ../nbs/18_options.ipynb #judge-arguments
 @with_ranges
 @dataclass
-class EvaluateArguments:
-    "Which student is judged against which teacher, on which prompts and budgets."
+class JudgeArguments:
+    "Which student is judged against which teacher, on which prompts, and how is sampled."
 
     student: Folder | None = setting(None, "student: a folder or hub name")
     task: Task | None = setting(
@@ -239,31 +240,18 @@ class EvaluateArguments:
         "(split test), with a column 'prompt'; or gsm8k:SOURCE, math:SOURCE or "
         "reasoning_gym:NAME[,setting=value,...]",
     )
-    budget: list[float] | None = setting(
-        None,
-        "limits on what a completion may spend, nats; several are judged from the same "
-        "completions; none = quantiles of what is spent",
-    )
-    reward: list[str] | None = setting(
-        None,
-        "reward functions as module:function (TRL signature); none = the dataset's own grader, or "
-        "no accuracy",
-    )
-    num_generations: AtLeastOne = setting(1, "completions per prompt")
     max_completion_length: AtLeastOne | None = setting(
         None,
         "tokens per completion, EOS included; none = max_new_tokens of the student's "
         "generation_config, else the dataset's longest 'completion' or 'solution'",
     )
     temperature: NotNegative = setting(1.0, "sampling temperature, 0 = greedy")
-    n_eval: AtLeastOne = setting(1024, "prompts at most")
-    output_dir: Folder | None = setting(None, "folder to write; None = runs/evaluate-<time>")
+    output_dir: Folder | None = setting(None, "folder to write; None = runs/<command>-<time>")
     aggregate: Aggregate = setting("sum", "how the budget adds up per-token costs")
     divergence: str = setting("reverse_kl", "per-token cost, a key of cost.COSTS")
     kl_chunk_size: AtLeastOne | None = setting(
         None, "token positions whose logits are there at a time; None = 16 MB of them"
     )
-    correct_at: Number = setting(1.0, "an answer is correct if its total reward is at least this")
     prompt_template: str | None = setting(
         None, "how 'prompt' is put to the model: chat, plain, or a text with {prompt} in it"
     )
@@ -276,6 +264,44 @@ class EvaluateArguments:
     seed: NotBelowZero = setting(0, "fixes what is sampled")
     disable_tqdm: bool = setting(False, "no progress bar")
 
+# %% ../nbs/18_options.ipynb #evaluate-arguments
+@with_ranges
+@dataclass
+class EvaluateArguments(JudgeArguments):
+    "What an evaluation asks beside that."
+
+    budget: list[float] | None = setting(
+        None,
+        "limits on what a completion may spend, nats; several are judged from the same "
+        "completions; none = quantiles of what is spent",
+    )
+    reward: list[str] | None = setting(
+        None,
+        "reward functions as module:function (TRL signature); none = the dataset's own grader, or "
+        "no accuracy",
+    )
+    num_generations: AtLeastOne = setting(1, "completions per prompt")
+    n_eval: AtLeastOne = setting(1024, "prompts at most")
+    correct_at: Number = setting(1.0, "an answer is correct if its total reward is at least this")
+
+# %% ../nbs/18_options.ipynb #certify-arguments
+@with_ranges
+@dataclass
+class CertifyArguments(JudgeArguments):
+    "What a certificate claims, and of how many prompts."
+
+    budget: NotNegative | None = setting(None, "limit on what a completion may spend, nats")
+    target: Number | None = setting(
+        None, "share of completions that must keep the budget, 0.98 say"
+    )
+    alpha: Number = setting(0.05, "how often a wrong verdict may be given")
+    n_prompts: AtLeastOne = setting(4096, "prompts at most; asking ends when the answer is clear")
+    train_dataset: Folder | None = setting(
+        None,
+        "what the student was trained on, given like dataset: none of it may be asked; none = that "
+        "of the run in whose folder the student is, if it is in one",
+    )
+
 # %% ../nbs/18_options.ipynb #plan-arguments
 @with_ranges
 @dataclass
@@ -285,6 +311,17 @@ class PlanArguments:
     prompt_length: AtLeastOne = setting(128, "tokens of a prompt")
     memory_gb: Finite | None = setting(
         None, "GB (1e9 bytes) that there are; none = what the device has"
+    )
+
+# %% ../nbs/18_options.ipynb #repeat-arguments
+@with_ranges
+@dataclass
+class RepeatArguments:
+    "Which run is made again, and where."
+
+    folder: Folder | None = setting(None, "folder of the run that is made again")
+    output_dir: Folder | None = setting(
+        None, "folder of the new one; none = beside it, called after it"
     )
 
 # %% ../nbs/18_options.ipynb #command-record
@@ -300,6 +337,7 @@ class Command:
     sections: dict[str, str] = field(default_factory=dict)  # first field -> heading
     defaults: dict = field(default_factory=dict)  # where they differ from the records'
     epilog: str = ""
+    positional: str = ""  # the option that the first word is, where it is none
 
 # %% ../nbs/18_options.ipynb #methods
 def method_lines() -> str:
@@ -374,6 +412,21 @@ EVALUATE = Command(
   cmdp evaluate --student ./student --teacher ./teacher --dataset prompts.jsonl \\
       --budget 10 20 40 --reward my_rewards:correct --num_generations 4""",
 )
+CERTIFY = Command(
+    "certify",
+    "certify",
+    "Certify that a student keeps a budget at a rate: fresh prompts, one completion each, until "
+    "the answer is clear. A wrong verdict is given with probability alpha at most.",
+    (CertifyArguments,),
+    "student task teacher dataset budget target alpha n_prompts train_dataset output_dir",
+    epilog="""exit status:
+  0 certified    1 not certified    3 undecided, more prompts are needed    2 an error
+
+examples:
+  cmdp certify ./student --teacher ./teacher --dataset fresh.jsonl --budget 20 --target 0.98
+  cmdp certify runs/mine/student --task words --budget 0.8 --target 0.9""",
+    positional="student",
+)
 PLAN = Command(
     "plan",
     "plan",
@@ -389,7 +442,21 @@ PLAN = Command(
   cmdp plan --student 28x1536x151936 --teacher 28x3584x152064 --memory_gb 80
   cmdp plan --config recipes/qwen2.5-math-gsm8k.yaml""",
 )
-COMMANDS = {command.name: command for command in (DISTILL, PREPARE, EVALUATE, PLAN)}
+REPEAT = Command(
+    "repeat",
+    "repeat",
+    "Make a run again from its record (config.json in its folder), and compare the metrics of "
+    "every update, seconds aside: the first difference is shown, and the exit status is 1 if there "
+    "is one. Other prompts, rewards or models than the record's are refused.",
+    (RepeatArguments,),
+    "folder output_dir",
+    epilog="""examples:
+  cmdp repeat runs/mine
+  cmdp repeat runs/mine --output_dir runs/mine-on-another-machine""",
+    positional="folder",
+)
+EVERY = (DISTILL, PREPARE, EVALUATE, CERTIFY, PLAN, REPEAT)
+COMMANDS = {command.name: command for command in EVERY}
 
 # %% ../nbs/18_options.ipynb #defaults
 def defaults_of(command: Command) -> dict:
@@ -591,6 +658,8 @@ def read_values(record: type, values: dict) -> Iterator[str]:
 def parse(command: Command, argv: list[str], prog: str | None = None) -> Typed:
     "Read a command line. Raises ValueError with a line for everything that is no option or value."
     parser = build_parser(command, prog)
+    if command.positional and argv and not argv[0].startswith("-"):
+        argv = [f"--{command.positional}", *argv]
     known = [*defaults_of(command), "config", "print_config", "version", "help"]
     typed, left = parser.parse_known_args(one_spelling(argv, known))
     typed = vars(typed)
@@ -615,6 +684,8 @@ def check_folder(command: Command, values: dict) -> None:
         check_unused(folder, bool(values["resume_from_checkpoint"]))
     elif command is EVALUATE and folder and (Path(folder) / "evaluation.json").exists():
         raise FileExistsError(f"output_dir={folder!r} holds an evaluation already; choose another")
+    elif command is CERTIFY and folder and (Path(folder) / "certificate.json").exists():
+        raise FileExistsError(f"output_dir={folder!r} holds a certificate already; choose another")
 
 # %% ../nbs/18_options.ipynb #parse-args
 def parse_args(argv: list[str]) -> tuple[RunArguments, dict]:

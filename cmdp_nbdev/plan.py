@@ -33,6 +33,7 @@ from .methods import METHODS
 from .options import RunArguments
 from .processor import choose_bf16, device_of, fast_dtype, suitable_threads
 from .rollout import accepted, draw_noise, reading, sample_token
+from .run import FUSED_FROM
 
 # %% auto #0
 __all__ = ['SHAPE', 'SAMPLE', 'POSITIONS', 'config_of', 'build', 'count', 'seconds_of', 'at_layers', 'PeakBytes', 'Work',
@@ -303,10 +304,11 @@ def head_measure(work: Work) -> tuple[float, float, float]:
     return forward / n, both / n, max(0.0, seen.peak - heads[0].weight.nbytes) / n
 
 # %% ../nbs/19_plan.ipynb #optimizer
-def optimizer_seconds(device: torch.device, parameters: int = 4_000_000) -> float:
-    "Seconds of a parameter: its gradient clipped, AdamW's step."
+def optimizer_seconds(device: torch.device, parameters: int) -> float:
+    "Seconds of one of so many parameters: its gradient clipped, AdamW's step."
+    fused, parameters = parameters >= FUSED_FROM or None, min(parameters, FUSED_FROM)
     p = torch.nn.Parameter(torch.randn(parameters, device=device))
-    optimizer = torch.optim.AdamW([p], lr=1e-5)
+    optimizer = torch.optim.AdamW([p], lr=1e-5, fused=fused)
 
     def once():
         p.grad = torch.ones_like(p)
@@ -342,7 +344,7 @@ def calibrate(work: Work) -> Measured:
         float((train(2) - train(1))[1]),
         float(step) + choice_seconds(work),
         head_measure(work),
-        optimizer_seconds(work.device),
+        optimizer_seconds(work.device, count(work.student)),
     )
 
 # %% ../nbs/19_plan.ipynb #memory
@@ -374,22 +376,23 @@ def memory_of(work: Work, found: Measured, parameters: tuple[int, int, int]) -> 
         kept = 4 * work.length * width * student.num_hidden_layers
         body = micro * (kept + found.layer_bytes)
     states = 4 * work.rows * args.max_completion_length * (width + work.teacher.hidden_size)
-    ways_back = 2 * 4 * student.vocab_size * width  # of the head, and of a tied embedding
+    gradients = 4 * trained
+    head = 4 * student.vocab_size * width if trained == own else 0  # its gradient
     inside = 4 * micro * work.length * (4 * width + 3 * getattr(student, "intermediate_size", 0))
     out = {
         "student: weights": 4 * own,
-        "student: gradients": 4 * trained,
         "student: AdamW": 8 * trained,
         "teacher: weights": work.teacher_dtype.itemsize * others,
         "writing: cache": cache_bytes(student, all_rows, work.length),
         "writing: choices": 4 * 4 * all_rows * student.vocab_size,
         "scoring: activations": body + inside,
         "scoring: hidden states": states,
-        "scoring: logits of a chunk": found.head[2] * work.chunk + ways_back,
+        "scoring: logits of a chunk": found.head[2] * work.chunk,
+        "scoring: gradients": head + gradients * (args.gradient_accumulation_steps > 1),
         "evaluation": cache_bytes(student, evaluated, work.length)
         + 4 * 4 * evaluated * student.vocab_size
         + found.head[2] * min(work.chunk, evaluated * args.max_completion_length),
-        "optimiser: scratch": 4 * trained,
+        "optimiser: gradients": gradients + head,
     }
     return {purpose: float(size) / 1e9 for purpose, size in out.items()}
 
@@ -409,7 +412,7 @@ def seconds_by_phase(work: Work, found: Measured, trained: int) -> dict[str, flo
     args, rows = work.args, work.rows
     in_parts = args.gradient_accumulation_steps > 1
     prompts = rows / args.num_generations * work.prompt_length / work.length
-    forward, both, _ = found.head
+    both = found.head[1]  # in micro-batches, too: the second forward knows the values
     positions = rows * args.max_completion_length
     train = float(found.student_row[0]) + found.student_look * args.gradient_checkpointing
     score = found.student_look * in_parts  # before the update, where it is not the same forward
@@ -417,7 +420,7 @@ def seconds_by_phase(work: Work, found: Measured, trained: int) -> dict[str, flo
         "writing": args.max_completion_length * found.step + prompts * found.student_look,
         "teacher": rows * found.teacher_row,
         "student": rows * (score + train * args.num_iterations),
-        "head and costs": positions * (both * args.num_iterations + forward * in_parts),
+        "head and costs": positions * both * args.num_iterations,
         "optimiser": found.optimizer * trained * args.num_iterations,
     }
 

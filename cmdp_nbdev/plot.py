@@ -6,9 +6,9 @@
 from __future__ import annotations
 
 import copy
+import html
 import json
 import os
-from pathlib import Path
 
 import numpy as np
 import plotly.graph_objects as go
@@ -17,6 +17,7 @@ from plotly.subplots import make_subplots
 from torch.nn.utils.rnn import pad_sequence
 
 from .budget import Budget
+from .checkpoint import read_jsonl
 from .evaluate import Nats
 from cmdp_nbdev.methods import (
     BLACK,
@@ -35,7 +36,7 @@ from cmdp_nbdev.methods import (
 from .objective import Batch
 
 # %% auto #0
-__all__ = ['PALETTE', 'SAFE', 'OVER', 'CURVES', 'method_look', 'method_color', 'read_jsonl', 'running_mean', 'training_curves',
+__all__ = ['PALETTE', 'SAFE', 'OVER', 'CURVES', 'method_look', 'method_color', 'running_mean', 'training_curves',
            'spent_histogram', 'remaining_fan', 'token_heatmap', 'nats_figure', 'multiplier_curve', 'multiplier_curves',
            'frontier_figure', 'tradeoff_figure', 'report_html']
 
@@ -54,9 +55,9 @@ def method_color(name: str) -> str:
     return method_look(name).color
 
 # %% ../nbs/15_plot.ipynb #styled
-def _styled(fig: go.Figure, title: str, width: int = 760, height: int = 380) -> go.Figure:
+def _styled(fig: go.Figure, title: str, height: int = 380) -> go.Figure:
     "Common layout: white background, readable type, light grid."
-    size = {"width": width, "height": height, "margin": {"l": 70, "r": 30, "t": 60, "b": 60}}
+    size = {"height": height, "margin": {"l": 70, "r": 30, "t": 60, "b": 60}}
     fonts = {"font": {"size": 14}, "legend": {"font": {"size": 13}}}
     title = {"text": title, "x": 0.02}
     return fig.update_layout(template="plotly_white", title=title, **fonts, **size)
@@ -66,12 +67,6 @@ def _limit(fig: go.Figure, **where) -> None:
     "A dotted black line: `x` or `y`, with `annotation_text`."
     draw = fig.add_vline if "x" in where else fig.add_hline
     draw(line={"color": BLACK, "dash": "dot"}, **where)
-
-# %% ../nbs/15_plot.ipynb #read-jsonl
-def read_jsonl(path: str | os.PathLike) -> list[dict]:
-    "The lines of a .jsonl file as dicts."
-    lines = Path(path).read_text(encoding="utf-8").splitlines()
-    return [json.loads(line) for line in lines if line.strip()]
 
 # %% ../nbs/15_plot.ipynb #running-mean
 def running_mean(x, n: int) -> np.ndarray:
@@ -97,7 +92,7 @@ def training_curves(
 ) -> go.Figure:
     "Accuracy and satisfaction rate (left), reverse KL in nats per sequence (right), by update."
     rows = metrics if isinstance(metrics, list) else read_jsonl(metrics)
-    rows = [m for m in rows if "kl_mean" in m]
+    rows = [m for m in rows if "kl_mean" in m and not m.get("skipped")]
     titles = ("share of completions", "reverse KL, nats per sequence")
     fig = make_subplots(1, 2, subplot_titles=titles, horizontal_spacing=0.12)
     steps = [m["step"] for m in rows]
@@ -109,7 +104,7 @@ def training_curves(
     fig.update_yaxes(range=[0, 1.02], row=1, col=1)
     fig.update_yaxes(range=[0, _kl_top(rows, budget)], row=1, col=2)
     fig.update_xaxes(title_text="update")
-    return _styled(fig, "Training", width=960)
+    return _styled(fig, "Training")
 
 # %% ../nbs/15_plot.ipynb #raw-and-mean
 def _raw_and_mean(fig, x: list, y: list, smooth: int, name: str, line: dict, col: int) -> None:
@@ -174,6 +169,11 @@ def _joined(rows: torch.Tensor, lengths: torch.Tensor) -> tuple[list, list]:
         y += [*row[:n], None]
     return x, y
 
+# %% ../nbs/15_plot.ipynb #literal
+def _literal(text: str) -> str:
+    "A text that plotly shows as it is."
+    return html.escape(text, quote=False)
+
 # %% ../nbs/15_plot.ipynb #token-heatmap
 def token_heatmap(records: list[dict], tokenizer, limit: int = 12) -> go.Figure:
     "Cost of every token of the first `limit` completions, nats: the darker, the more went there."
@@ -184,7 +184,8 @@ def token_heatmap(records: list[dict], tokenizer, limit: int = 12) -> go.Figure:
         return row + [fill] * (T - len(row))
 
     cost = [padded(r["cost_per_token"], None) for r in records]
-    tokens = [padded([tokenizer.decode([i]) for i in r["completion_ids"]], "") for r in records]
+    texts = [[_literal(tokenizer.decode([i])) for i in r["completion_ids"]] for r in records]
+    tokens = [padded(row, "") for row in texts]
     cells = {"text": tokens, "texttemplate": "%{text}", "xgap": 1, "ygap": 1}
     scale = {"colorscale": "Oranges", "zmin": 0, "zmax": 1, "colorbar": {"title": "nats"}}
     hover = "%{text}: %{z:.3f} nats<extra></extra>"
@@ -192,25 +193,28 @@ def token_heatmap(records: list[dict], tokenizer, limit: int = 12) -> go.Figure:
     names = [_row_name(r) for r in records]
     fig.update_yaxes(autorange="reversed", tickvals=rows, ticktext=names)
     fig.update_xaxes(title="completion token")
-    _styled(fig, "Where the budget goes", width=900, height=160 + 28 * len(records))
-    return fig.update_layout(margin={"l": 190})
+    _styled(fig, "Where the budget goes", height=160 + 28 * len(records))
+    return fig.update_layout(margin={"l": 250})
 
 # %% ../nbs/15_plot.ipynb #row-name
 def _row_name(record: dict) -> str:
-    "Prompt, whether it kept the budget, and what it spent."
-    prompt = record["prompt"] if isinstance(record["prompt"], str) else "…"
-    return f"{prompt}  {'✓' if record['within_budget'] else 'over'} {record['spent']:.2f}"
+    "Prompt, whether the answer is right, and what it spent: within the budget or over."
+    prompt = _literal(record["prompt"]) if isinstance(record["prompt"], str) else "…"
+    answer = {True: ["right,"], False: ["wrong,"]}.get(record.get("correct"), [])
+    kept = "within" if record["within_budget"] else "over"
+    return " ".join([prompt, *answer, kept, f"{record['spent']:.2f}"])
 
 # %% ../nbs/15_plot.ipynb #nats-figure
 def nats_figure(went: Nats, most: int = 12) -> go.Figure:
     "Nats by token text, the `most` expensive ones (left), and by place in the completion (right)."
     titles = ("by token", "by position in the completion")
     fig = make_subplots(1, 2, subplot_titles=titles, horizontal_spacing=0.12)
-    texts = [json.dumps(row["token"], ensure_ascii=False)[1:-1] for row in went.tokens[:most]]
+    shown = (json.dumps(row["token"], ensure_ascii=False)[1:-1] for row in went.tokens[:most])
+    texts = [_literal(text) for text in shown]
     _nats_bars(fig, texts, went.tokens[:most], 1)
     _nats_bars(fig, [row["position"] for row in went.positions], went.positions, 2)
     fig.update_yaxes(title_text="nats", rangemode="tozero", col=1)
-    return _styled(fig, "Where the nats went", width=960)
+    return _styled(fig, "Where the nats went")
 
 
 def _nats_bars(fig: go.Figure, names: list[str], rows: list[dict], col: int) -> None:
@@ -337,9 +341,11 @@ th{text-align:left;padding-right:2em;font-weight:500} td{font-variant-numeric:ta
 
 # %% ../nbs/15_plot.ipynb #report-html
 def report_html(figures: list[go.Figure], title: str, summary: dict) -> str:
-    "A page with `title`, a table of `summary` and all `figures`; works offline."
-    rows = [(k, f"{v:.4g}" if isinstance(v, float) else v) for k, v in summary.items()]
-    table = "".join(f"<tr><th>{k}</th><td>{v}</td></tr>" for k, v in rows)
+    "A page with `title`, a table of `summary` and all `figures`; works offline, texts escaped."
+    title = html.escape(title)
+    rows = [(k, f"{v:.4g}" if isinstance(v, float) else str(v)) for k, v in summary.items()]
+    cells = (f"<th>{html.escape(k)}</th><td>{html.escape(v)}</td>" for k, v in rows)
+    table = "".join(f"<tr>{row}</tr>" for row in cells)
     plots = [f.to_html(full_html=False, include_plotlyjs=i == 0) for i, f in enumerate(figures)]
     head = f"<meta charset=utf-8><title>{title}</title><style>{_STYLE}</style>"
     body = f"<h1>{title}</h1><table>{table}</table>{''.join(plots)}"

@@ -13,7 +13,7 @@ import re
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 
@@ -27,6 +27,7 @@ from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, PretrainedConfig, PreTrain
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from .budget import Budget, row_budget
+from .checkpoint import read_json
 from .config import CMDPConfig, Rules, as_trackers, default_of, in_force, refuse
 from cmdp_nbdev.cost import (
     DenseRows,
@@ -64,7 +65,7 @@ from cmdp_nbdev.processor import (
     warn_bf16,
     warn_slow,
 )
-from .reward import call_cost, column_problems, task_rewards
+from .reward import NotFinite, call_cost, column_problems, task_rewards
 from cmdp_nbdev.rollout import (
     TEMPLATE_COLUMNS,
     PromptError,
@@ -80,20 +81,20 @@ from cmdp_nbdev.rollout import (
 )
 
 # %% auto #0
-__all__ = ['ADAPTER', 'BOOKKEEPING', 'rule', 'APART', 'SAID', 'PATIENCE', 'Job', 'is_function', 'as_dataset', 'as_train_set',
-           'as_held_out', 'as_datasets', 'check_identity', 'check_trackers', 'recorded', 'settle', 'settle_chunk',
-           'is_name', 'teacher_dtype', 'warn_numbers', 'adapter_settings', 'adapter_text', 'first_line', 'load_student',
-           'numbers_of', 'facts_of', 'trained_of', 'load_job', 'adapters_come_from_peft', 'something_is_trained',
-           'the_student_is_a_model_of_transformers', 'the_students_weights_are_whole', 'adapters_can_be_merged',
-           'merging_problem', 'models_have_a_row_for_every_id', 'dataset_problems', 'prompts_can_be_answered',
-           'warn_of_unread_settings', 'given_completions_are_texts', 'a_teacher_that_writes_is_a_model',
-           'rewards_are_functions', 'one_finite_weight_per_reward', 'constraints_are_costs_with_budgets',
-           'constraints_have_names_of_their_own', 'metrics_are_functions_with_names',
-           'an_evaluation_holds_every_name_once', 'columns_are_seen', 'constraints_need_a_method_that_reads_the_reward',
-           'a_quantile_has_prompts_to_be_measured_on', 'limits_per_prompt_are_numbers', 'check_job', 'extreme_rows',
-           'write_probe', 'check_functions', 'probe_distances', 'distance_problems', 'precision_of', 'check_shapes',
-           'check_bound', 'alike_problems', 'check_gradient', 'find_heads', 'check_probe', 'preflight', 'stay_in_eval',
-           'checkpoint_gradients']
+__all__ = ['ADAPTER', 'BOOKKEEPING', 'HELD_OUT', 'rule', 'APART', 'SAID', 'PATIENCE', 'Job', 'is_function', 'as_dataset',
+           'as_train_set', 'as_held_out', 'as_datasets', 'check_identity', 'check_trackers', 'recorded', 'settle',
+           'settle_chunk', 'is_name', 'teacher_dtype', 'warn_numbers', 'adapter_settings', 'adapter_text', 'first_line',
+           'load_student', 'numbers_of', 'facts_of', 'trained_of', 'hold_out', 'load_job', 'adapters_come_from_peft',
+           'something_is_trained', 'the_student_is_a_model_of_transformers', 'the_students_weights_are_whole',
+           'adapters_can_be_merged', 'merging_problem', 'models_have_a_row_for_every_id', 'dataset_problems',
+           'prompts_can_be_answered', 'warn_of_unread_settings', 'given_completions_are_texts',
+           'a_teacher_that_writes_is_a_model', 'rewards_are_functions', 'one_finite_weight_per_reward',
+           'constraints_are_costs_with_budgets', 'constraints_have_names_of_their_own',
+           'metrics_are_functions_with_names', 'an_evaluation_holds_every_name_once', 'columns_are_seen',
+           'constraints_need_a_method_that_reads_the_reward', 'a_quantile_has_prompts_to_be_measured_on',
+           'limits_per_prompt_are_numbers', 'check_job', 'extreme_rows', 'write_probe', 'check_functions',
+           'probe_distances', 'distance_problems', 'precision_of', 'check_shapes', 'check_bound', 'alike_problems',
+           'check_gradient', 'find_heads', 'check_probe', 'preflight', 'stay_in_eval', 'checkpoint_gradients']
 
 # %% ../nbs/11_preflight.ipynb #job
 @dataclass
@@ -107,6 +108,7 @@ class Job:
     reward_funcs: list
     train_dataset: Dataset | None
     eval_dataset: Dataset | dict[str, Dataset] | None = None
+    held_out: dict = field(default_factory=dict)  # setting -> Dataset, see hold_out
     constraints: dict = field(default_factory=dict)  # name -> (cost function, Budget)
     numbers: dict = field(default_factory=dict)  # what the models are computed in
     models: dict = field(default_factory=dict)  # how both were given, and what they are
@@ -230,7 +232,7 @@ def recorded(args: CMDPConfig) -> dict:
     if checkpoint not in (None, True, "auto"):
         folder = Path(checkpoint).parent
     path = Path(folder or os.devnull).expanduser() / "config.json"
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    return read_json(path) if path.is_file() else {}
 
 # %% ../nbs/11_preflight.ipynb #settle
 def settle(args: CMDPConfig, model, teacher) -> CMDPConfig:
@@ -428,6 +430,33 @@ def trained_of(model: torch.nn.Module) -> dict:
         "trained_dtypes": sorted({name_of(p.dtype) for p in trained}),
     }
 
+# %% ../nbs/11_preflight.ipynb #hold-out
+HELD_OUT = ("calibration_prompts", "certificate_prompts")
+
+
+def hold_out(data: Dataset | None, args: CMDPConfig) -> tuple[Dataset | None, dict[str, Dataset]]:
+    """The training prompts that are left, and those that are held out, by the settings' names.
+
+    No prompt is in two of them, also where the data has it twice. Raises ValueError if none would
+    be left.
+    """
+    counts = [getattr(args, name) for name in HELD_OUT]
+    if data is None or not any(counts):
+        return data, {}
+    texts = [json.dumps(prompt, sort_keys=True, default=str) for prompt in data["prompt"][:]]
+    first = list({text: row for row, text in reversed([*enumerate(texts)])}.values())
+    if sum(counts) >= len(first):
+        said = " and ".join(f"{name}={n}" for name, n in zip(HELD_OUT, counts) if n)
+        raise ValueError(
+            f"{said} are held out of train_dataset, which has {len(first)} different prompts, and "
+            "none would be left; give more, or hold out fewer"
+        )
+    rows = np.random.default_rng([args.seed, 4]).permutation(len(first))
+    parts = dict(zip(HELD_OUT, np.split(np.array(first)[rows], np.cumsum(counts))))
+    held = {name: data.select(np.sort(part)) for name, part in parts.items() if len(part)}
+    taken = {texts[row] for part in parts.values() for row in part}
+    return data.select([i for i, text in enumerate(texts) if text not in taken]), held
+
 # %% ../nbs/11_preflight.ipynb #load-job
 def load_job(
     model,
@@ -473,13 +502,15 @@ def load_job(
             args.disable_tqdm,
         )
     several = isinstance(reward_funcs, (list, tuple))
+    left, held = hold_out(train_dataset, args)
     return Job(
         args=args,
         model=student,
         teacher=teacher,
         tokenizer=tokenizer,
         reward_funcs=list(reward_funcs) if several else [reward_funcs],
-        train_dataset=train_dataset,
+        train_dataset=left,
+        held_out=held,
         eval_dataset=eval_dataset,
         constraints=constraints or {},
         numbers=numbers_of(args, student, inside),
@@ -843,20 +874,31 @@ def extreme_rows(prompts: list) -> list[int]:
     return sorted({lengths.index(min(lengths)), lengths.index(max(lengths))})
 
 
+@contextmanager
+def _named(what: str) -> Iterator[None]:
+    "Say which model it is that says NaN."
+    try:
+        yield
+    except NotFinite as e:
+        advice = "check its weights, or load it with dtype=float32"
+        raise NotFinite(f"{what}: {e}, so no completion can be judged by it", (), advice) from e
+
+
 def write_probe(job: Job, generator: torch.Generator, writer=None) -> Rollout:
     "Short completions of two prompts, by the student or another `writer`."
     columns = job.train_dataset[extreme_rows(job.train_dataset["prompt"][:])]
-    return generate(
-        writer or job.model,
-        job.tokenizer,
-        columns.pop("prompt"),
-        columns,
-        generator=generator,
-        chat_template_kwargs=job.args.chat_template_kwargs,
-        num_generations=2,
-        max_completion_length=min(8, job.args.max_completion_length),
-        temperature=job.args.temperature,
-    )
+    with _named("teacher" if writer else "model"):
+        return generate(
+            writer or job.model,
+            job.tokenizer,
+            columns.pop("prompt"),
+            columns,
+            generator=generator,
+            chat_template_kwargs=job.args.chat_template_kwargs,
+            num_generations=2,
+            max_completion_length=min(8, job.args.max_completion_length),
+            temperature=job.args.temperature,
+        )
 
 # %% ../nbs/11_preflight.ipynb #probe-functions
 def check_functions(job: Job, probe: Rollout) -> None:
@@ -980,6 +1022,16 @@ def check_gradient(model: torch.nn.Module, logits: Tensor) -> None:
             f"evaluation mode: {e}"
         ) from e
 
+# %% ../nbs/11_preflight.ipynb #numbers
+def _numbers(what: str, model, probe: Rollout) -> Tensor | TeacherRows:
+    "What a model says of the probe. Raises NotFinite, naming it, where that is NaN."
+    with _named(what):
+        said = completion_logits(model, probe) if what == "model" else teacher_rows(model, probe)
+        logits = said if isinstance(said, Tensor) else getattr(said, "logits", None)
+        if isinstance(logits, Tensor) and logits.isnan().any():
+            raise NotFinite("its logits are NaN")
+    return said
+
 # %% ../nbs/11_preflight.ipynb #find-heads
 def find_heads(job: Job, probe: Rollout) -> None:
     "Try, where logits are made a chunk at a time, whether the models' heads can be told apart."
@@ -998,10 +1050,10 @@ def check_probe(job: Job, probe: Rollout, generator: torch.Generator) -> int:
     find_heads(job, probe)
     temperature, given = job.args.temperature, replace(probe, sampled_logps=None)
     with torch.enable_grad():
-        student = completion_logits(job.model, probe)
+        student = _numbers("model", job.model, probe)
         check_gradient(job.model, student)
     with torch.no_grad():
-        teacher = teacher_rows(job.teacher, probe)
+        teacher = _numbers("teacher", job.teacher, probe)
         check_shapes(student, teacher)
         token_divergence(student, teacher, mask=probe.completion_mask)
         check_bound(job, probe, student, teacher)

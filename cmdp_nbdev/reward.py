@@ -21,15 +21,15 @@ from .budget import Budget, first_violation
 from .mdp import Rollout
 
 # %% auto #0
-__all__ = ['UPDATE', 'OFFERED', 'trl_arguments', 'column_problems', 'function_name', 'function_names', 'call_function',
-           'call_reward', 'task_rewards', 'call_cost', 'length_cost', 'constrained_reward', 'step_gate', 'smooth_gate',
-           'modified_reward', 'first_violation_reward']
+__all__ = ['UPDATE', 'OFFERED', 'trl_arguments', 'column_problems', 'function_name', 'function_names', 'FunctionFailed',
+           'NotFinite', 'call_function', 'call_reward', 'task_rewards', 'call_cost', 'length_cost',
+           'constrained_reward', 'step_gate', 'smooth_gate', 'modified_reward', 'first_violation_reward']
 
 # %% ../nbs/03_reward.ipynb #trl-arguments
 UPDATE = (  # what the log of an update holds anyway
     "step loss grad_norm learning_rate seconds reward accuracy satisfaction_rate "
     "accuracy_within_budget n_verdict kl_mean kl_p95 spent_mean budget length_mean "
-    "truncated_rate multiplier_mean advantage_abs frac_reward_zero_std sampling_gap"
+    "truncated_rate multiplier_mean advantage_abs frac_reward_zero_std sampling_gap skipped"
 ).split()
 
 
@@ -139,40 +139,56 @@ def _awaited(values):
 
     return asyncio.run_coroutine_threadsafe(wait(), _event_loop()).result()
 
+# %% ../nbs/03_reward.ipynb #failures
+class FunctionFailed(RuntimeError, ValueError):
+    "A user's function that raised, or did not answer one number per completion."
+
+
+class NotFinite(FloatingPointError, ValueError):
+    "A number that is NaN or infinite, in words; `rows`: the completions it comes from, if known."
+
+    def __init__(self, what: str, rows: Iterable[int] = (), advice: str = ""):
+        super().__init__(f"{what}; {advice}" if advice else what)
+        self.what, self.rows, self.advice = what, list(rows), advice
+
 # %% ../nbs/03_reward.ipynb #call-function
 def call_function(
     f: Callable, rollout: Rollout, what: str = "reward function", more: dict | None = None
 ):
     """What `f` returns for a rollout, one entry per completion; `more`: see `trl_arguments`.
 
-    Raises ValueError or RuntimeError, naming the function as `what` it is.
+    Raises ValueError or FunctionFailed, naming the function as `what` it is.
     """
     name = _named(what, f)
     arguments = _arguments(f, rollout, name, more)
     try:
         values = _awaited(f(**arguments))
     except Exception as e:
-        raise RuntimeError(f"{name} raised {type(e).__name__}: {e}") from e
+        raise FunctionFailed(f"{name} raised {type(e).__name__}: {e}") from e
     got = len(values) if hasattr(values, "__len__") else type(values).__name__
     if got != len(rollout):
         wanted = f"one number (or None) per completion: {len(rollout)} completions"
-        raise ValueError(f"{name} must return {wanted}, got {got}")
+        raise FunctionFailed(f"{name} must return {wanted}, got {got}")
     return values
 
 # %% ../nbs/03_reward.ipynb #reward-value
-def _reward_value(value, name: str) -> float:
-    "One reward as a float, NaN for None. Raises ValueError for what is no finite number."
+def _reward_value(value, name: str, row: int = 0) -> float:
+    "One reward as a float, NaN for None. Raises for what is no finite number; `row`: whose it is."
     if value is None:
         return math.nan
     if isinstance(value, (Tensor, np.ndarray)) and math.prod(value.shape) == 1:
         value = value.item()
     if not isinstance(value, (Real, np.bool_)):
         wanted = "a reward must be a number, or None where it does not apply"
-        raise ValueError(f"{name} returned {value!r}: {wanted}")
-    if not math.isfinite(value):
-        wanted = "a reward must be finite, or None where it does not apply"
-        raise ValueError(f"{name} returned {value}: {wanted}")
-    return float(value)
+        raise FunctionFailed(f"{name} returned {value!r:.200}: {wanted}")
+    try:
+        number = float(value)
+    except OverflowError:  # a whole number of 400 digits
+        number = math.inf
+    if not abs(number) <= torch.finfo(torch.float32).max:
+        wanted = "a reward must be finite (in float32), or None where it does not apply"
+        raise NotFinite(f"{name} returned {number}: {wanted}", [row])
+    return number
 
 # %% ../nbs/03_reward.ipynb #call-reward
 def call_reward(f: Callable, rollout: Rollout, more: dict | None = None) -> Tensor:
@@ -182,7 +198,7 @@ def call_reward(f: Callable, rollout: Rollout, more: dict | None = None) -> Tens
     """
     name = _named("reward function", f)
     returned = call_function(f, rollout, more=more)
-    values = [_reward_value(v, name) for v in returned]
+    values = [_reward_value(v, name, row) for row, v in enumerate(returned)]
     return torch.tensor(values, device=rollout.completion_ids.device)
 
 # %% ../nbs/03_reward.ipynb #task-rewards
@@ -219,7 +235,7 @@ def _charges(value, n: int, name: str) -> Tensor:
         given = f"{charges.numel()} numbers for a completion of {n} tokens (EOS included)"
         raise ValueError(f"{name} returned {given}")
     if not charges.isfinite().all():
-        raise ValueError(f"{name} returned {value!r}: a cost must be finite")
+        raise NotFinite(f"{name} returned {value!r:.200}: a cost must be finite")
     return charges
 
 # %% ../nbs/03_reward.ipynb #call-cost

@@ -40,6 +40,7 @@ from cmdp_nbdev.cost import (
 from .mdp import OURS, Rollout, Sampling, completion_mask, masked, position_ids
 from .model import ids_of
 from .moved import forwards
+from .reward import NotFinite
 
 # %% auto #0
 __all__ = ['TEMPLATE_COLUMNS', 'FEW', 'ROOM', 'LLAMAS', 'ROPES', 'READINGS', 'SHORT', 'LONG', 'STEPS', 'CANNOT', 'EXACT', 'ROUGH',
@@ -809,10 +810,13 @@ EXACT, ROUGH = 1e-2, 1.0  # nats that arithmetic may cost in float32, and in les
 def find_reading(model: torch.nn.Module, prompt_ids: Tensor, prompt_mask: Tensor) -> Reading:
     """The first of `READINGS` that is right for `model`, tried on two short texts.
 
-    Raises ValueError for a model whose logits depend on what comes later, or on chance.
+    Raises ValueError for a model whose logits depend on what comes later, or on chance, NotFinite
+    for one whose logits are NaN.
     """
     texts, rollout = _two_texts(prompt_ids, prompt_mask)
     truth = torch.stack([_alone(model, text, STEPS) for text in texts])
+    if truth.isnan().any():
+        raise NotFinite(f"the logits of {type(core(model)).__name__} are NaN")
     before = torch.stack([_alone(model, text[: 1 - STEPS], 1) for text in texts])
     noise = _distance(_scored(model, rollout, padded=False), truth)
     noise = max(noise, _distance(before, truth[:, :1]))
@@ -1031,6 +1035,17 @@ def _joined(parts: list[Tensor], fill: float = 0) -> Tensor:
     width = max(part.shape[1] for part in parts)
     return torch.cat([pad(part, (0, width - part.shape[1]), value=fill) for part in parts])
 
+# %% ../nbs/08_rollout.ipynb #check-asked
+def _check_asked(prompts: list, columns: dict) -> None:
+    "Raise ValueError for what is no list of prompts with columns as long."
+    if isinstance(prompts, str) or not len(prompts):
+        raise ValueError(f"prompts must be a list of at least one prompt, got {prompts!r:.80}")
+    for name, values in columns.items():
+        if len(values) != len(prompts):
+            raise ValueError(
+                f"column {name!r} has {len(values)} values for {len(prompts)} prompts: one each"
+            )
+
 # %% ../nbs/08_rollout.ipynb #generate
 @torch.no_grad()
 def generate(
@@ -1043,9 +1058,13 @@ def generate(
     vocab_size: int | None = None,  # sample only ids below this; None = all with a token
     **settings,  # fields of Sampling, instead of or on top of `sampling`
 ) -> Rollout:
-    "Sample completions of each of `prompts`; B = prompts × num_generations rows."
+    """Sample completions of each of `prompts`; B = prompts × num_generations rows.
+
+    Raises ValueError where there is no prompt, and for columns of another length.
+    """
     sampling = replace(sampling, **settings)
     n, device = sampling.num_generations, next(model.parameters()).device
+    _check_asked(prompts, columns or {})
     encoded = encode_prompts(prompts, tokenizer, columns, sampling.chat_template_kwargs)
     eos, (num_ids, holes) = eos_token_ids(model, tokenizer), ids_of(tokenizer)
     known = min(num_ids, vocab_size or num_ids), holes
@@ -1331,7 +1350,12 @@ def innermost(teacher):
 def teacher_says(
     teacher, parts: list[Rollout], chunk_size: int | None = None
 ) -> list[TeacherRows | None]:
-    "What a teacher says of the parts of a rollout; None, of several, where it is asked again."
+    """What a teacher says of the parts of a rollout; None, of several, where it is asked again.
+
+    Of a model hidden states are kept. A function's answer is kept whole, completion tokens x
+    vocabulary, since it is asked once; where that is too much, have it name its top k tokens
+    (nbs/19_teachers).
+    """
     hidden = is_large(parts, chunk_size)
     if not isinstance(teacher, torch.nn.Module):
         return [teacher_rows(teacher, part) for part in parts]
@@ -1347,11 +1371,12 @@ def score_rollout(
     rollout: Rollout,
     costs: dict[str, Cost],
     temperature: float = 1.0,
+    known: Score | None = None,  # of the same weights, see score_tokens
 ) -> Score:
     "Both models on a rollout; gradients flow to the student's numbers, if enabled."
     student = completion_rows(model, rollout, is_large([rollout], costs["divergence"].chunk_size))
     ids, mask = rollout.completion_ids, rollout.completion_mask
-    return score_tokens(student, said, ids, mask, costs, temperature)
+    return score_tokens(student, said, ids, mask, costs, temperature, known)
 
 # %% ../nbs/08_rollout.ipynb #moved
 __getattr__ = forwards("rollout", "theory.told")

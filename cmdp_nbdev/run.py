@@ -10,13 +10,13 @@ import json
 import os
 import shutil
 import signal
+import sys
 import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, replace
-from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -37,8 +37,27 @@ from transformers import (
 )
 
 from .budget import suggest_budget as quantile_budget
+from cmdp_nbdev.checkpoint import (
+    append_line,
+    checkpoints,
+    lock_folder,
+    newest_checkpoint,
+    random_states,
+    read_checkpoint,
+    read_json,
+    read_jsonl,
+    read_row,
+    replace_text,
+    restore_random_states,
+    step_of,
+    sync,
+    unlock_folder,
+    verify_checkpoint,
+    write_checkpoint,
+)
 from .config import CMDPConfig, as_checkpoint, check_unused, followed_recipe
 from .evaluate import evaluate_records, summarize, to_json
+from .inputs import input_differences, inputs_of, start_differences, start_of, versions
 from .mdp import Rollout
 from .methods import RENAMED
 from .model import ids_of, inner_model, no_progress_bar, save_plain
@@ -64,15 +83,14 @@ from cmdp_nbdev.rollout import (
 from .watch import Watch, callback_states, restore_callbacks, tell_callbacks
 
 # %% auto #0
-__all__ = ['RESUMABLE', 'EVALUATION', 'CARD', 'UNPROVEN', 'OF_A_STUDENT', 'prompt_order', 'fold_seed', 'claim_output_dir',
-           'keep_metrics', 'read_metrics', 'run_settings', 'differences', 'check_resumable', 'first_stretch',
-           'rate_factor', 'hold_last_rate', 'follow', 'an_earlier_run_is_this_one', 'earlier_run',
-           'the_folder_can_be_written', 'run_config', 'write_checkpoint', 'checkpoints', 'newest_checkpoint',
-           'read_state', 'read_checkpoint', 'model_name', 'measured_rows', 'bound_text', 'repeat_code', 'model_card',
-           'make_accelerator', 'Run', 'as_logged', 'uninterrupted', 'completion_rows', 'completion_line',
-           'judged_generation', 'tokenizer_settings', 'restore_tokenizer', 'saving_probe', 'full_precision',
-           'probe_logps', 'policy_gap', 'rounding', 'load_back', 'unwrapped', 'check_saved', 'put_in_place',
-           'claim_student', 'make_optimizer']
+__all__ = ['RESUMABLE', 'EVALUATION', 'CARD', 'UNPROVEN', 'OF_A_STUDENT', 'FUSED_FROM', 'prompt_order', 'fold_seed',
+           'claim_output_dir', 'keep_metrics', 'read_metrics', 'run_settings', 'differences', 'check_resumable',
+           'first_stretch', 'rate_factor', 'hold_last_rate', 'follow', 'an_earlier_run_is_this_one', 'earlier_run',
+           'the_folder_can_be_written', 'check_inputs', 'run_config', 'check_weights', 'model_name', 'measured_rows',
+           'bound_text', 'repeat_code', 'model_card', 'make_accelerator', 'Run', 'as_logged', 'leave', 'here',
+           'uninterrupted', 'terminable', 'completion_rows', 'completion_line', 'judged_generation',
+           'tokenizer_settings', 'restore_tokenizer', 'saving_probe', 'full_precision', 'probe_logps', 'policy_gap',
+           'rounding', 'load_back', 'unwrapped', 'check_saved', 'put_in_place', 'claim_student', 'make_optimizer']
 
 # %% ../nbs/12_run.ipynb #prompt-order
 def prompt_order(size: int, start: int, count: int, seed: int) -> list[int]:
@@ -94,10 +112,10 @@ def fold_seed(*numbers: int) -> int:
 
 # %% ../nbs/12_run.ipynb #claim-output-dir
 def claim_output_dir(path: str | os.PathLike | None, method: str, resuming: bool) -> Path:
-    """The run's folder, created; without a path a new one, runs/<method>-<time>.
+    """The run's folder, created and locked; without a path a new one, runs/<method>-<time>.
 
-    Raises FileExistsError for a folder that holds another run, OSError naming `output_dir` for
-    one that cannot be written.
+    Raises FileExistsError for a folder that holds another run, BlockingIOError for one that
+    another process writes into, OSError naming `output_dir` for one that cannot be written.
     """
     folder = Path(path).expanduser() if path else _new_folder(method)
     probe = folder / ".write-test"
@@ -110,7 +128,13 @@ def claim_output_dir(path: str | os.PathLike | None, method: str, resuming: bool
         raise OSError(
             f"output_dir={str(folder)!r} cannot be written: {reason}; choose another folder"
         ) from e
-    check_unused(folder, resuming)
+    new = lock_folder(folder)
+    try:
+        check_unused(folder, resuming)
+    except FileExistsError:
+        if new:
+            unlock_folder(folder)
+        raise
     return folder
 
 # %% ../nbs/12_run.ipynb #new-folder
@@ -124,22 +148,40 @@ def _new_folder(method: str) -> Path:
     return folder
 
 # %% ../nbs/12_run.ipynb #keep-metrics
-def keep_metrics(path: Path, step: int) -> dict:
-    "Cut metrics.jsonl back to the lines of updates up to `step`; returns the last, {} if none."
+def keep_metrics(path: Path, step: int, tell: Callable[[str], None] = say) -> dict:
+    """Cut metrics.jsonl back to the lines of updates up to `step`; returns the last, {} if none.
+
+    `tell` gets a sentence if there are lines that say nothing; a copy of the file is kept.
+    """
     if not path.exists():
         return {}
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-    if lines and not lines[-1].endswith("\n"):
-        lines.pop()
-    kept = [line for line in lines if json.loads(line)["step"] <= step]
-    path.write_text("".join(kept), encoding="utf-8")
-    return json.loads(kept[-1]) if kept else {}
+    lines = path.read_bytes().decode("utf-8", "replace").split("\n")[:-1]  # the last is cut off
+    rows = [_step_and_row(line) for line in lines]
+    if wrong := [number for number, row in enumerate(rows, 1) if row is None]:
+        copy_of = path.with_name(f"{path.stem}-damaged-{step}{path.suffix}")
+        shutil.copyfile(path, copy_of)
+        numbers = ", ".join(map(str, wrong))
+        tell(
+            f"{str(path)!r}: line {numbers} is no line of metrics; the file is kept as "
+            f"{copy_of.name}, and the run goes on without it"
+        )
+    kept = [(line, row) for line, row in zip(lines, rows) if row and row["step"] <= step]
+    replace_text(path, "".join(line + "\n" for line, _ in kept))
+    return kept[-1][1] if kept else {}
+
+
+def _step_and_row(line: str) -> dict | None:
+    "A line of metrics.jsonl; None for one that names no update."
+    try:
+        row = read_row(line)
+    except ValueError:
+        return None
+    return row if isinstance(row.get("step"), int) else None
 
 
 def read_metrics(path: Path) -> list[dict]:
     "The lines of metrics.jsonl, oldest first; nothing without the file."
-    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-    return [json.loads(line) for line in lines]
+    return read_jsonl(path) if path.exists() else []
 
 # %% ../nbs/12_run.ipynb #resumable
 RESUMABLE = {
@@ -154,6 +196,7 @@ RESUMABLE = {
     "resume_from_checkpoint",
     "report_to",
     "disable_tqdm",
+    "on_nonfinite",
     "per_device_eval_batch_size",
     "eval_num_generations",
     "eval_temperature",
@@ -234,8 +277,8 @@ def an_earlier_run_is_this_one(job: Job):
     if output_dir:
         folders[Path(output_dir)] = f"output_dir={output_dir!r} holds a run already,"
     if checkpoint not in (None, "auto"):
-        if not (Path(checkpoint) / "trainer_state.json").is_file():
-            yield _no_checkpoint(checkpoint)
+        if not Path(checkpoint).is_dir():
+            yield f"resume_from_checkpoint={checkpoint!r} is no checkpoint folder"
             return
         folders[Path(checkpoint).parent] = f"resume_from_checkpoint={checkpoint!r} belongs to a run"
     now = run_settings(job.args, job.constraints, adapter_settings(job.model))
@@ -249,15 +292,7 @@ def earlier_run(folder: Path) -> dict:
     config = folder / "config.json"
     if not ((folder / "metrics.jsonl").is_file() and config.is_file()):
         return {}
-    return json.loads(config.read_text(encoding="utf-8"))
-
-
-def _no_checkpoint(path: str | os.PathLike) -> str:
-    "The sentence about a folder that is no checkpoint."
-    return (
-        f"resume_from_checkpoint={str(path)!r} is no checkpoint folder (no trainer_state.json in "
-        "it)"
-    )
+    return read_json(config)
 
 # %% ../nbs/12_run.ipynb #writable
 @rule
@@ -270,62 +305,33 @@ def the_folder_can_be_written(job: Job):
             "process may write into; choose another folder"
         )
 
+# %% ../nbs/12_run.ipynb #check-inputs
+def check_inputs(saved: dict, now: dict, source: Path, held_out: bool = False) -> None:
+    "Raise ValueError, naming each, if a run was made from other inputs than now."
+    if different := input_differences(saved, now, held_out):
+        raise ValueError(
+            f"{str(source)!r} belongs to a run that was made from other inputs: "
+            f"{'; '.join(different)}; give it those again, or begin a new run in another folder"
+        )
+
 # %% ../nbs/12_run.ipynb #run-config
 def run_config(args: CMDPConfig, **more) -> dict:
     "The contents of config.json."
-    packages = ("cmdp_nbdev", "torch", "transformers", "accelerate", "datasets", "numpy")
-    return {**asdict(args), **more, "versions": {p: version(p) for p in packages}}
+    return {**asdict(args), **more, "versions": versions()}
 
-# %% ../nbs/12_run.ipynb #save-checkpoint
-def write_checkpoint(
-    folder: Path, step: int, accelerator: Accelerator, method_state: dict, about: dict
-) -> Path:
-    """Write `checkpoint-<step>`: weights, optimiser, scheduler, random states, method's state.
-
-    about: what trainer_state.json says beside the step.
-    """
-    final, part = folder / f"checkpoint-{step}", folder / f"checkpoint-{step}.part"
-    accelerator.save_state(str(part), safe_serialization=False)
-    torch.save(method_state, part / "method_state.pt")
-    state = {"global_step": step, **about}
-    text = to_json(state, indent=1)
-    (part / "trainer_state.json").write_text(text, encoding="utf-8")
-    shutil.rmtree(final, ignore_errors=True)
-    part.rename(final)
-    return final
-
-# %% ../nbs/12_run.ipynb #find-checkpoints
-def checkpoints(folder: str | os.PathLike) -> list[Path]:
-    "The complete checkpoints in a folder, oldest first."
-    found = [p for p in Path(folder).glob("checkpoint-*") if p.name[11:].isdigit()]
-    complete = [p for p in found if (p / "trainer_state.json").is_file()]
-    return sorted(complete, key=lambda p: int(p.name[11:]))
-
-
-def newest_checkpoint(folder: str | os.PathLike) -> Path | None:
-    "The `checkpoint-<step>` folder with the highest step, or None."
-    found = checkpoints(folder)
-    return found[-1] if found else None
-
-# %% ../nbs/12_run.ipynb #load-checkpoint
-def read_state(checkpoint: str | os.PathLike) -> dict:
-    "What trainer_state.json says. Raises FileNotFoundError for a folder that is no checkpoint."
-    path = Path(checkpoint) / "trainer_state.json"
-    if not path.is_file():
-        raise FileNotFoundError(_no_checkpoint(checkpoint))
-    state = json.loads(path.read_text(encoding="utf-8"))
-    if "args" not in state:
+# %% ../nbs/12_run.ipynb #check-weights
+def check_weights(saved: dict[str, Tensor], model: torch.nn.Module, source: Path) -> None:
+    "Raise ValueError, naming the first that differ, unless `model` has weights of these shapes."
+    before = {name: tuple(w.shape) for name, w in saved.items()}
+    now = {name: tuple(w.shape) for name, w in model.state_dict().items()}
+    names = [*before, *(name for name in now if name not in before)]
+    if wrong := [name for name in names if before.get(name) != now.get(name)]:
+        name = wrong[0]
+        one = f"{name} has shape {before.get(name, 'none')} there and {now.get(name, 'none')} here"
         raise ValueError(
-            f"resume_from_checkpoint={str(checkpoint)!r} was written by the engine inside TRL; "
-            "resume it there (--engine trl)"
+            f"{str(source)!r} is of another student: {len(wrong)} of {len(names)} weights do not "
+            f"fit ({one}); student and teacher may have changed places"
         )
-    return state
-
-
-def read_checkpoint(checkpoint: str | os.PathLike, accelerator: Accelerator) -> dict:
-    "Put weights, optimiser, scheduler and random states back; returns the method's state."
-    accelerator.load_state(str(checkpoint))
-    return torch.load(Path(checkpoint) / "method_state.pt", weights_only=True)
 
 # %% ../nbs/12_run.ipynb #model-name
 def model_name(model) -> str:
@@ -377,7 +383,7 @@ def repeat_code(args: CMDPConfig, command: str | None) -> list[str]:
     name, changes = followed_recipe(args)
     make, words = ("CMDPConfig.from_recipe", [repr(name)]) if name else ("CMDPConfig", [])
     words += [f"{k}={value!r}" for k, value in changes.items() if k not in RESUMABLE]
-    release = version("cmdp_nbdev")
+    release = versions()["cmdp_nbdev"]
     return [
         f"Settings, where they are not the defaults of cmdp_nbdev {release}:",
         "",
@@ -483,12 +489,15 @@ class Run:
         self.budget, self.run_info = job.args.budget_object(), {}
         self.global_step, self.method_state, self.next_state = 0, {}, {}
         self.last, self.due, self.should_stop = {}, [], False
+        self.unlogged: dict = {}  # metrics of an update that a checkpoint was written before
+        self.inputs, self.starts, self.saved_at = {}, [], None
         self.half_made = 0  # optimiser steps of an update that is not counted yet
         self.keep_trackers = False  # open at the end of the training, for what comes after it
         self.written = None  # the last completions, what they earned and what they spent
         self.watch, self.stretches = Watch(job.args), [first_stretch(asdict(job.args))]
         self.output_dir = self.measured = self.vocab_size = None
         self.tokenizer_settings = tokenizer_settings(job.tokenizer)
+        self.held_out, self.strictness = job.held_out, 1.0  # see nbs/12_calibrate
 
 # %% ../nbs/12_run.ipynb #student
 @patch(as_prop=True)
@@ -569,8 +578,12 @@ def warn_of_earlier_run(self: Run) -> None:
 
 # %% ../nbs/12_run.ipynb #records
 @patch
-def records(self: Run, data: Dataset) -> list[dict]:
-    "One dict per completion of `data`, by the student as it is now."
+def records(self: Run, data: Dataset, *stream: int, **sampling) -> list[dict]:
+    """One dict per completion of `data`, by the student as it is now.
+
+    stream: of the run's random numbers, an evaluation's if none is named; sampling: fields of
+    Sampling that differ from an evaluation's.
+    """
     self.tell()
     args = self.args
     with self.accelerator.autocast():
@@ -589,9 +602,10 @@ def records(self: Run, data: Dataset) -> list[dict]:
             correct_at=args.correct_at,
             batch_size=args.per_device_eval_batch_size,
             vocab_size=self.vocab_size,
-            seed=fold_seed(args.seed, self.process_index, 2),
+            seed=fold_seed(args.seed, self.process_index, *(stream or (2,))),
             disable_tqdm=args.disable_tqdm or not self.is_main_process,
             more=trl_arguments(self.trainer_state),
+            **sampling,
         )
 
 # %% ../nbs/12_run.ipynb #choose-budget
@@ -630,27 +644,88 @@ def begin(self: Run, resume_from_checkpoint: str | os.PathLike | bool | None = N
         return self.catch_up()
     checkpoint = as_checkpoint(resume_from_checkpoint or False)
     folder = self.claim(bool(checkpoint))
-    config = folder / "config.json"
-    if checkpoint == "auto":
-        checkpoint = newest_checkpoint(folder)
-    if checkpoint:
-        self.load_checkpoint(checkpoint)
-    elif (folder / "metrics.jsonl").exists() and config.exists():  # killed before its first one
-        before = json.loads(config.read_text(encoding="utf-8"))
-        check_resumable(before, self.settings(), folder)
-        self.go_further(before, before.get("stretches"))
-    if self.is_main_process:
-        self.last = keep_metrics(folder / "metrics.jsonl", self.global_step or -1)
-        self.watch.see_again(read_metrics(folder / "metrics.jsonl"))
-    self.due = [self.write_config, self.open_trackers, self.first_evaluation]
+    try:
+        self.due = [self.write_config, self.open_trackers, self.first_evaluation]
+        self.take_up(folder, checkpoint)
+        self.take_up_files(folder)
+    except BaseException:
+        unlock_folder(folder)
+        raise
     self.output_dir = folder
     self.catch_up()
 
-# %% ../nbs/12_run.ipynb #claim
+
 @patch
 def claim(self: Run, resuming: bool) -> Path:
     "The run's folder, see claim_output_dir."
     return claim_output_dir(self.args.output_dir, self.args.method, resuming)
+
+# %% ../nbs/12_run.ipynb #take-up
+@patch
+def take_up(self: Run, folder: Path, checkpoint: str | None) -> None:
+    "Load a checkpoint if one is asked for. Raises ValueError for another run's, or a damaged one."
+    self.inputs = inputs_of(self.job)
+    if checkpoint == "auto":
+        checkpoint = self.newest(folder)
+    elif checkpoint:
+        verify_checkpoint(checkpoint)
+    if checkpoint:
+        self.load_checkpoint(Path(checkpoint))
+        return
+    before = earlier_run(folder)
+    if before:  # killed before its first checkpoint
+        check_resumable(before, self.settings(), folder)
+        self.compare_inputs(before, folder)
+        self.go_further(before, before.get("stretches"))
+        self.warn(f"{str(folder)!r} holds no checkpoint: the run begins again with update 1")
+
+
+@patch
+def newest(self: Run, folder: Path) -> Path | None:
+    "The newest checkpoint that verifies. Raises ValueError if there are some and none does."
+    skipped = []
+    found = newest_checkpoint(folder, skipped.append)
+    if skipped and not found:
+        raise ValueError(
+            f"resume_from_checkpoint='auto': no checkpoint in {str(folder)!r} can be gone on from: "
+            f"{'; '.join(skipped)}; remove them to begin again with update 1, or choose another "
+            "folder"
+        )
+    for line in skipped:
+        self.warn(f"{line}; going on from {found.name}")
+    return found
+
+
+@patch
+def compare_inputs(self: Run, saved: dict, source: Path) -> None:
+    "Refuse other inputs than those of the run's start, as far as these were recorded."
+    chosen = self.args.budget_quantile is not None
+    check_inputs(saved.get("inputs", {}), self.inputs, source, held_out=chosen)
+
+# %% ../nbs/12_run.ipynb #take-up-files
+@patch
+def take_up_files(self: Run, folder: Path) -> None:
+    "Cut metrics.jsonl back to this update, look at its lines, note this start."
+    if not self.is_main_process:
+        return
+    for part in folder.glob("checkpoint-*.part"):
+        shutil.rmtree(part)
+    logged = self.global_step - bool(self.unlogged) if self.global_step else -1
+    self.last = keep_metrics(folder / "metrics.jsonl", logged, self.warn)
+    self.watch.see_again(read_metrics(folder / "metrics.jsonl"))
+    self.last |= self.unlogged
+    self.note_start(earlier_run(folder).get("starts", []))
+
+
+@patch
+def note_start(self: Run, earlier: list[dict]) -> None:
+    "Record on what this start computes; say what has changed since the last one."
+    start = start_of(self.global_step, self.accelerator.device)
+    different = start_differences(earlier[-1], start) if earlier and self.global_step else []
+    self.starts = [*earlier, start] if self.global_step else [start]
+    if different:
+        what = "; ".join(different)
+        self.warn(f"goes on with {what}: its numbers may differ in their last digits")
 
 
 @patch
@@ -680,9 +755,9 @@ def write_config(self: Run) -> None:
         more["bound"] = self.job.bound
     if len(self.stretches) > 1:
         more["stretches"] = self.stretches
+    more |= {"inputs": self.inputs, "starts": self.starts}
     config = run_config(self.args, **more, **self.run_info)
-    text = to_json(config, indent=1) + "\n"
-    (self.output_dir / "config.json").write_text(text, encoding="utf-8")
+    replace_text(self.output_dir / "config.json", to_json(config, indent=1) + "\n")
 
 # %% ../nbs/12_run.ipynb #evaluation
 @patch
@@ -696,21 +771,72 @@ def as_logged(result: dict) -> dict:
     return {f"eval_{k}": v for k, v in result.items() if not isinstance(v, str)}
 
 # %% ../nbs/12_run.ipynb #whole
+def leave(number: int, *frame) -> None:
+    "Answer a signal by leaving, with the exit status that a shell gives it."
+    raise SystemExit(128 + number)
+
+
+def here(number: int, *handlers) -> bool:
+    "Whether this thread is the one that signals reach, and this one would be answered by these."
+    main = threading.current_thread() is threading.main_thread()
+    return main and signal.getsignal(number) in handlers
+
+
 @contextmanager
 def uninterrupted() -> Iterator[None]:
-    "Within the block Ctrl-C waits until its end."
-    here = threading.current_thread() is threading.main_thread()
-    if not here or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
-        yield
-        return
+    "Within the block Ctrl-C and SIGTERM wait until its end."
+    ours = (signal.default_int_handler, leave)
+    waiting = [n for n in (signal.SIGINT, signal.SIGTERM) if here(n, *ours)]
     pressed = []
-    signal.signal(signal.SIGINT, lambda *unused: pressed.append(True))
+    before = {n: signal.signal(n, lambda number, frame: pressed.append(number)) for n in waiting}
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-    if pressed:
-        raise KeyboardInterrupt
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    for number in pressed[:1]:
+        before[number](number, None)
+
+
+@contextmanager
+def terminable() -> Iterator[None]:
+    "Within the block SIGTERM raises SystemExit, where it would have ended the process at once."
+    if not here(signal.SIGTERM, signal.SIG_DFL):
+        yield
+        return
+    signal.signal(signal.SIGTERM, leave)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+# %% ../nbs/12_run.ipynb #keeping
+@patch
+@contextmanager
+def keeping(self: Run) -> Iterator[None]:
+    "Ctrl-C or SIGTERM within the block leaves a checkpoint before it leaves the block."
+    with terminable():
+        try:
+            yield
+        except (KeyboardInterrupt, SystemExit):
+            with uninterrupted():
+                self.keep()
+            raise
+
+
+@patch
+def keep(self: Run) -> None:
+    "Write a checkpoint of the updates that were made, unless there is one; say so on stderr."
+    step, again = self.global_step, "resume_from_checkpoint='auto' goes on"
+    if self.half_made:
+        said = f"stopped in the middle of update {step + 1}; {again} from the newest checkpoint"
+    elif not step:
+        said = "stopped before the first update; there is nothing to go on from"
+    else:
+        if self.saved_at != step:
+            self.save_checkpoint()
+        said = f"stopped after update {step}; {again} from checkpoint-{step}"
+    print(said, file=sys.stderr)
 
 # %% ../nbs/12_run.ipynb #count
 @patch
@@ -718,9 +844,8 @@ def count_update(self: Run, metrics: dict) -> None:
     "The weights have moved: count the update, keep the method's state, note what is due."
     self.method_state, self.global_step = self.next_state, self.global_step + 1
     self.last, self.half_made = metrics, 0
-    updated = [self.evaluate_if_due, self.log_last, self.log_completions, self.save_if_due]
-    updated.append(self.look)
-    self.due = [*updated, "on_step_end"]
+    updated = [self.log_completions, self.evaluate_if_due, self.log_last, self.save_if_due]
+    self.due = [*updated, self.look, "on_step_end"]
 
 
 @patch
@@ -751,7 +876,8 @@ def log_last(self: Run) -> None:
 @patch
 def save_if_due(self: Run) -> None:
     "A checkpoint every `save_steps`."
-    if self.args.save_steps and self.global_step % self.args.save_steps == 0:
+    step, args = self.global_step, self.args
+    if args.save_steps and step % args.save_steps == 0 and step <= args.max_steps:
         self.save_checkpoint()
         self.due.insert(1, "on_save")
 
@@ -828,8 +954,10 @@ def finish(self: Run) -> dict:
     for sentence in self.problems:
         self.warn(f"after {self.global_step} updates: {sentence}")
     self.fire("on_train_end")
-    if self.global_step >= self.args.max_steps and not self.keep_trackers:
-        self.close()
+    if self.global_step >= self.args.max_steps:
+        unlock_folder(self.output_dir)
+        if not self.keep_trackers:
+            self.close()
     return self.last
 
 # %% ../nbs/12_run.ipynb #log
@@ -850,8 +978,7 @@ def log(self: Run, metrics: dict) -> None:
     if metrics["step"] % self.args.logging_steps == 0:
         self.track(metrics | self.pace(metrics))
     if self.is_main_process:
-        with open(self.output_dir / "metrics.jsonl", "a", encoding="utf-8") as f:
-            f.write(to_json(metrics) + "\n")
+        append_line(self.output_dir / "metrics.jsonl", to_json(metrics))
 
 # %% ../nbs/12_run.ipynb #completion-rows
 def completion_rows(step: int, rollout: Rollout, reward: Tensor, spent: Tensor) -> list[dict]:
@@ -1116,32 +1243,106 @@ def card(self: Run) -> str:
         adapters += f", the base in {self.job.numbers['student_dtype']}"
     return model_card(self.names, self.args, limit, *about, adapters)
 
+# %% ../nbs/12_run.ipynb #parts
+@patch
+def about(self: Run) -> dict:
+    "What a checkpoint says beside its numbers."
+    return {
+        "global_step": self.global_step,
+        "budget": self.budget.limit,
+        "args": self.settings(),
+        "stretches": self.stretches,
+        "callbacks": callback_states(self.callbacks),
+        "inputs": self.inputs,
+    }
+
+
+@patch
+def still_due(self: Run) -> dict:
+    "An update's metrics that are not logged yet, and what is to happen before; {} for none."
+    if self.log_last not in self.due:
+        return {}
+    due = {"evaluate": self.evaluate_if_due in self.due, "tell": "on_evaluate" in self.due}
+    return {"metrics": self.last, **due}
+
+
+@patch
+def parts(self: Run) -> dict:
+    "Everything that a checkpoint holds."
+    found = {
+        "trainer_state": self.about() | {"due": self.still_due()},
+        "model": self.student.state_dict(),
+        "optimizer": self.optimizer.state_dict(),
+        "scheduler": self.scheduler.state_dict(),
+        "method": self.method_state,
+        "random": random_states(self.accelerator.device),
+    }
+    scaler = self.accelerator.scaler  # of fp16
+    return found | ({"scaler": scaler.state_dict()} if scaler else {})
+
 # %% ../nbs/12_run.ipynb #checkpoints
 @patch
 def save_checkpoint(self: Run) -> Path:
-    "Write `checkpoint-<step>` and delete the oldest ones beyond save_total_limit."
-    about = {"budget": self.budget.limit, "args": self.settings(), "stretches": self.stretches}
-    about["callbacks"] = callback_states(self.callbacks)
-    where, state = (self.output_dir, self.global_step), self.method_state
-    final = write_checkpoint(*where, self.accelerator, state, about)
+    """Write `checkpoint-<step>` and delete the oldest ones beyond save_total_limit.
+
+    Raises OSError, saying what the run can go on from, where it cannot be written.
+    """
+    folder, step = self.output_dir, self.global_step
+    if self.log_completions in self.due:
+        self.log_completions()
+    if (folder / "metrics.jsonl").exists():
+        sync(folder / "metrics.jsonl")
+    try:
+        final = write_checkpoint(folder / f"checkpoint-{step}", self.parts(), engine="native")
+    except OSError as e:
+        last = newest_checkpoint(folder)
+        left = f"goes on from {last.name}" if last else "has no earlier checkpoint"
+        raise OSError(f"{e}; the run stopped after update {step} and {left}") from e
+    self.saved_at = step
     if keep := self.args.save_total_limit:
-        for old in checkpoints(self.output_dir)[:-keep]:
+        for old in [p for p in checkpoints(folder) if step_of(p) <= step][:-keep]:
             shutil.rmtree(old)
     return final
 
 # %% ../nbs/12_run.ipynb #resume
 @patch
-def load_checkpoint(self: Run, checkpoint: str | os.PathLike) -> None:
-    "Continue from a checkpoint folder as if never stopped. Raises for one of other settings."
-    saved, now = read_state(checkpoint), self.settings()
-    check_resumable({**now, **saved["args"]}, now, Path(checkpoint))
-    self.go_on_from(saved, read_checkpoint(checkpoint, self.accelerator))
+def load_checkpoint(self: Run, checkpoint: Path) -> None:
+    "Continue from a checkpoint as if never stopped. Raises for one of other settings or inputs."
+    if read_json(checkpoint / "manifest.json").get("engine") != "native":
+        raise ValueError(
+            f"resume_from_checkpoint={str(checkpoint)!r} was written by the engine inside TRL; "
+            "resume it there (--engine trl)"
+        )
+    parts, now = read_checkpoint(checkpoint), self.settings()
+    saved = parts["trainer_state"]
+    check_resumable({**now, **saved["args"]}, now, checkpoint)
+    self.compare_inputs(saved, checkpoint)
+    check_weights(parts["model"], self.student, checkpoint)
+    self.student.load_state_dict(parts["model"])
+    self.optimizer.load_state_dict(parts["optimizer"])
+    self.scheduler.load_state_dict(parts["scheduler"])
+    if "scaler" in parts:
+        self.accelerator.scaler.load_state_dict(parts["scaler"])
+    restore_random_states(parts["random"], self.accelerator.device)
+    self.go_on_from(saved, parts["method"])
+    self.take_up_due(**saved["due"])
+
+
+@patch
+def take_up_due(
+    self: Run, metrics: dict | None = None, evaluate: bool = False, tell: bool = False
+) -> None:
+    "Do again what an update left undone when the checkpoint was written."
+    if metrics:
+        self.unlogged = metrics
+        self.due += [self.evaluate_if_due] * evaluate + ["on_evaluate"] * tell + [self.log_last]
 
 
 @patch
 def go_on_from(self: Run, saved: dict, method_state: dict) -> None:
     "Take up a checkpoint's number of updates, the method's state, and a budget that was chosen."
     self.method_state, self.global_step = method_state, saved["global_step"]
+    self.saved_at = self.global_step
     restore_callbacks(self.callbacks, saved.get("callbacks", []))
     self.go_further(saved["args"], saved.get("stretches"))
     if self.args.budget_quantile is not None and self.global_step > self.args.distilled_updates:
@@ -1171,14 +1372,20 @@ def hold_rate(self: Run) -> None:
     hold_last_rate(self.scheduler, self.args, self.stretches[0]["max_steps"])
 
 # %% ../nbs/12_run.ipynb #make-optimizer
+FUSED_FROM = 4_000_000  # trained parameters
+
+
 def make_optimizer(model, args: CMDPConfig) -> tuple[torch.optim.AdamW, object]:
     "Optimiser and learning-rate schedule."
+    trained = [p for p in model.parameters() if p.requires_grad]
+    known = all(p.device.type in ("cpu", "cuda") for p in trained)
     optimizer = torch.optim.AdamW(
-        [p for p in model.parameters() if p.requires_grad],
+        trained,
         args.learning_rate,
         (args.adam_beta1, args.adam_beta2),
         args.adam_epsilon,
         args.weight_decay,
+        fused=(known and sum(p.numel() for p in trained) >= FUSED_FROM) or None,
     )
     scheduler = get_scheduler(
         args.lr_scheduler_type,

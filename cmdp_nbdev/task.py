@@ -10,6 +10,7 @@ import random
 import re
 import zlib
 from dataclasses import dataclass
+from numbers import Integral
 
 import numpy as np
 from datasets import Dataset
@@ -136,7 +137,7 @@ def chain_prompts(n: int, split: str, seed: int, task: ChainTask = ChainTask()) 
     if split not in SPLITS:
         raise ValueError(f"split {split!r} is unknown; choose one of {', '.join(SPLITS)}")
     room = _room(task, split)
-    if not 1 <= n <= room:
+    if not (isinstance(n, Integral) and 1 <= n <= room):
         raise ValueError(f"n must lie between 1 and {room} for split {split!r} of {task}, got {n}")
     rng = random.Random(_seed_text(split, seed, task))
     prompts: dict[str, None] = {}

@@ -28,6 +28,7 @@ from collections.abc import Callable
 from decimal import Decimal
 from fractions import Fraction
 from math import factorial
+from numbers import Real
 from pathlib import Path
 
 import yaml
@@ -46,10 +47,11 @@ from .judge import text_of
 from .task import SPLITS, split_of
 
 # %% auto #0
-__all__ = ['UNITS', 'MAX_ANSWER', 'KINDS', 'PACKED', 'PLAIN', 'SYSTEM_PROMPTS', 'TASKS', 'parse_number', 'same_number', 'braced',
-           'last_expression', 'final_answer', 'gold_text', 'numeric_reward', 'exact', 'same_answer', 'math_reward',
-           'file_kind', 'one_split', 'load_rows', 'load_gsm8k', 'load_math', 'worked_steps', 'gym_dataset',
-           'gym_reward', 'worked_text', 'with_template', 'task_kind', 'open_task']
+__all__ = ['UNITS', 'BATCH_SECONDS', 'MAX_ANSWER', 'KINDS', 'PACKED', 'PLAIN', 'SYSTEM_PROMPTS', 'TASKS', 'parse_number',
+           'same_number', 'braced', 'last_expression', 'final_answer', 'gold_text', 'numeric_reward', 'exact',
+           'same_answers', 'same_answer', 'math_reward', 'file_kind', 'one_split', 'load_rows', 'load_gsm8k',
+           'load_math', 'worked_steps', 'gym_dataset', 'gym_reward', 'worked_text', 'with_template', 'task_kind',
+           'open_task']
 
 # %% ../nbs/17_tasks.ipynb #units
 _UNIT_NAMES = """
@@ -717,12 +719,14 @@ def _latex_grader():
     plain = replace(units, normalization_config=no_units)
 
     def same(gold, answer):
+        "Whether they are."
         letters = re.search("[A-Za-z]", re.sub(r"\\[A-Za-z]+", "", gold))
         words = re.search(r"\\(text|mathrm|mbox)", gold)
         config = [plain if letters and not words else units]
         a, b = (parse(f"${text}$", config, parsing_timeout=None) for text in (gold, answer))
         return verify(a, b, allow_set_relation_comp=True, timeout_seconds=None)
 
+    same("x^2+1", "1+x^2")  # what is loaded at the first answer
     return same
 
 # %% ../nbs/17_tasks.ipynb #school-parser
@@ -784,31 +788,168 @@ def _gym_grader(name, config):
 
     return score
 
+# %% ../nbs/17_tasks.ipynb #work
+def _work(graders: dict, asked: int, replies: int) -> None:
+    "In the fork: lines `[seconds, kind, setup, question]` in, replies of `_answered` out."
+    import json
+    import os
+
+    nothing = os.open(os.devnull, os.O_RDWR)
+    for place in (0, 1):  # else nobody would see that the process above has ended
+        os.dup2(nothing, place)
+    _bound_memory(2**30)
+    with os.fdopen(asked) as lines, os.fdopen(replies, "w") as out:
+        for line in lines:
+            out.write(json.dumps(_answered(graders, line)) + "\n")
+            out.flush()
+
+
+def _answered(graders: dict, line: str) -> list:
+    "`[score, trouble, seconds used]`, under the watchdog."
+    import json
+    import time
+
+    seconds, kind, setup, question = json.loads(line, object_hook=_unpack)
+    began = time.process_time()
+    try:
+        grade = graders[kind](*setup)
+        _watch(seconds)
+        reply = [float(grade(*question)), None]
+    except Exception as e:
+        reply = [0.0, f"raised {type(e).__name__}"]
+    _watch(0)
+    return [*reply, time.process_time() - began]
+
+
+def _bound_memory(more: int) -> None:
+    "Let this process have so many bytes more than it has now, where the system can say it."
+    try:
+        import resource
+
+        with open("/proc/self/statm", encoding="ascii") as f:
+            size = int(f.read().split()[0]) * resource.getpagesize()
+        resource.setrlimit(resource.RLIMIT_AS, (size + more, size + more))
+    except (ImportError, OSError, ValueError):
+        return
+
+# %% ../nbs/17_tasks.ipynb #fork
+def _fork(graders: dict) -> tuple:
+    "A fork of the grading process: its id, and the pipes to it and from it."
+    import os
+
+    (asked, ask), (replies, reply) = os.pipe(), os.pipe()
+    pid = os.fork()
+    if not pid:
+        os.close(ask)
+        os.close(replies)
+        try:
+            _work(graders, asked, reply)
+        finally:
+            os._exit(0)
+    os.close(asked)
+    os.close(reply)
+    return pid, os.fdopen(ask, "w"), os.fdopen(replies)
+
+
+def _end(fork: tuple) -> None:
+    "End a fork."
+    import os
+    import signal
+
+    pid, *pipes = fork
+    os.kill(pid, signal.SIGKILL)
+    os.waitpid(pid, 0)
+    for pipe in pipes:
+        try:
+            pipe.close()
+        except OSError:  # what was asked last has no reader
+            continue
+
+# %% ../nbs/17_tasks.ipynb #ask-fork
+def _ask_fork(fork: tuple, seconds: float, *question) -> list | None:
+    "Its reply, None if it ended over it; ends both where nobody waits for it any more."
+    import json
+    import os
+    import select
+
+    _, asked, replies = fork
+    try:
+        asked.write(json.dumps([seconds, *question]) + "\n")
+        asked.flush()
+    except OSError:
+        return None
+    ready = select.select([replies, 0], [], [], 30 + 20 * seconds)[0]
+    if 0 in ready:
+        _end(fork)
+        os._exit(0)
+    line = replies.readline() if ready else ""
+    return json.loads(line) if line else None
+
+# %% ../nbs/17_tasks.ipynb #in-turns
+def _in_turns(ask, questions: list, seconds: float, batch_seconds: float) -> list:
+    "`[score, trouble]` of every question; `ask(seconds, question)` answers one, or None."
+    left, replies = batch_seconds, {}
+    for turn in [*(s for s in (0.2, 1.0) if s < seconds), seconds]:
+        for k, question in enumerate(questions):
+            if k in replies or left <= 0:
+                continue
+            reply = ask(turn, question)
+            left -= reply[2] if reply else turn
+            if reply:
+                replies[k] = reply[:2]
+    late = f"did not finish within {seconds:g} s of CPU time"
+    if left <= 0:
+        late = f"did not finish within the {batch_seconds:g} s of CPU time that a batch has"
+    return [replies.get(k, [0.0, late]) for k in range(len(questions))]
+
 # %% ../nbs/17_tasks.ipynb #serve
 def _serve() -> None:
-    "The loop of the process: a line `[seconds, kind, setup, ...]` in, `[score, trouble]` out."
+    "The loop: a line `[seconds, batch_seconds, kind, setup, questions]` in, a line of replies out."
     import functools
     import json
+    import os
+    import signal
     import sys
 
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the one who asks
     graders = {"latex": functools.cache(_latex_grader), "gym": functools.cache(_gym_grader)}
     out, sys.stdout = sys.stdout, sys.stderr
+    worker, loaded = None, set()
     for line in sys.stdin:
-        seconds, kind, setup, *question = json.loads(line, object_hook=_unpack)
+        seconds, batch_seconds, kind, setup, questions = json.loads(line)
         try:
-            grade = graders[kind](*setup)  # imports take their time
-            _watch(seconds)
-            reply = [float(grade(*question)), None]
+            graders[kind](*setup)  # imports take their time, and forks have them
         except Exception as e:
-            reply = [0.0, f"raised {type(e).__name__}"]
-        _watch(0)
-        out.write(json.dumps(reply) + "\n")
+            replies = [[0.0, f"raised {type(e).__name__}"]] * len(questions)
+        else:
+            if worker and kind not in loaded:
+                _end(worker)
+                worker = None
+            loaded.add(kind)
+
+            def ask(turn, question):
+                nonlocal worker
+                if not hasattr(os, "fork"):  # Windows: the watchdog ends this process
+                    return _answered(graders, json.dumps([seconds, kind, setup, question]))
+                worker = worker or _fork(graders)
+                reply = _ask_fork(worker, turn, kind, setup, question)
+                if reply is None:
+                    _end(worker)
+                    worker = None
+                return reply
+
+            replies = _in_turns(ask, questions, seconds, batch_seconds)
+        out.write(json.dumps(replies) + "\n")
         out.flush()
+    if worker:
+        _end(worker)
+    os._exit(0)
 
 # %% ../nbs/17_tasks.ipynb #program
 def _program() -> str:
     "The source of the grading process."
-    parts = (_unpack, _watch, _latex_grader, _school_parser, _guard_gym, _gym_grader, _serve)
+    graders = (_unpack, _watch, _latex_grader, _school_parser, _guard_gym, _gym_grader)
+    parts = (*graders, _bound_memory, _answered, _work, _fork, _end, _ask_fork, _in_turns, _serve)
     sources = [inspect.getsource(part) for part in parts]
     return "\n".join(["from __future__ import annotations", *sources, "_serve()"])
 
@@ -817,22 +958,23 @@ class _Process:
     "The grading process; calls may come from any thread."
 
     def __init__(self):
-        self.lock, self.process = threading.Lock(), None
+        self.lock, self.process, self.owner = threading.Lock(), None, None
 
 # %% ../nbs/17_tasks.ipynb #start
 @patch
 def start(self: _Process) -> None:
     "See to it that there is a process."
-    if self.process is None or self.process.poll() is not None:
+    if self.process is None or self.owner != os.getpid() or self.process.poll() is not None:
         command = [sys.executable, "-c", _program()]
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
         self.process = subprocess.Popen(command, **pipes, text=True, encoding="utf-8")
+        self.owner = os.getpid()
 
 # %% ../nbs/17_tasks.ipynb #close
 @patch
 def close(self: _Process) -> None:
     "End the process, if there is one."
-    if self.process is not None:
+    if self.process is not None and self.owner == os.getpid():
         self.process.kill()
         self.process.communicate()  # which closes the pipes, too
 
@@ -851,18 +993,34 @@ def exchange(self: _Process, question: list) -> str:
         raise
 
 # %% ../nbs/17_tasks.ipynb #ask-process
+BATCH_SECONDS = 20.0  # of CPU time, for all answers of a batch
+
+
 @patch
-def __call__(
-    self: _Process, kind: str, setup: list, *question, seconds: float = 5.0
-) -> tuple[float, str | None]:
-    "Score of a question and what went wrong, None if nothing did."
+def batch(
+    self: _Process,
+    kind: str,
+    setup: list,
+    questions: list[list],
+    seconds: float = 5.0,
+    batch_seconds: float = BATCH_SECONDS,
+) -> list[tuple[float, str | None]]:
+    "Score of each question and what went wrong, None if nothing did."
+    if not hasattr(os, "fork") and len(questions) > 1:
+        return [self.batch(kind, setup, [q], seconds)[0] for q in questions]
     with self.lock:
-        self.start()
-        reply = self.exchange([seconds, kind, setup, *question])
-        if reply:
-            return tuple(json.loads(reply))
-        self.close()
-        return 0.0, f"did not finish within {seconds:g} s of CPU time"
+        for _ in range(2):  # somebody may have ended the process
+            self.start()
+            if reply := self.exchange([seconds, batch_seconds, kind, setup, questions]):
+                return [tuple(r) for r in json.loads(reply)]
+            self.close()
+    return [(0.0, f"ended its process within {seconds:g} s, twice")] * len(questions)
+
+
+@patch
+def __call__(self: _Process, kind: str, setup: list, *question, seconds: float = 5.0) -> tuple:
+    "Score of a question and what went wrong, None if nothing did."
+    return self.batch(kind, setup, [question], seconds)[0]
 
 
 _grade = _Process()
@@ -892,7 +1050,7 @@ def gold_text(answer) -> str | None:
     "A gold answer as text, a number without exponent; None where there is none (NaN in a table)."
     if answer is None or answer != answer:
         return None
-    number = isinstance(answer, (int, float)) and not isinstance(answer, bool)
+    number = isinstance(answer, Real) and not isinstance(answer, (bool, Fraction))
     return format(Decimal(str(answer)), "f") if number else str(answer)
 
 # %% ../nbs/17_tasks.ipynb #numeric-reward
@@ -1055,6 +1213,43 @@ def _same_text(gold: str, answer: str) -> bool | None:
 MAX_ANSWER = 300  # characters of a LaTeX answer that is parsed
 
 
+def _same_unless_algebra(gold: str, answer: str) -> bool | tuple[str, str]:
+    "Whether two answers are the same; where algebra must tell, both as LaTeX."
+    gold, answer = _undelimited(gold), _undelimited(answer)
+    if (same := same_number(gold, answer)) is not None:
+        return same
+    if len(answer) > MAX_ANSWER:
+        return _plain(gold) == _plain(answer)
+    if _is_other_kind(gold, answer):
+        return False
+    gold, answer = _latex(gold), _latex(answer)
+    same = _same_text(gold, answer)
+    return (gold, answer) if same is None else same
+
+
+def same_answers(
+    golds: list[str],
+    answers: list[str],
+    seconds: float = 5.0,
+    batch_seconds: float = BATCH_SECONDS,
+) -> tuple[list[bool], int]:
+    """`same_answer` of each pair, and how many were not finished, which counts as not the same.
+
+    `seconds` of CPU time for one of them, `batch_seconds` for all. Raises ImportError if
+    math-verify is needed and missing.
+    """
+    found = [_same_unless_algebra(*pair) for pair in zip(golds, answers, strict=True)]
+    asked = list(dict.fromkeys(pair for pair in found if isinstance(pair, tuple)))
+    if not asked:
+        return found, 0
+    _need("math_verify")
+    replies = dict(zip(asked, _grade.batch("latex", [], asked, seconds, batch_seconds)))
+    for (_, answer), (_, trouble) in replies.items():
+        _warn("math-verify", trouble, answer)
+    late = sum(isinstance(x, tuple) and bool(replies[x][1]) for x in found)
+    return [x if isinstance(x, bool) else replies[x][0] == 1 for x in found], late
+
+
 def same_answer(gold: str, answer: str, seconds: float = 5.0) -> bool:
     """Whether two final answers, numbers or LaTeX, are the same.
 
@@ -1069,32 +1264,31 @@ def same_answer(gold: str, answer: str, seconds: float = 5.0) -> bool:
     million", several units together, currencies by code, "m²", times of day with a.m. or p.m.; of
     several boxes only the last is the answer.
     """
-    gold, answer = _undelimited(gold), _undelimited(answer)
-    if (same := same_number(gold, answer)) is not None:
-        return same
-    if len(answer) > MAX_ANSWER:
-        return _plain(gold) == _plain(answer)
-    if _is_other_kind(gold, answer):
-        return False
-    gold, answer = _latex(gold), _latex(answer)
-    if (same := _same_text(gold, answer)) is not None:
-        return same
-    _need("math_verify")
-    score, trouble = _grade("latex", [], gold, answer, seconds=seconds)
-    _warn("math-verify", trouble, answer)
-    return score == 1
+    return same_answers([gold], [answer], seconds)[0][0]
 
 # %% ../nbs/17_tasks.ipynb #math-reward
 def math_reward(prompts, completions, answer, **kwargs) -> list[float | None]:
     """1.0 where the final answer is that of the column `answer`, a number or LaTeX, else 0.0.
 
-    None where that is None. For MATH. Raises ImportError if math-verify is needed and missing.
+    None where that is None. For MATH. A batch is graded within `BATCH_SECONDS` of CPU time; what
+    is not finished then is wrong, and the share of such answers is logged as `unfinished_grades`.
+    Raises ImportError if math-verify is needed and missing.
     """
     found = [final_answer(text_of(c), "number") for c in completions]
-    return [
-        None if gold is None else float(text is not None and same_answer(gold, text))
-        for text, gold in zip(found, map(gold_text, answer))
-    ]
+    golds = [gold_text(a) for a in answer]
+    rewards = [None if gold is None else 0.0 for gold in golds]
+    rows = [k for k, gold in enumerate(golds) if gold is not None and found[k] is not None]
+    same, late = same_answers([golds[k] for k in rows], [found[k] for k in rows])
+    for k, right in zip(rows, same):
+        rewards[k] = float(right)
+    _log_unfinished(late, len(completions), kwargs)
+    return rewards
+
+
+def _log_unfinished(late: int, count: int, offered: dict) -> None:
+    "Log the share of answers that were not graded, where there are some and a run listens."
+    if late and "log_metric" in offered:
+        offered["log_metric"]("unfinished_grades", late / count)
 
 # %% ../nbs/17_tasks.ipynb #file-kind
 KINDS = {
@@ -1419,28 +1613,45 @@ def _gym_answer(text: str, gold: str | None) -> str:
     return final_answer(text, "number" if is_number else "text") or ""
 
 # %% ../nbs/17_tasks.ipynb #gym-score
-def _gym_score(completion, item: dict, partial: bool) -> float:
-    "The score of one completion by the scorer of its item."
+def _gym_question(completion, item: dict) -> float | tuple:
+    "The score of a completion, or what its item's scorer is to be asked: setup and question."
     text, gold, name = text_of(completion), item["answer"], item["dataset"]
     if name == "gsm_symbolic":
         return float(bool(same_number(gold, final_answer(text, "number") or "")))
     answer = _gym_answer(text, gold)
     if not answer and gold != "" or len(answer) > max(20000, 2 * len(gold or "")):
         return 0.0
-    _need("reasoning_gym")
-    value, trouble = _grade("gym", [name, json.dumps(item["config"])], item, answer)
-    _warn(f"reasoning-gym's scorer of {name!r}", trouble, answer)
-    return value if partial else float(value >= 1)
+    return (name, json.dumps(item["config"])), [item, answer]
+
+
+def _gym_scores(questions: list[float | tuple]) -> tuple[list[float], int]:
+    "The scores, and how many scorers did not finish; those of one setup are asked together."
+    found, late, setups = list(questions), 0, {}
+    for k, question in enumerate(questions):
+        if isinstance(question, tuple):
+            setups.setdefault(question[0], []).append(k)
+    left = BATCH_SECONDS
+    for setup, rows in setups.items():
+        _need("reasoning_gym")
+        began, asked = time.perf_counter(), [questions[k][1] for k in rows]
+        replies = _grade.batch("gym", list(setup), asked, 5.0, max(left, 1.0))
+        left -= time.perf_counter() - began
+        for k, (_, answer), (value, trouble) in zip(rows, asked, replies):
+            found[k], late = value, late + bool(trouble)
+            _warn(f"reasoning-gym's scorer of {setup[0]!r}", trouble, answer)
+    return found, late
 
 # %% ../nbs/17_tasks.ipynb #gym-reward
 def gym_reward(prompts, completions, entry, partial: bool = False, **kwargs) -> list[float]:
     """1.0 where reasoning-gym's scorer gives full marks to the final answer, else 0.0.
 
     `partial`: its score. Numbers are compared for gsm_symbolic. Where the scorer raises or takes
-    more than 5 s of CPU time: 0.0 and a warning.
+    more than 5 s of CPU time: 0.0 and a warning; the share of these is logged, see math_reward.
     """
     items = [json.loads(item) for item in entry]
-    return [_gym_score(c, item, partial) for c, item in zip(completions, items)]
+    scores, late = _gym_scores([_gym_question(c, item) for c, item in zip(completions, items)])
+    _log_unfinished(late, len(completions), kwargs)
+    return scores if partial else [float(score >= 1) for score in scores]
 
 # %% ../nbs/17_tasks.ipynb #prompts
 PLAIN = "Question: {prompt}\nAnswer:"
@@ -1476,7 +1687,7 @@ def _draw_examples(shots: Dataset | None, num_shots: int, seed: int) -> list[dic
         need = "a training split `shots` with a column 'answer' and as many rows"
         got = "none" if shots is None else f"{len(shots)} rows with {shots.column_names}"
         raise ValueError(f"num_shots={num_shots} needs {need}, got {got}")
-    examples = [shots[i] for i in random.Random(seed).sample(range(len(shots)), num_shots)]
+    examples = [shots[i] for i in random.Random(int(seed)).sample(range(len(shots)), num_shots)]
     if bad := [e for e in examples if e["answer"] is None]:
         wrong = f"an example without an answer was drawn: {bad[0]['prompt'][:80]!r}"
         raise ValueError(f"num_shots={num_shots}: {wrong}")

@@ -16,17 +16,18 @@ from datasets import Dataset
 from fastcore.basics import patch
 
 from .budget import Budget, row_budget
+from .calibrate import calibrate
 from .config import CMDPConfig, refuse
 from .cost import Cost, Score, TeacherRows
 from .evaluate import Earned, earn, earned_metrics, sampling_gap, step_metrics
 from .mdp import Rollout, select, slices
 from .methods import METHODS
 from .moved import forwards
-from .objective import Batch, Signal, check_finite, signal_loss
+from .objective import Batch, Signal, check_batch, check_finite, signal_loss
 from .preflight import checkpoint_gradients, is_function, load_job, preflight
 from .rollout import generate, given_rollout, score_rollout, teacher_says, written_by
 from .run import Run, make_accelerator, make_optimizer, model_name, uninterrupted
-from .watch import callback_problems
+from .watch import callback_problems, guarded
 
 # %% auto #0
 __all__ = ['CMDPTrainer']
@@ -89,7 +90,6 @@ def _prepare(self: CMDPTrainer) -> None:
     self.vocab_size = preflight(job, self.generator(1), self.accelerator.autocast)
     optimizer, self.scheduler = make_optimizer(job.model, args)
     self.model, self.optimizer = self.accelerator.prepare(job.model, optimizer)
-    self.accelerator.register_for_checkpointing(self.scheduler)
 
 # %% ../nbs/13_trainer.ipynb #sample
 @patch
@@ -127,10 +127,10 @@ def ask(self: CMDPTrainer, parts: list[Rollout]) -> list[TeacherRows | None]:
 
 
 @patch
-def score(self: CMDPTrainer, rollout: Rollout, said: TeacherRows | None = None) -> Score:
+def score(self: CMDPTrainer, rollout: Rollout, said=None, known: Score | None = None) -> Score:
     "Both models on a rollout; gradients flow to the student's numbers, if enabled."
     said = said or self.ask([rollout])[0]
-    return score_rollout(self.model, said, rollout, self.costs, self.args.temperature)
+    return score_rollout(self.model, said, rollout, self.costs, self.args.temperature, known)
 
 # %% ../nbs/13_trainer.ipynb #reward
 @patch
@@ -162,12 +162,12 @@ def signal(self: CMDPTrainer, batch: Batch, limit: Budget) -> Signal:
             f"{', '.join(self.costs)} have a gradient: name a divergence in "
             "register_method(costs=...), put anything else into the advantage"
         )
-    return signal
+    return signal.priced(self.strictness)
 
 # %% ../nbs/13_trainer.ipynb #update
 @patch
 def update(self: CMDPTrainer, rollout, batch, signal, scores, whole, said) -> tuple[float, float]:
-    "One optimiser step; `scores` with gradients, or None. Returns loss and gradient norm."
+    "One optimiser step; `scores` by these weights, or None. Returns loss and gradient norm."
     self.optimizer.zero_grad()
     args, mask, total = self.args, batch.mask, 0.0
     clip = (args.epsilon, args.epsilon_high)
@@ -175,16 +175,18 @@ def update(self: CMDPTrainer, rollout, batch, signal, scores, whole, said) -> tu
         mask = mask * rollout.terminated[:, None]
     tokens = mask.sum().clamp(min=1)
     for k, part in enumerate(slices(len(rollout), args.per_device_train_batch_size)):
-        score = scores[k] if scores else self.score(select(rollout, part), said[k])
+        score = scores[k] if scores else None
+        if score is None or len(scores) > 1:
+            score = self.score(select(rollout, part), said[k], score)
         prices = {name: price[part] for name, price in signal.multipliers.items()}
         mine = Signal(signal.advantage[part], prices)
         old = batch.logp[part] if args.num_iterations > 1 else None
         loss = signal_loss(mine, score.logp, score.costs, mask[part], tokens, old, *clip)
-        check_finite(loss, self.global_step + 1)
         self.accelerator.backward(loss)
         total += loss.detach()
     whole.enter_context(uninterrupted())
     norm = self.accelerator.clip_grad_norm_(self.model.parameters(), args.max_grad_norm)
+    check_finite(total, 0 if args.fp16 else norm, self.model)  # float16 has its own way
     self.optimizer.step()
     self.half_made += 1
     self.optimizer.zero_grad()
@@ -208,21 +210,23 @@ def step(self: CMDPTrainer) -> dict[str, float]:
     args, began = self.args, time.perf_counter()
     if args.budget_quantile is not None and self.global_step == args.distilled_updates:
         self.choose_budget(self.suggest_budget(args.budget_quantile))
-    rollout = self.rollout = self.sample()
-    earned = self.reward(rollout)
-    size = args.per_device_train_batch_size
-    parts = [select(rollout, part) for part in slices(len(rollout), size)]
-    said = self.ask(parts)
-    with torch.set_grad_enabled(len(parts) == 1):
-        scores = list(map(self.score, parts, said))
-    batch = Batch.of(rollout, earned.modified, scores, earned.charged)
-    limit = self.limit(rollout)
-    signal = self.signal(batch, limit)
-    measured = self._measure(rollout, earned, scores, batch, signal, limit)
     with ExitStack() as whole:
+        whole.enter_context(guarded(self, self.save_checkpoint))
+        rollout = self.rollout = self.sample()
+        earned = self.reward(rollout)
+        size = args.per_device_train_batch_size
+        parts = [select(rollout, part) for part in slices(len(rollout), size)]
+        said = self.ask(parts)
+        with torch.set_grad_enabled(len(parts) == 1):
+            scores = list(map(self.score, parts, said))
+        batch = Batch.of(rollout, earned.modified, scores, earned.charged)
+        check_batch(batch)
+        limit = self.limit(rollout)
+        signal = self.signal(batch, limit)
+        measured = self._measure(rollout, earned, scores, batch, signal, limit)
         for iteration in range(args.num_iterations):
-            fresh = scores if iteration == 0 and len(parts) == 1 else None
-            loss, grad_norm = self.update(rollout, batch, signal, fresh, whole, said)
+            now = scores if iteration == 0 else None  # of the weights as they are
+            loss, grad_norm = self.update(rollout, batch, signal, now, whole, said)
         metrics = {"step": self.global_step + 1, "loss": loss, "grad_norm": grad_norm}
         metrics["learning_rate"] = self.scheduler.get_last_lr()[0]
         self.scheduler.step()
@@ -237,10 +241,11 @@ def train(self: CMDPTrainer, resume_from_checkpoint: str | None = None) -> dict[
     self.should_stop = False
     self.begin(resume_from_checkpoint or self.args.resume_from_checkpoint)
     self.fire("on_train_begin")
-    with self.training_bar() as bar:
+    with self.training_bar() as bar, self.keeping():
         while self.global_step < self.args.max_steps and not self.should_stop:
             self.step()
             self.show(bar)
+    calibrate(self)
     return self.finish()
 
 # %% ../nbs/13_trainer.ipynb #moved

@@ -29,13 +29,14 @@ from torch.utils.data import Sampler
 from transformers import PreTrainedModel, PrinterCallback, TrainerCallback
 from transformers.integrations import is_deepspeed_zero3_enabled, is_fsdp_enabled
 
+from .checkpoint import read_part, write_manifest, write_part
 from .config import CMDPConfig, Rules, refuse
 from .cost import Score, score_tokens
 from .evaluate import Earned, earned_metrics, step_metrics, to_json
 from .mdp import Rollout, masked, to_device
 from .methods import METHODS
 from .model import ids_of
-from .objective import Batch, Signal, check_finite
+from .objective import Batch, Signal, check_batch, check_finite
 from cmdp_nbdev.preflight import (
     check_job,
     check_probe,
@@ -60,7 +61,7 @@ from cmdp_nbdev.rollout import (
 )
 from .run import check_resumable, hold_last_rate, prompt_order
 from .trainer import CMDPTrainer
-from .watch import callback_states
+from .watch import guarded
 
 try:
     from trl import GRPOConfig, GRPOTrainer
@@ -72,10 +73,10 @@ except ImportError as error:
 
 # %% auto #0
 __all__ = ['TESTED', 'HOOKS', 'SAME', 'FIXED', 'LEFT_TO_TRL', 'trl_rule', 'WHOLE', 'check_trl', 'foreign_problems', 'grpo_config',
-           'quiet', 'students_are_told_nothing', 'completions_are_the_students_own', 'groups_have_two_or_more',
-           'portions_are_trls', 'launch_problems', 'fsdp_problems', 'BudgetGRPOTrainer', 'TRLTrainer', 'place_teacher',
-           'common_ids', 'beside_prompts', 'PromptOrder', 'BeforeUpdate', 'read_run_state', 'in_order',
-           'TogetherReader']
+           'quiet', 'students_are_told_nothing', 'completions_are_the_students_own', 'trl_takes_every_step',
+           'calibration_is_ours', 'groups_have_two_or_more', 'portions_are_trls', 'launch_problems', 'fsdp_problems',
+           'BudgetGRPOTrainer', 'TRLTrainer', 'place_teacher', 'common_ids', 'beside_prompts', 'PromptOrder',
+           'BeforeUpdate', 'read_run_state', 'in_order', 'TogetherReader']
 
 # %% ../nbs/14_trl.ipynb #hooks
 TESTED = "1.16"
@@ -87,6 +88,7 @@ HOOKS = {
     "_get_train_sampler": "dataset",
     "_tokenize_prompts": "prompts",
     "_save_rng_state": "output_dir",
+    "_get_grad_norm": "model grad_norm",
 }
 
 # %% ../nbs/14_trl.ipynb #check-trl
@@ -190,7 +192,26 @@ def completions_are_the_students_own(args: CMDPConfig):
             "own loop (engine native), or leave it out"
         )
 
+# %% ../nbs/14_trl.ipynb #rule-nonfinite
+@trl_rule
+def trl_takes_every_step(args: CMDPConfig):
+    if args.on_nonfinite != "stop":
+        yield (
+            f"on_nonfinite={args.on_nonfinite}: TRL's loop leaves no update out; it stops at "
+            "log-probabilities, costs, rewards, loss and gradients that are no numbers "
+            "(on_nonfinite=stop), or use our own loop (engine native)"
+        )
+
 # %% ../nbs/14_trl.ipynb #rule-groups
+@trl_rule
+def calibration_is_ours(args: CMDPConfig):
+    if args.calibration_prompts:
+        yield (
+            f"calibration_prompts={args.calibration_prompts} adds updates at the end, which TRL's "
+            "loop has no place for; use our own loop (engine native), or calibration_prompts=0"
+        )
+
+
 @trl_rule
 def groups_have_two_or_more(args: CMDPConfig):
     if args.num_generations == 1:
@@ -433,6 +454,7 @@ def _get_per_token_logps_and_entropies(
 def _calculate_rewards(self: BudgetGRPOTrainer, inputs, prompts, completions, completion_ids_list):
     "Rewards of every function, (B of all processes, F)."
     self.rollout = self.as_rollout(inputs, prompts, completions, completion_ids_list)
+    self.run.rollout = self.rollout
     self.earned = self.run.reward(self.rollout)
     return self.everywhere(self.earned.each)
 
@@ -511,6 +533,7 @@ def answer(self: BudgetGRPOTrainer) -> tuple[Signal, Tensor]:
     "The method's answer for the whole update, and the tokens of completions that ended, (B, T)."
     run, rollout = self.run, self.rollout
     batch = Batch.of(rollout, self.earned.modified, self.scores, self.earned.charged)
+    check_batch(batch)
     kl = torch.cat([score.kl for score in self.scores])
     limit = run.limit(rollout)
     run.written = rollout, self.earned.task, limit.spent(batch.cost, batch.mask)
@@ -544,8 +567,16 @@ def _compute_loss(self: BudgetGRPOTrainer, model, inputs):
         if f"multiplier_{name}" in inputs:
             price = inputs[f"multiplier_{name}"].detach() * cost
             loss = loss + masked(price, mask).sum() / tokens
-    check_finite(loss, self.run.global_step + 1)
+    check_finite(loss.detach())
     return loss
+
+# %% ../nbs/14_trl.ipynb #hook-norm
+@patch
+def _get_grad_norm(self: BudgetGRPOTrainer, model, grad_norm=None):
+    "The gradient's norm. Raises NotFinite before weights move; float16 has its own way."
+    norm = GRPOTrainer._get_grad_norm(self, model, grad_norm=grad_norm)
+    check_finite(0.0, 0.0 if self.args.fp16 or norm is None else norm, model)
+    return norm
 
 # %% ../nbs/14_trl.ipynb #sampler
 class PromptOrder(Sampler):
@@ -617,8 +648,11 @@ class BeforeUpdate(TrainerCallback):
             planned = run.stretches[0]["max_steps"] * run.args.num_iterations
             hold_last_rate(run.grpo.lr_scheduler, run.grpo_args, planned)
 
-    def on_save(self, *unused, **unused_too):
-        "Called when a checkpoint has been written."
+    def on_save(self, args, state, *unused, **unused_too):
+        "Called when a checkpoint has been written: with its manifest it is one."
+        if self.run.is_main_process:
+            folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+            write_manifest(folder, engine="trl")
         self.run.fire("on_save")
 
 # %% ../nbs/14_trl.ipynb #after-update
@@ -679,7 +713,8 @@ def train(self: TRLTrainer, resume_from_checkpoint: str | None = None) -> dict[s
     self.begun = True
     self.grpo.add_callback(BeforeUpdate(self))
     with self.training_bar() as self.bar, quiet():
-        self.grpo.train(self.checkpoint)
+        with guarded(self):
+            self.grpo.train(self.checkpoint)
     return self.finish()
 
 # %% ../nbs/14_trl.ipynb #step
@@ -712,32 +747,24 @@ def _save_rng_state(self: BudgetGRPOTrainer, output_dir: str) -> None:
     "The random state of this process and the run's own state; returns when all have theirs."
     GRPOTrainer._save_rng_state(self, output_dir)
     if self.accelerator.is_main_process:
-        torch.save(self.run.state(), Path(output_dir) / "run_state.pt")
+        write_part(Path(output_dir), "run_state", self.run.state())
     self.accelerator.wait_for_everyone()
 
 # %% ../nbs/14_trl.ipynb #state
 @patch
 def state(self: TRLTrainer) -> dict:
     "What a resumed run needs beside the models."
-    return {
-        "global_step": self.global_step,
-        "method_state": self.method_state,
-        "budget": self.budget.limit,
-        "args": self.settings(),
-        "stretches": self.stretches,
-        "callbacks": callback_states(self.callbacks),
-    }
+    return self.about() | {"method_state": self.method_state}
 
 # %% ../nbs/14_trl.ipynb #read-run-state
 def read_run_state(checkpoint: str | os.PathLike) -> dict:
     "What a run inside TRL kept. Raises FileNotFoundError for a folder that is none of its."
-    path = Path(checkpoint) / "run_state.pt"
-    if not path.is_file():
+    if not (Path(checkpoint) / "run_state.json").is_file():
         raise FileNotFoundError(
             f"resume_from_checkpoint={str(checkpoint)!r} is no checkpoint of the engine inside TRL "
-            "(no run_state.pt in it)"
+            "(no run_state.json in it)"
         )
-    return torch.load(path, weights_only=True)
+    return read_part(Path(checkpoint), "run_state")
 
 # %% ../nbs/14_trl.ipynb #load-checkpoint
 @patch
@@ -745,6 +772,7 @@ def load_checkpoint(self: TRLTrainer, checkpoint: str | os.PathLike) -> None:
     "Continue from a checkpoint of this engine; TRL reads its part when training begins."
     saved, now = read_run_state(checkpoint), self.settings()
     check_resumable({**now, **saved["args"]}, now, Path(checkpoint))
+    self.compare_inputs(saved, Path(checkpoint))
     self.checkpoint = str(checkpoint)
     self.go_on_from(saved, saved["method_state"])
 
@@ -783,12 +811,12 @@ def first_evaluation(self: TRLTrainer) -> None:
 
 # %% ../nbs/14_trl.ipynb #records
 @patch
-def records(self: TRLTrainer, data) -> list[dict]:
+def records(self: TRLTrainer, data, *stream: int, **sampling) -> list[dict]:
     "One dict per completion of `data`, on every process, in the order of the prompts."
     world, size = self.accelerator.num_processes, len(data)
     rows = [(k + self.process_index) % size for k in range(0, size, world)]
     with self.read_together():
-        mine = CMDPTrainer.records(self, data.select(rows))
+        mine = CMDPTrainer.records(self, data.select(rows), *stream, **sampling)
     return mine if world == 1 else in_order(gather_object([mine]), size, len(rows))
 
 # %% ../nbs/14_trl.ipynb #in-order

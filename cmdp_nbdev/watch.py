@@ -8,8 +8,11 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from inspect import signature
+from numbers import Real
+from pathlib import Path
 from statistics import fmean
 
 from fastcore.basics import patch
@@ -19,11 +22,14 @@ from .config import CMDPConfig, Rules
 from .evaluate import to_json
 from .methods import METHODS
 from .processor import say
+from .reward import UPDATE, FunctionFailed, NotFinite
 
 # %% auto #0
-__all__ = ['FEW', 'LONG', 'learning_rule', 'EVENTS', 'Seen', 'completions_end', 'rewards_differ', 'somebody_is_near_the_budget',
-           'the_multiplier_has_room', 'weights_move', 'learning_problems', 'Watch', 'events_of', 'tell_callbacks',
-           'callback_problems', 'callback_states', 'restore_callbacks', 'Best', 'EarlyStopping', 'KeepBest']
+__all__ = ['FEW', 'LONG', 'learning_rule', 'IN_A_ROW', 'SHARE', 'EVENTS', 'Seen', 'completions_end', 'rewards_differ',
+           'somebody_is_near_the_budget', 'somebody_keeps_the_budget', 'completions_keep_their_length',
+           'the_multiplier_has_room', 'weights_move', 'learning_problems', 'Watch', 'keep_fault', 'may_skip',
+           'skip_update', 'guarded', 'events_of', 'tell_callbacks', 'callback_problems', 'callback_states',
+           'restore_callbacks', 'Best', 'EarlyStopping', 'KeepBest']
 
 # %% ../nbs/11_watch.ipynb #seen
 FEW, LONG = 3, 200  # updates that count as a beginning, and as a habit
@@ -124,6 +130,51 @@ def somebody_is_near_the_budget(seen: Seen):
         f"{spent[-1]:.3g} nats on average where {limit[-1]:.3g} are allowed{times}; {change}"
     )
 
+# %% ../nbs/11_watch.ipynb #rule-nobody
+@learning_rule
+def somebody_keeps_the_budget(seen: Seen):
+    kept, spent, limit = (seen.last(k, LONG) for k in ("satisfaction_rate", "spent_mean", "budget"))
+    if not kept or max(kept) > 0 or seen.args.method == "grpo":
+        return
+    if [*somebody_is_near_the_budget(seen)] or _mean(spent[LONG // 2 :]) < 0.95 * _mean(spent[:9]):
+        return
+    yield (
+        f"no completion of the last {LONG} updates kept the budget, and what they spend does not "
+        f"fall: {spent[-1]:.3g} nats on average where {limit[-1]:.3g} are allowed; raise budget, "
+        "distil first (distill_steps), or have the budget chosen by what a distilled student "
+        "spends (budget_quantile)"
+    )
+
+
+def _mean(values: list[float]) -> float:
+    "The mean of those that are there."
+    known = [v for v in values if not math.isnan(v)]
+    return fmean(known) if known else math.nan
+
+# %% ../nbs/11_watch.ipynb #rule-length
+@learning_rule
+def completions_keep_their_length(seen: Seen):
+    n, names = seen.enough, ("length_mean", "reward", "truncated_rate")
+    (length, reward, cut), first = (seen.last(k, n) for k in names), seen.first
+    if not length or any(first.get(k) is None for k in names) or seen.rows[-1]["step"] <= n:
+        return
+    before, now = float(first["length_mean"]), fmean(length)
+    if now < 0.25 * before and _mean(reward) < float(first["reward"]) + 1e-3:
+        yield (
+            f"completions have shrunk from {before:.3g} tokens to {now:.3g}, and earn no more than "
+            f"at first (reward {_mean(reward):.3g}): an empty answer keeps every budget of kind "
+            "'sum'; raise the budget or put it on tokens (aggregate=mean or prefix_mean), lower "
+            "learning_rate, or have the reward ask for what is missing"
+        )
+    if min(cut) > 0.9 and float(first["truncated_rate"]) < 0.5 and not [*completions_end(seen)]:
+        yield (
+            f"completions have grown from {before:.3g} tokens to {now:.3g}, and "
+            f"{_mean(cut):.0%} of them are cut off at max_completion_length="
+            f"{seen.args.max_completion_length} ({float(first['truncated_rate']):.0%} at first): "
+            "count what is cut off as wrong (truncated_reward=0), charge for tokens "
+            "(constraints with reward.length_cost), lower learning_rate, or raise the limit"
+        )
+
 # %% ../nbs/11_watch.ipynb #rule-bound
 @learning_rule
 def the_multiplier_has_room(seen: Seen):
@@ -174,6 +225,7 @@ class Watch:
     def __init__(self, args: CMDPConfig):
         self.args, self.first, self.rows = args, None, deque(maxlen=LONG)
         self.told: set[str] = set()  # kinds of problems that were said
+        self.skipped = self.in_a_row = 0  # updates left out, see guarded
 
     @property
     def problems(self) -> dict[str, str]:
@@ -190,11 +242,122 @@ class Watch:
         "Look at an update's metrics; the sentences that were not said before."
         if "loss" not in row or self.rows and row["step"] <= self.rows[-1]["step"]:
             return []
-        self.first = self.first or row
+        if row.get("skipped"):
+            self.skipped, self.in_a_row = self.skipped + 1, self.in_a_row + 1
+            return []
+        self.first, self.in_a_row = self.first or row, 0
         self.rows.append(row)
         new = {name: said for name, said in self.problems.items() if name not in self.told}
         self.told |= set(new)
         return list(new.values())
+
+# %% ../nbs/11_watch.ipynb #keep-fault
+def keep_fault(run, problem: Exception) -> str:
+    "Write down the completions of an update and what is wrong with them; where they are, in words."
+    step, rollout = run.global_step + 1, run.rollout
+    other = f"_process{run.process_index}" if run.process_index else ""
+    path = Path(run.output_dir) / "faults" / f"update_{step:05d}{other}.json"
+    found = {"step": step, "seed": run.args.seed, "problem": str(problem)}
+    found["rows"] = rows = getattr(problem, "rows", [])
+    if rollout is not None:
+        found["completions"] = _completions(rollout, rows)
+    try:
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(to_json(found, indent=1) + "\n", encoding="utf-8")
+    except OSError as e:
+        return f"its completions could not be kept: {e}"
+    return f"its completions are in {path}"
+
+
+def _completions(rollout, rows: list[int]) -> list[dict]:
+    "What was asked and answered, as texts and ids; `wrong` says which of them are at fault."
+    real = (rollout.prompt_mask.bool(), rollout.completion_mask.bool())
+    found = []
+    for k, (prompt, completion) in enumerate(zip(rollout.prompts, rollout.completions)):
+        ids = {"prompt_ids": rollout.prompt_ids[k][real[0][k]].tolist()}
+        ids["completion_ids"] = rollout.completion_ids[k][real[1][k]].tolist()
+        columns = {name: values[k] for name, values in rollout.columns.items()}
+        found.append(
+            {**columns, "prompt": prompt, "completion": completion, **ids, "wrong": k in rows}
+        )
+    return found
+
+# %% ../nbs/11_watch.ipynb #said-of-fault
+def _fault_in_words(run, problem: Exception, kept: str) -> str:
+    "What is wrong, where, what became of it and what to do, in one sentence."
+    rollout, rows = run.rollout, getattr(problem, "rows", [])
+    where = ""
+    if rows and rollout is not None:
+        where = f" on {len(rows)} of {len(rollout)} completions, the first to "
+        where += f"{rollout.prompts[rows[0]]!r:.80}"
+    done = f"{run.half_made} of its optimiser steps were made" if run.half_made else ""
+    said = getattr(problem, "what", str(problem))
+    advice = getattr(problem, "advice", "")
+    return (
+        f"update {run.global_step + 1}: {said}{where}; {done or 'nothing was updated'}, {kept}"
+        + (f"; {advice}" if advice else "")
+    )
+
+# %% ../nbs/11_watch.ipynb #skip
+IN_A_ROW, SHARE = 5, 0.05  # updates that may be left out
+
+
+def may_skip(run) -> bool:
+    "Whether one more update may be left out."
+    watch, most = run.watch, max(IN_A_ROW, SHARE * run.args.max_steps)
+    return watch.in_a_row < IN_A_ROW and watch.skipped < most
+
+
+def skip_update(run) -> None:
+    "Count an update of which nothing is learned; its metrics are NaN."
+    if not run.half_made:
+        run.next_state = run.method_state
+    always = [name for name in UPDATE if name not in ("n_verdict", "sampling_gap")]
+    row = {"step": run.global_step + 1, **dict.fromkeys(always[1:], math.nan)}
+    row |= {"learning_rate": run.scheduler.get_last_lr()[0], "skipped": 1}
+    run.scheduler.step()
+    run.count_update(row)
+    run.due.remove(run.log_completions)
+
+# %% ../nbs/11_watch.ipynb #guarded
+@contextmanager
+def guarded(run, save: Callable | None = None) -> Iterator[None]:
+    """Around an update: what is no number, and a function that fails, is written down.
+
+    Then `on_nonfinite` says what becomes of the update. Where a function failed, `save` writes a
+    checkpoint of the updates before.
+    """
+    run.rollout = None
+    try:
+        yield
+    except NotFinite as e:
+        said = _fault_in_words(run, e, keep_fault(run, e))
+        if run.args.on_nonfinite == "stop":
+            raise NotFinite(said, e.rows) from e
+        if not may_skip(run):
+            many = (
+                f"{run.watch.skipped} updates were skipped, {run.watch.in_a_row} of them in a row"
+            )
+            raise NotFinite(f"{said}; {many}: the run ends here", e.rows) from e
+        skip_update(run)
+        run.warn(f"{said}; the update was skipped")
+    except FunctionFailed as e:
+        said = _fault_in_words(run, e, keep_fault(run, e))
+        raise FunctionFailed(said + _saved(run, save)) from e
+
+
+def _saved(run, save: Callable | None) -> str:
+    "Write a checkpoint where there is something to lose; what to do next, in words."
+    if save is None or run.half_made or not run.global_step:
+        return ""
+    try:
+        save()
+    except OSError as e:
+        return f"; no checkpoint could be written: {e}"
+    return (
+        f"; a checkpoint of update {run.global_step} was written: once the function is mended, "
+        "resume_from_checkpoint='auto' goes on from there"
+    )
 
 # %% ../nbs/11_watch.ipynb #events
 EVENTS = ("on_train_begin", "on_step_end", "on_evaluate", "on_save", "on_train_end")
@@ -324,7 +487,7 @@ class EarlyStopping(Best):
         min_delta: float = 0.0,
         mode: str = "max",
     ):
-        if not (patience >= 1 and patience == int(patience)):
+        if not (isinstance(patience, Real) and patience >= 1 and patience == int(patience)):
             raise ValueError(f"patience must be a whole number >= 1, got {patience!r}")
         super().__init__(metric, mode, min_delta)
         self.patience = patience

@@ -1,9 +1,12 @@
 "What cannot work is refused: one clear error, before any update; what is there is not touched."
 
+import json
 import re
 import warnings
-from functools import partial
+from dataclasses import asdict
+from functools import cache, partial
 
+import numpy as np
 import pytest
 import torch
 from conftest import embedded, read_lines
@@ -12,10 +15,16 @@ from datasets import Dataset
 from cmdp_nbdev import distil
 from cmdp_nbdev.budget import Budget
 from cmdp_nbdev.cli import main
-from cmdp_nbdev.model import char_tokenizer, tiny_model
+from cmdp_nbdev.config import CMDPConfig
+from cmdp_nbdev.evaluate import evaluate_records, to_json
+from cmdp_nbdev.model import char_tokenizer, default_pair, tiny_model
 from cmdp_nbdev.reward import length_cost
-from cmdp_nbdev.task import chain_reward
+from cmdp_nbdev.rollout import generate
+from cmdp_nbdev.task import chain_dataset, chain_reward
+from cmdp_nbdev.tasks import with_template
 from cmdp_nbdev.trainer import CMDPTrainer
+from cmdp_nbdev.watch import EarlyStopping
+from cmdp_nbdev.words import words_dataset
 
 NAN, INF = float("nan"), float("inf")
 
@@ -56,6 +65,8 @@ beta too large: beta=1.2
     beta must lie in \[0, 1\], got 1.2
 floor of one: floor=1.0
     floor must lie in \[0, 1\), got 1.0
+unknown policy: on_nonfinite="ignore"
+    on_nonfinite must be one of stop, skip, got 'ignore'
 unknown scaling: scale_rewards="std"
     scale_rewards must be one of group, batch, none, got 'std'
 bf16 and fp16: bf16=True, fp16=True
@@ -776,3 +787,111 @@ def test_cli_does_not_overwrite_a_run(finished, capsys, monkeypatch):
     assert code == 2
     assert "holds a run already" in capsys.readouterr().err
     assert contents(folder) == before
+
+
+# ---- functions of the library ------------------------------------------------------------
+
+PAIR_OF_OURS = cache(default_pair)
+
+
+def asked(**changes):
+    "Arguments of an evaluation of the embedded pair, and what is changed in them."
+    student, teacher, tokenizer = PAIR_OF_OURS()
+    given = dict(model=student, teacher=teacher, dataset=chain_dataset(2), tokenizer=tokenizer)
+    more = dict(reward_funcs=chain_reward, budget=Budget(1.0), disable_tqdm=True)
+    return evaluate_records(**{**given, **more, **changes})
+
+
+def written(prompts, *columns, **sampling):
+    "Completions of the embedded student."
+    student, _, tokenizer = PAIR_OF_OURS()
+    return generate(student, tokenizer, prompts, *columns, **sampling)
+
+
+FUNCTIONS = {
+    "no dataset": (
+        lambda: asked(dataset=["1+1="]),
+        r"dataset must be a datasets.Dataset with a column 'prompt', got \['1",
+    ),
+    "another column": (
+        lambda: asked(dataset=data(question=["1+1="])),
+        "dataset has no column 'prompt', only question; rename one",
+    ),
+    "a number for a budget": (
+        lambda: asked(budget=1.0),
+        r"budget must be a Budget, such as Budget\(0.8\), got 1.0",
+    ),
+    "no reward": (lambda: asked(reward_funcs=[]), "reward_funcs is empty; give at least one"),
+    "a reward that is none": (lambda: asked(reward_funcs=3), "must be functions.*got 3"),
+    "weights of two": (
+        lambda: asked(reward_weights=[1, 2]),
+        "reward_weights has 2 numbers for 1 reward functions",
+    ),
+    "nothing at a time": (lambda: asked(batch_size=0), "batch_size must be .*>= 1, got 0"),
+    "negative seed": (lambda: asked(seed=-1), "seed must be a whole number >= 0, got -1"),
+    "one text for prompts": (lambda: written("1+1="), "prompts must be a list.*got '1"),
+    "no prompts": (lambda: written([]), r"prompts must be a list of at least one prompt, got \[\]"),
+    "columns too long": (
+        lambda: written(["1+1="], {"level": [1, 2]}),
+        "column 'level' has 2 values for 1 prompts",
+    ),
+    "no completion": (
+        lambda: written(["1+1="], num_generations=0),
+        "num_generations must be a whole number >= 1, got 0",
+    ),
+    "half a token": (
+        lambda: written(["1+1="], max_completion_length=2.5),
+        "max_completion_length must be a whole number >= 1, got 2.5",
+    ),
+    "half a chain": (lambda: chain_dataset(2.5), "n must lie between 1 and .*got 2.5"),
+    "chains in words": (lambda: chain_dataset("2"), "n must lie between 1 and .*got 2"),
+    "half a problem": (lambda: words_dataset(1.5), "n must be a whole number, at least 1, got 1.5"),
+    "width between heads": (
+        lambda: tiny_model(20, char_tokenizer()),
+        "width must be a multiple of 16, the size of a head, got 20",
+    ),
+    "patience in words": (
+        lambda: EarlyStopping(patience="long"),
+        "patience must be a whole number >= 1, got 'long'",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_functions(name):
+    "A sentence about the argument, not what Python says of the line it breaks on."
+    call, match = FUNCTIONS[name]
+    with pytest.raises(ValueError, match=match):
+        call()
+
+
+NUMBERS = (np.int64(2), np.uint8(2))
+
+
+@pytest.mark.parametrize("two", NUMBERS, ids=lambda n: n.dtype.name)
+def test_numbers_of_numpy(two):
+    "What an array holds is as good as Python's own, and is a number in files."
+    half = np.float32(0.5)
+    limit = Budget(half, "prefix_mean", two)
+    settings = dict(num_generations=two, max_completion_length=two, temperature=half, top_p=half)
+    records = asked(budget=limit, batch_size=two, seed=two, **settings)
+    assert len(records) == 4
+    rows, plain = chain_dataset(two, "train", two), chain_dataset(2, "train", 2)
+    assert rows["prompt"] == plain["prompt"]
+    assert words_dataset(two, "train", two)["prompt"] == words_dataset(2, "train", 2)["prompt"]
+    shots = with_template(chain_dataset(3, "test"), "plain", None, two, plain, two)
+    assert (
+        shots["prompt"]
+        == with_template(chain_dataset(3, "test"), "plain", None, 2, plain, 2)["prompt"]
+    )
+    assert (
+        tiny_model(np.int64(16), char_tokenizer(), two, np.int64(64), two).config.hidden_size == 16
+    )
+    args = CMDPConfig(budget=half, max_steps=two, seed=two, num_generations=two)
+    assert (
+        json.loads(to_json({"args": asdict(args), "n": two, "half": half, "nan": np.float32(NAN)}))[
+            "n"
+        ]
+        == 2
+    )
+    assert to_json([two, half, np.float32(NAN), torch.tensor(0.5)]) == "[2, 0.5, null, 0.5]"

@@ -295,10 +295,10 @@ def test_interrupting_keeps_what_was_learnt(tmp_path, monkeypatch, capsys):
         return step(self)
 
     monkeypatch.setattr(CMDPTrainer, "step", interrupted)
-    assert main(["--output_dir", str(tmp_path / "run"), *FAST]) == 0
+    assert main(["--output_dir", str(tmp_path / "run"), *FAST]) == 130
     assert read(tmp_path / "run" / "summary.json")["steps"] == 1
     assert (tmp_path / "run" / "student" / "model.safetensors").is_file()
-    assert "stopped after 1 update" in capsys.readouterr().err
+    assert "stopped after update 1; " in capsys.readouterr().err
 
 
 def test_what_was_found_outlives_a_student_that_cannot_be_saved(tmp_path, monkeypatch, capsys):

@@ -76,7 +76,7 @@ def test_files_are_written_once(ddp):
     lines = read_lines(out / "run" / "metrics.jsonl")
     assert [m["step"] for m in lines] == [0, 1, 2] and lines[1:] == seen(out, "rank")[0]["metrics"]
     names = {p.name for p in (out / "run" / "checkpoint-2").iterdir()}
-    needed = {"trainer_state.json", "run_state.pt", "model.safetensors"}
+    needed = {"trainer_state.json", "run_state.json", "manifest.json", "model.safetensors"}
     assert needed | {"rng_state_0.pth", "rng_state_1.pth"} <= names
 
 

@@ -12,7 +12,16 @@ from enum import Enum
 import pytest
 
 from cmdp_nbdev import tasks
-from cmdp_nbdev.tasks import _grade, _pack, _unpack, gym_dataset, gym_reward, open_task, same_answer
+from cmdp_nbdev.tasks import (
+    _WARNED,
+    _grade,
+    _pack,
+    _unpack,
+    gym_dataset,
+    gym_reward,
+    open_task,
+    same_answer,
+)
 
 pytestmark = pytest.mark.skipif(
     not importlib.util.find_spec("reasoning_gym"), reason="the extra 'math' is not installed"
@@ -296,11 +305,10 @@ def test_code_is_not_run(tmp_path):
     "Whichever scorer evaluates: each text is worth nothing, ends at once, and leaves no trace."
     code = CODE.strip().replace("WRITTEN", str(tmp_path / "written")).splitlines()
     texts = [f"<answer>{text}</answer>" for text in [*code, *LONG]]
-    _grade.start()
+    _WARNED.clear()
     for name in CODE_SCORERS:
-        process = _grade.process.pid
         assert (name, max(scores(texts, gym_dataset(name, 1)["entry"][0])) < 0.1) == (name, True)
-        assert _grade.process.pid == process  # no answer took so long that it had to be ended
+    assert not [trouble for _, trouble in _WARNED if "did not finish" in trouble]
     assert list(tmp_path.iterdir()) == []
 
 

@@ -116,7 +116,7 @@ def test_the_slider_of_lesson_00_shows_the_trace_file(lab, capsys):
     quickly, and the kernel must know it too."""
     began = time.monotonic()
     notebook = lab.open("00_start_here.ipynb")
-    notebook.run()
+    notebook.run("panel-state")  # what comes after it trains
     panel, traces = notebook.widget("panel"), Traces()
     seen = [check_picture(panel, traces)]
     panel.set(d=0.4)
@@ -177,10 +177,11 @@ def test_lines_of_a_lesson_fit_beside_the_file_browser(lab):
 
 
 class Live:
-    "The notebook of a live trainer, as a reader sees it."
+    "The notebook of a live trainer, as a reader sees it. `errors`: what the console complained of."
 
     def __init__(self, lab):
-        self.notebook = lab.open("live.ipynb")
+        self.notebook, self.errors = lab.open("live.ipynb"), []
+        self.notebook.page.on("pageerror", lambda error: self.errors.append(str(error)))
         self.notebook.run("start")
         self.widget = self.notebook.widget("start")
 
@@ -243,6 +244,7 @@ def test_the_live_trainer_obeys_while_it_runs(lab, capsys):
         print(f"\nlive trainer in JupyterLab: {after['updates']} updates, stopped")
         print(f"{max(seconds, 0):.2f} s after the click and the update under way")
     assert seconds <= 0.5
+    assert not live.errors
 
 
 # ---- the panel as a page ------------------------------------------------------------------

@@ -124,9 +124,9 @@ def test_a_top_k_teacher_and_a_cost_of_ones_own(monkeypatch):
 
 def test_no_more_than_a_chunk_of_logits_is_ever_there(monkeypatch):
     "The reason for all this: the head is never given more than a chunk."
-    seen, linear = [], module.F.linear
-    spy = lambda x, *more: seen.append(len(x)) or linear(x, *more)  # noqa: E731
-    monkeypatch.setattr(module.F, "linear", spy)
+    seen, make = [], module.Through.make
+    spy = lambda self, states: seen.append(len(states)) or make(self, states)  # noqa: E731
+    monkeypatch.setattr(module.Through, "make", spy)
     head, h = torch.nn.Linear(4, 9), torch.randn(3, 5, 4, requires_grad=True)
     rows = HiddenRows(h, Head(head, 9, torch.float32))
     said = HiddenRows(h.detach(), Head(torch.nn.Linear(4, 9), 9, torch.float32))
@@ -194,7 +194,7 @@ def test_a_model_that_changes_its_logits_falls_back():
     ],
     ids=str,
 )
-def test_an_update_in_chunks_is_the_same_update(make_trainer, tmp_path, config):
+def test_an_update_in_chunks_is_the_same_update(make_trainer, tmp_path, monkeypatch, config):
     "Loss, metrics and gradient of the whole trainer; the teacher is asked once per completion."
     whole = make_trainer(**config)
     chunked = make_trainer(kl_chunk_size=7, output_dir=str(tmp_path / "c"), **config)
@@ -203,7 +203,18 @@ def test_an_update_in_chunks_is_the_same_update(make_trainer, tmp_path, config):
         lambda m, args, kwargs: rows.append(len((args or [kwargs["input_ids"]])[0])),
         with_kwargs=True,
     )
+    heads, make = [], module.Through.make
+    chunked_head = head_of(chunked.model)
+
+    def spy(self, states):
+        if self.head is not None and self.head.module is chunked_head:
+            heads.append(len(states))
+        return make(self, states)
+
+    monkeypatch.setattr(module.Through, "make", spy)
     (a, ga), (b, gb) = gradients_of_step(chunked), gradients_of_step(whole)
+    tokens = int(chunked.rollout.completion_mask.sum())
+    assert sum(heads) == 2 * chunked.args.num_iterations * tokens
     assert relative(ga, gb) < 1e-4
     for name in ("loss", "kl_mean", "spent_mean", "reward"):
         assert a[name] == pytest.approx(b[name], rel=1e-4, abs=1e-6)
@@ -252,3 +263,28 @@ def test_an_evaluation_in_chunks(pair):
         b = measured(student, master, rollout, Cost(kind))
         for x, y in zip(a[:2], b[:2]):
             torch.testing.assert_close(x, y, rtol=1e-4, atol=1e-5)
+
+
+def test_the_closed_form_is_the_plain_version_and_knows_where_it_is_not(monkeypatch):
+    "All its costs at once in float64, two rows at a time; a probability of 0 goes to autograd."
+    monkeypatch.setattr(module, "BLOCK", 2 * 7)
+    torch.manual_seed(0)
+    head, h = torch.nn.Linear(4, 7, dtype=F64), torch.randn(5, 4, dtype=F64, requires_grad=True)
+    teacher, ids = torch.randn(5, 9, dtype=F64), torch.randint(7, (5,))
+    costs = [Cost(kind) for kind in (*module.CLOSED, "forward_kl")]
+    weights = torch.rand(2 + len(costs), 5, dtype=F64)
+    for zero in (False, True):
+        if zero:
+            teacher[3, 2], costs = -torch.inf, [Cost("forward_kl")]
+        question = module.Question(module.DenseRows(teacher), ids, costs)
+        plain = question(head(h))
+        rows = HiddenRows(h, Head(head, 7, F64))
+        chunked = module.ask_in_chunks(rows, question, 3)
+        assert (question.closed(module.Through(rows.head), h, slice(0, 5)) is None) == zero
+        trained = [h, head.weight, head.bias]
+        found = [
+            torch.autograd.grad(sum(w @ x for w, x in zip(weights, values)), trained)
+            for values in (plain, chunked)
+        ]
+        for a, b in (*zip(plain, chunked), *zip(*found)):
+            torch.testing.assert_close(a, b, rtol=0, atol=1e-12)

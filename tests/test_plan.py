@@ -31,7 +31,10 @@ def test_weights_gradients_and_optimiser_are_counted(found):
     own, trained, others = found.parameters
     assert own == trained == count(config_of("2x32x3000"))
     gb = found.memory
-    assert gb["student: weights"] == gb["student: gradients"] == pytest.approx(4e-9 * own)
+    head = 4e-9 * 3000 * 32
+    assert gb["student: weights"] == pytest.approx(4e-9 * own)
+    assert gb["optimiser: gradients"] == pytest.approx(4e-9 * own + head)
+    assert gb["scoring: gradients"] == pytest.approx(4e-9 * own + head)  # two micro-batches
     assert gb["student: AdamW"] == pytest.approx(8e-9 * own)
     assert gb["teacher: weights"] == pytest.approx(4e-9 * others)
 

@@ -20,6 +20,7 @@ from cmdp_nbdev.trainer import CMDPTrainer
 CONFIGS = {
     "distillation_is_a_part_of_the_run": dict(distill_steps=601),
     "a_quantile_needs_a_distilled_student": dict(budget_quantile=0.5),
+    "a_rate_that_is_kept_was_asked_for": dict(method="grpo", calibration_prompts=64),
     "a_budget_is_stated_or_chosen": dict(budget=None),
     "a_limit_that_moves_has_a_start_and_a_way": dict(budget_start=2.0),
     "one_precision": dict(bf16=True, fp16=True),

@@ -5,7 +5,8 @@ import json
 import pytest
 from conftest import ROOT, python
 
-from cmdp_nbdev.run import checkpoints, keep_metrics, newest_checkpoint, prompt_order
+from cmdp_nbdev.checkpoint import checkpoints, newest_checkpoint, write_checkpoint
+from cmdp_nbdev.run import keep_metrics, prompt_order
 
 BAR = """
 from cmdp_nbdev.processor import progress
@@ -39,11 +40,12 @@ def test_a_cut_line_and_later_lines_go(tmp_path):
 def test_half_a_checkpoint_is_none(tmp_path):
     "What was being written when the process died must not be resumed."
     assert newest_checkpoint(tmp_path) is None
-    for name in ("checkpoint-9", "checkpoint-10", "checkpoint-11", "checkpoint-12.part"):
+    for name in ("checkpoint-9", "checkpoint-10"):
+        write_checkpoint(tmp_path / name, {"state": {}})
+    for name in ("checkpoint-11", "checkpoint-12.part"):
         (tmp_path / name).mkdir()
-    for name in ("checkpoint-9", "checkpoint-10", "checkpoint-12.part"):
-        (tmp_path / name / "trainer_state.json").touch()
-    assert [p.name for p in checkpoints(tmp_path)] == ["checkpoint-9", "checkpoint-10"]
+    names = [p.name for p in checkpoints(tmp_path)]
+    assert names == ["checkpoint-9", "checkpoint-10", "checkpoint-11"]
     assert newest_checkpoint(tmp_path).name == "checkpoint-10"
 
 

@@ -59,7 +59,9 @@ def test_installed_metadata_agrees(ini):
         "cmdp-distill": "cmdp_nbdev.cli:main",
         "cmdp-prepare": "cmdp_nbdev.cli:prepare_main",
         "cmdp-evaluate": "cmdp_nbdev.cli:evaluate_main",
+        "cmdp-certify": "cmdp_nbdev.cli:certify_main",
         "cmdp-plan": "cmdp_nbdev.cli:plan_main",
+        "cmdp-repeat": "cmdp_nbdev.cli:repeat_main",
     }
 
 
@@ -100,7 +102,7 @@ def test_every_import_of_the_library_is_a_requirement(ini, library):
 
 # extra -> the modules that may need it
 USERS = {
-    "notebook": {"chart", "view"},  # the widgets
+    "notebook": {"chart", "view", "tweak"},  # the widgets
     "math": {"tasks"},  # tasks from elsewhere
     "lora": {"prepare", "distil"},  # the fine-tuning, --use_peft
     "trl": {"trl"},  # the engine for several devices

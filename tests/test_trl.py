@@ -3,6 +3,7 @@
 import copy
 import importlib
 import json
+import math
 import sys
 import warnings
 
@@ -371,6 +372,7 @@ REFUSED = {
     "lmbda=0.5 learns from given completions": dict(method="gkd", lmbda=0.5, seq_kd=True),
     "seq_kd=True learns from given completions": dict(distill_steps=1, seq_kd=True),
     "distill_learning_rate=0.1": dict(distill_steps=1, distill_learning_rate=0.1),
+    "calibration_prompts=8 adds updates at the end": dict(calibration_prompts=8),
     "num_generations=1": dict(method="gkd", num_generations=1),
     "report_to='nosuch'": dict(report_to="nosuch"),
     "reward_weights has 2 numbers for 1": dict(reward_weights=[1.0, 2.0]),
@@ -444,9 +446,23 @@ def test_a_loss_that_is_not_finite_stops_before_anything_is_updated(make, pair):
     teacher.forward = without_digits
     trainer = make(teacher=teacher)
     before = flat(trainer.student)
-    with pytest.raises(FloatingPointError, match="nothing was updated"):
+    with pytest.raises(FloatingPointError, match="the cost.*nothing was updated.*set floor"):
         trainer.train()
     assert torch.equal(flat(trainer.student), before)
+    kept = (trainer.output_dir / "faults" / "update_00001.json").read_text()
+    assert any(row["wrong"] for row in json.loads(kept)["completions"])
+
+
+def test_a_gradient_that_is_no_number_stops_before_anything_is_updated(make):
+    "TRL clips it; what comes back is looked at. Skipping is left to our own loop."
+    trainer = make()
+    clip, before = trainer.accelerator.clip_grad_norm_, flat(trainer.student)
+    trainer.accelerator.clip_grad_norm_ = lambda *given: clip(*given) * math.nan
+    with pytest.raises(FloatingPointError, match="update 1: the gradient norm is nan; nothing was"):
+        trainer.train()
+    assert torch.equal(flat(trainer.student), before)
+    with pytest.raises(ValueError, match="on_nonfinite=skip: TRL's loop leaves no update out"):
+        make(on_nonfinite="skip")
 
 
 def test_the_command(tmp_path):

@@ -11,14 +11,17 @@ import shutil
 import statistics
 import time
 
+import numpy as np
 import pytest
+import torch
 from conftest import ROOT
 
 TUTORIALS = ROOT / "tutorials"
 LESSONS = sorted(p for p in TUTORIALS.glob("*.ipynb") if re.match(r"\d\d_", p.name))
-KINDS, LEVELS = ("predict", "complete the function", "find the bug"), ("easy", "medium", "hard")
+KINDS = ("predict", "complete the function", "find the bug", "as good as you can")
+LEVELS = ("easy", "medium", "hard")
 EXERCISE = re.compile(r"^### Exercise (\d+): (.+?) \((\w+), (\d+) minutes?\)", re.M)
-WIDGETS = "BudgetPanel|MultiplierView|TokenMicroscope|TreeExplorer|LiveTrainer|ShootOut"
+WIDGETS = "BudgetPurse|BudgetPanel|MultiplierView|TokenMicroscope|TreeExplorer|LiveTrainer|ShootOut"
 PICTURES = re.compile(WIDGETS + r"|go\.Figure|\w+_(figure|curves|histogram|fan|heatmap)\(")
 
 
@@ -110,7 +113,7 @@ def exercises(path):
 
 
 def test_exercises_of_the_course():
-    "At least 25, of all three kinds; each says how hard it is and how long it takes."
+    "At least 25, of all four kinds; each says how hard it is and how long it takes."
     every = [exercise for path in LESSONS for exercise in exercises(path)]
     assert {kind for _, kind, _, _ in every} == set(KINDS)
     assert {level for *_, level, _ in every} <= set(LEVELS)
@@ -181,6 +184,110 @@ def check_verdict(name, verdict, wrong):
     else:
         told = f"{name}: expected {wrong!r}, got {verdict!r}"
         assert verdict.status == "wrong" and wrong in verdict.text, told
+
+
+@pytest.mark.parametrize("number", [np.int64(2), np.float32(2.0), torch.tensor(2)])
+def test_a_number_of_numpy_is_a_number(number, monkeypatch):
+    "Lesson 00 refused np.int64(2), which is what np.floor(1.5 / 0.69).astype(int) gives."
+    monkeypatch.syspath_prepend(str(TUTORIALS))
+    from checks import lesson_00
+
+    assert lesson_00.corrections(int(number)).status == "right"
+    whole = not isinstance(number, np.floating)
+    assert lesson_00.corrections(number).status == ("right" if whole else "wrong")
+
+
+# ---- the argument -------------------------------------------------------------------------
+
+COURSE = (TUTORIALS / "README.md").read_text(encoding="utf-8")
+
+
+def rows_of(text: str, title: str) -> list[list[str]]:
+    "The cells of the first table after a heading."
+    table = text.split(f"## {title}", 1)[1].split("\n|", 1)[1].split("\n\n")[0]
+    rows = [re.split(r"(?<!\\)\|", line.strip().strip("|")) for line in table.splitlines()]
+    return [[cell.strip() for cell in row] for row in rows[2:]]
+
+
+def test_the_claims_of_the_paper():
+    "The table stands in the first lesson and in the index, and each claim has an exercise."
+    first = dict((name, text) for _, name, text in cells(LESSONS[0]))["claims"]
+    claims = rows_of(first, "What the paper claims")
+    assert claims == rows_of(COURSE, "The claims") and len(claims) == 9
+    for _, claim, lessons, verdict, exercise in claims:
+        assert re.search(r"\*(proved|tested|measured|not held)\*", verdict), claim
+        lesson, number = re.fullmatch(r"(\d\d), exercise (\d)", exercise).groups()
+        of_it = [n for n, *_ in exercises(LESSONS[int(lesson)])]
+        assert number in of_it and re.fullmatch(r"\d\d(, \d\d)*", lessons), claim
+
+
+@pytest.mark.parametrize("path", LESSONS, ids=stem)
+def test_a_lesson_says_where_it_stands(path):
+    "Its place in the argument is drawn before the first heading."
+    opening = prose(cells(path)).split("\n## ")[0]
+    name = "map" if path.stem.startswith("00") else f"map_{path.stem[:2]}"
+    assert f"](images/{name}.svg)" in opening
+
+
+def test_the_first_lesson_succeeds():
+    "What is stored of lesson 00: the student passes its teacher, within the budget."
+    notebook = json.loads(LESSONS[0].read_text(encoding="utf-8"))
+    printed = {
+        c["id"]: "".join("".join(o.get("text", "")) for o in c.get("outputs", ()))
+        for c in notebook["cells"]
+    }
+    lines = dict(re.findall(r"'([\w. ]+)': ([\d.]+)", printed["train-lines"]))
+    after = dict(re.findall(r"^(\w+) +[\d.]+ +([\d.]+)$", printed["after"], re.M))
+    assert float(after["accuracy"]) > float(lines["teacher"]) + 0.05
+    assert float(after["accuracy"]) < float(lines["best within 0.8"])
+    assert float(after["satisfaction_rate"]) > 0.88
+
+
+def test_drawings_are_what_their_code_draws(monkeypatch):
+    "A drawing that was edited by hand, or is shown and not there, misleads."
+    monkeypatch.syspath_prepend(str(ROOT / "tools"))
+    import drawings
+
+    for name, make in drawings.DRAWINGS.items():
+        stored = (drawings.IMAGES / f"{name}.svg").read_text(encoding="utf-8")
+        assert stored == make().svg(), f"run tools/drawings.py {name}"
+        assert "prefers-color-scheme:dark" in stored and 'class="ground"' in stored
+    shown = [
+        name for path in LESSONS for name in re.findall(r"images/(\w+)\.svg", prose(cells(path)))
+    ]
+    assert set(shown) <= set(drawings.DRAWINGS)
+    for path in LESSONS[:7]:
+        own = re.findall(r"images/(?!map_)(\w+)\.svg", prose(cells(path)))
+        assert own, f"{path.stem} has no drawing"
+
+
+EVERYDAY = {
+    "state",
+    "student",
+    "teacher",
+    "mask",
+    "price",
+    "hinge",
+}  # words of other sentences, too
+
+
+def test_words_are_explained_where_they_first_occur():
+    "A learner reads in order: a term before its explanation is a riddle."
+    course = []  # pairs (lesson, text), without the table that looks ahead
+    for path in LESSONS:
+        found = [(kind, n, text) for kind, n, text in cells(path) if n not in ("claims", "title")]
+        shown = re.sub(r"!?\[[^\]]*\]\([^)]*\)|`[^`]*`", "", prose(found))  # no links, no code
+        course.append((path.stem[:2], shown))
+    for word, meaning, lesson in rows_of(COURSE, "Words"):
+        pattern = rf"\*\*[^*]*{re.escape(word)}[^*]*\*\*"
+        texts = dict(course)
+        bold = re.search(pattern, texts[lesson], re.I)
+        assert bold and len(meaning) > 10, f"{word} is not in bold in lesson {lesson}"
+        if word in EVERYDAY:
+            continue
+        before = "".join(text for n, text in course if n < lesson) + texts[lesson][: bold.start()]
+        early = re.search(rf"(?<![\w-]){re.escape(word)}", before, re.I)
+        assert not early, f"{word}: …{before[max(0, early.start() - 60) : early.end() + 20]}…"
 
 
 # ---- running ------------------------------------------------------------------------------

@@ -77,6 +77,62 @@ def test_why_a_run_cannot_learn(rule):
         assert re.search(said, found[rule])
 
 
+def course(first, then, n=5):
+    "An update as `first` says, and `n` others as `then` says."
+    rows = rows_of(n + 1, **then)
+    return [{**rows[0], **first}, *rows[1:]]
+
+
+BEGAN = {"length_mean": 20.0, "truncated_rate": 0.1, "reward": 0.4}
+NOBODY = {"satisfaction_rate": 0.0, "spent_mean": 1.2}
+
+
+@pytest.mark.parametrize(
+    "rows, settings, rule, said",
+    [
+        (
+            course(BEGAN, {"length_mean": 3.0, "reward": 0.4}),
+            {},
+            "completions_keep_their_length",
+            r"shrunk from 20 tokens to 3, and earn no more than at first \(reward 0.4\).*aggregate",
+        ),
+        (
+            course(BEGAN, {"length_mean": 31.0, "truncated_rate": 0.95}),
+            {},
+            "completions_keep_their_length",
+            r"grown from 20 tokens to 31, and 95% of them are cut off at max_completion_length=32 "
+            r"\(10% at first\).*length_cost",
+        ),
+        (
+            rows_of(200, **NOBODY),
+            {},
+            "somebody_keeps_the_budget",
+            "last 200 updates.*does not fall",
+        ),
+        # which may be well
+        (course(BEGAN, {"length_mean": 3.0, "reward": 0.5}), {}, None, None),  # to the point
+        (course(BEGAN, {"length_mean": 8.0, "reward": 0.1}), {}, None, None),
+        (course(BEGAN, {"length_mean": 3.0}, 2), {}, None, None),  # two updates are no sign
+        (course(BEGAN, {"length_mean": 31.0, "truncated_rate": 0.6}), {}, None, None),
+        (course({**BEGAN, "truncated_rate": 0.7}, {"truncated_rate": 0.95}), {}, None, None),
+        (rows_of(199, **NOBODY), {}, None, None),
+        (rows_of(200, **NOBODY), {"method": "grpo"}, None, None),  # which has no budget
+        (rows_of(200, **{**NOBODY, "satisfaction_rate": 0.01}), {}, None, None),
+        (
+            [{**r, "spent_mean": 2 - k / 200} for k, r in enumerate(rows_of(200, **NOBODY))],
+            {},
+            None,
+            None,
+        ),  # on its way
+    ],
+)
+def test_collapses(rows, settings, rule, said):
+    "Each with what to do; and runs that look like it and are none."
+    found = learning_problems(rows, CMDPConfig(**{**LIKE, "budget": 1.0, **settings}))
+    assert list(found) == ([rule] if rule else [])
+    assert rule is None or re.search(said, found[rule])
+
+
 @pytest.mark.parametrize(
     "rows, settings",
     [

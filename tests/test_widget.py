@@ -6,6 +6,7 @@ The live trainer never blocks and never loses a student.
 import csv
 import html
 import json
+import math
 import re
 import shutil
 import subprocess
@@ -24,12 +25,13 @@ from cmdp_nbdev.task import chain_dataset, chain_reward
 
 pytest.importorskip("cmdp_nbdev.widgets.view", reason="the extra 'notebook' is not installed")
 
-from cmdp_nbdev.theory.tabular import random_tree
+from cmdp_nbdev.theory.tabular import TreeCMDP, hard_optimum, random_tree
 from cmdp_nbdev.widgets.chart import percent
 from cmdp_nbdev.widgets.live import LiveTrainer
 from cmdp_nbdev.widgets.microscope import TokenMicroscope
 from cmdp_nbdev.widgets.multiplier import MultiplierView
 from cmdp_nbdev.widgets.panel import BudgetPanel, judge, load_traces
+from cmdp_nbdev.widgets.purse import BudgetPurse, best_purse, greedy_purse
 from cmdp_nbdev.widgets.shootout import ShootOut
 from cmdp_nbdev.widgets.tree import TreeExplorer
 
@@ -58,8 +60,9 @@ def items(view, block=0):
         lambda: ShootOut(methods=["cmdp", "gkd"]),
         lambda: MultiplierView(method="hinge", d=0.5, coef=2.0),
         lambda: TokenMicroscope(completion=2, token=3, follow=True, seed=4),
+        lambda: BudgetPurse(p1=0.7, p3=0.9, d=1.1),
     ],
-    ids=["panel", "tree", "shootout", "multiplier", "microscope"],
+    ids=["panel", "tree", "shootout", "multiplier", "microscope", "purse"],
 )
 def test_state_gives_the_same_widget_again(make):
     "Whoever copies the line under a widget must get what they saw."
@@ -68,6 +71,49 @@ def test_state_gives_the_same_widget_again(make):
     assert again.values == shown.values
     assert again.blocks == shown.blocks
     assert len([b for b in shown.blocks if b["type"] == "chart"]) >= 2
+
+
+def test_the_best_purse_is_the_optimum_of_dynamic_programming():
+    "What the learner is sent after must be right: the tree whose last leaf alone is right."
+    rewards = torch.zeros(8, dtype=torch.float64)
+    rewards[-1] = 1
+    tree = TreeCMDP(torch.full((7, 2), math.log(0.5), dtype=torch.float64), rewards, 3)
+    for d in (0.3, 0.8, 1.5):
+        best = float(hard_optimum(tree, d, grid=48).value)
+        assert best_purse(d) == pytest.approx(best, abs=1e-3)
+        assert greedy_purse(d) < best_purse(d)
+
+
+def test_the_purse_says_when_it_is_overdrawn_and_when_it_is_best():
+    "The one widget that is played against itself."
+    purse = BudgetPurse(p1=1.0)
+    assert items(purse)["spent"] == "0.69 nats" and items(purse)["all three right"] == "25.0%"
+    purse.set(p2=0.9)
+    assert purse.blocks[1]["alert"] and "Over by" in purse.blocks[1]["text"]
+    purse.set(p1=0.845, p2=0.845, p3=0.845)
+    assert "That is it" in purse.blocks[1]["text"]
+
+
+def test_the_panel_says_which_student_stands_in_for_the_one_asked_for():
+    "saute-augmented was trained for 0.8 only: shown under a menu that said 0.4, it misled."
+    assert (
+        "none that was trained for d = 0.4"
+        in BudgetPanel(method="saute-augmented", trained=0.4).blocks[1]["text"]
+    )
+    assert "reads no budget" in BudgetPanel(method="grpo", trained=0.4).blocks[1]["text"]
+    assert "none" not in BudgetPanel(method="cmdp", trained=0.4).blocks[1]["text"]
+
+
+def test_the_multiplier_says_that_it_is_the_curve_divided_by_sigma():
+    "A number of 0.88 beside a curve at 1.00, without a word."
+    view = MultiplierView(method="cmdp", d=0.3)
+    over = next(c for c in view.controls if c["name"] == "trajectory")["options"][-1][0]
+    view.set(trajectory=over)
+    number = view.blocks[0]["items"][1]
+    curve, sigma = map(float, re.findall(r"\d+\.\d+", number["note"]))
+    assert curve == 1.0 and float(number["value"]) == pytest.approx(curve / sigma, abs=0.02)
+    view.set(scale_rewards="none")
+    assert view.blocks[0]["items"][1] == {"label": "multiplier", "value": "1.00"}
 
 
 @pytest.mark.parametrize(
@@ -295,6 +341,31 @@ def test_live_changes_take_effect_at_the_next_update(live):
     assert live.samples[0]["prompt"].endswith("=")
 
 
+def test_live_says_that_a_multiplier_stands_at_its_bound(live):
+    "A controller that can do no more looks like one that is content."
+
+    def told():
+        return [b["text"] for b in live.blocks if b.get("alert")]
+
+    train(live)
+    assert not told()
+    live.history[-1]["lam"] = 4.0
+    live.set(d=0.1)
+    assert told() and "highest value, 4" in told()[0]
+    marks = live.blocks[-2]["marks"]
+    assert any("highest value" in m.get("label", "") for m in marks if m["kind"] == "rule")
+
+
+def test_live_ends_and_says_how(make_trainer):
+    "The last batch of a training says how its student was, and not how it is."
+    live = LiveTrainer(make_trainer(max_steps=1), every=0.0)
+    train(live, 5)
+    assert (live.status, live.trainer.global_step) == ("finished", 1)
+    assert any("held-out prompts" in b.get("text", "") for b in live.blocks)
+    train(live)
+    assert live.trainer.global_step == 1
+
+
 def test_live_offers_only_what_can_run(make_trainer):
     "A method that needs groups, or a student that is told its budget, would end the training."
     offered = LiveTrainer(make_trainer(method="gkd", num_generations=1)).methods
@@ -343,8 +414,13 @@ function move(name, value) {
   input.dispatchEvent(new Event("input", {bubbles: true}));
 }
 
+const next = () => root.querySelector(".next")?.dataset.place;
+const hidden = name => root.querySelector(`[data-place="${name}"]`).hidden;
+out.guide = [next()];
+
 for (const [name, value] of MOVES) {
   move(name, value);
+  out.guide.push([name, next() ?? null, hidden("trained")]);
   const text = [...root.querySelectorAll(".numbers b")].map(e => e.textContent);
   const paths = root.querySelectorAll("svg[role=img] path").length;
   out.moves.push({text, paths, blocks: root.cmdpBlocks()});
@@ -405,6 +481,9 @@ def test_the_page_draws_and_the_slider_moves_it(chromium, tmp_path, capsys):
         for mine, theirs in zip(panel.blocks, seen["blocks"]):
             assert_same_marks(mine, theirs)
     assert len({tuple(m["text"]) for m in out["moves"]}) >= 5  # every move showed something else
+    # what is to be touched next stands out; a menu that does nothing for a method is not there
+    assert out["guide"][:2] == ["d", ["d", "method", False]]
+    assert out["guide"][3] == ["method", None, True]  # grpo reads no budget
     thirds = (out["times"][i : i + 100] for i in (0, 100, 200))
     median, p95 = min(tuple(np.quantile(t, [0.5, 0.95])) for t in thirds)  # of a busy machine
     with capsys.disabled():

@@ -141,7 +141,7 @@ def test_datasets_are_reproducible_and_say_what_the_checkers_need():
 @pytest.mark.parametrize("wrong", [dict(split="tset"), dict(n=0)])
 def test_what_cannot_be_drawn_is_refused(wrong):
     "With the name of what is wrong."
-    with pytest.raises(ValueError, match="split 'tset'|n must be at least 1"):
+    with pytest.raises(ValueError, match="split 'tset'|n must be a whole number, at least 1"):
         words_problems(**{"n": 3, **wrong})
 
 

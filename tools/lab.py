@@ -148,7 +148,7 @@ class Lab(contextlib.ExitStack):
 
     def _write_files(self) -> None:
         "The notebooks, and the settings of JupyterLab."
-        unwanted = shutil.ignore_patterns("__pycache__", ".ipynb_checkpoints", "images")
+        unwanted = shutil.ignore_patterns("__pycache__", ".ipynb_checkpoints", "*.png")
         shutil.copytree(self.folder, self.root, ignore=unwanted)
         for name, cells in self.files.items():
             (self.root / name).write_text(json.dumps(notebook(cells)), encoding="utf-8")
@@ -327,7 +327,10 @@ class Widget:
                 raise RuntimeError(f"{name} was set to {value!r} and is {self.values()[name]!r}")
 
     def _set(self, control, value) -> None:
-        "Move one control."
+        "Move one control, unfolded first if need be."
+        control.first.evaluate(
+            "e => { const fold = e.closest('details'); if (fold) fold.open = true; }"
+        )
         kind = control.first.evaluate("e => e.tagName === 'SELECT' ? 'select' : e.type")
         if kind == "range":
             control.fill(str(value))

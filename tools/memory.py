@@ -189,7 +189,6 @@ def estimate(
         "activations of a micro-batch": activation_bytes(config, micro, length),
         "logits of a micro-batch": update * micro * logits,
         "logits of an evaluation batch": evaluation * evaluated * logits,
-        "AdamW's scratch": weights,
         "gradient buckets of several processes": weights * (processes > 1),
     }
     out = {purpose: size / 1e9 for purpose, size in out.items()}
@@ -207,7 +206,6 @@ def peak(gb: dict[str, float]) -> float:
         gb["cache while sampling"],
         gb["activations of a micro-batch"] + gb["logits of a micro-batch"],
         gb["logits of an evaluation batch"],
-        gb["AdamW's scratch"],
     )
 
 

@@ -78,7 +78,7 @@ const MARKS = {
     return `<path d="${d}" fill="${paint(m.color)}" fill-opacity="${opacity}" ${edge}/>`;
   },
 
-  points(m, X, Y) {
+  points(m, X, Y, w) {
     const style = `fill="${paint(m.color)}" fill-opacity="${m.opacity ?? 1}"`;
     let bars = "", all = "", texts = "";
     for (let i = 0; i < m.x.length; i++) {
@@ -88,7 +88,9 @@ const MARKS = {
       if (m.xlow) bars += `M${px(X(m.xlow[i]))} ${px(y)}H${px(X(m.xhigh[i]))}`;
       if (m.title) texts += `<path d="${d}" ${style}><title>${esc(m.title[i])}</title></path>`;
       else all += d;  // one path for all: quick to redraw
-      const place = `x="${px(x + 8)}" y="${px(y - 7)}"`;
+      const end = x + 12 + 7 * (m.label?.[i]?.length ?? 0) > w;  // no place: on the left
+      const side = end ? -8 : 8, anchor = end ? 'text-anchor="end"' : "";
+      const place = `x="${px(x + side)}" y="${px(y - 7)}" ${anchor}`;
       if (m.label?.[i]) texts += `<text class="halo" ${place}>${esc(m.label[i])}</text>`;
     }
     const intervals = `<path d="${bars}" stroke="${paint(m.color)}" stroke-width="1.5"/>`;
@@ -236,6 +238,9 @@ function token(t, i, selected) {  // one token as a button, shaded by its level 
 
 // ---- controls: control -> HTML --------------------------------------------------------------
 
+// Of any kind: `help`, a sentence below it; `fold`, what it is folded under; `when`, the values of
+// another control under which it does something; `guide`, its place among those to touch in turn.
+
 const literalValue = v => `value="${esc(JSON.stringify(v))}"`;
 const option = ([v, text]) => `<option ${literalValue(v)}>${esc(text)}</option>`;
 
@@ -252,9 +257,8 @@ const CONTROLS = {
   },
 
   select(c) {
-    const long = c.options.some(([_, text]) => text.length > 24) ? "long" : "";
     const menu = `<select ${KEYS} data-name="${c.name}">${c.options.map(option).join("")}</select>`;
-    return `<label class="select ${long}"><span>${esc(c.label)}</span>${menu}</label>`;
+    return `<label class="select"><span>${esc(c.label)}</span>${menu}</label>`;
   },
 
   checkbox: c => box(c, c.label),
@@ -273,9 +277,29 @@ const CONTROLS = {
   },
 };
 
+function placed(c, values) {  // a control in the page, with its sentence
+  const hidden = c.when && !Object.entries(c.when).every(([k, vs]) => vs.includes(values[k]));
+  const help = c.help ? `<small class="help">${esc(c.help)}</small>` : "";
+  const place = `data-place="${c.name}" ${hidden ? "hidden" : ""}`;
+  const long = c.name === "d" || (c.type === "select" && c.options.some(o => o[1].length > 24));
+  const wide = c.type === "buttons" || c.type === "checks" ? "wide" : long ? "broad" : "";
+  return `<div class="control ${wide}" ${place}>${CONTROLS[c.type](c)}${help}</div>`;
+}
+
+function allPlaced(list, values, open) {  // those that are folded come last, under their names
+  const plain = list.filter(c => !c.fold).map(c => placed(c, values)).join("");
+  const folds = [...new Set(list.map(c => c.fold).filter(Boolean))].map(name => {
+    const inside = list.filter(c => c.fold === name).map(c => placed(c, values)).join("");
+    const state = open.includes(name) ? "open" : "";
+    const summary = `<summary ${KEYS}>${esc(name)}</summary>`;
+    return `<details data-fold="${esc(name)}" ${state}>${summary}<div>${inside}</div></details>`;
+  });
+  return plain + folds.join("");
+}
+
 function show(root, controls, values) {  // write the values into the controls
   for (const c of controls) for (const input of root.querySelectorAll(`[data-name="${c.name}"]`)) {
-    const v = values[c.name];
+    const v = values[c.name] ?? c.value;  // a control may be here before its value
     if (c.type === "checks") input.checked = v.includes(JSON.parse(input.value));
     else if (c.type === "checkbox") input.checked = v;
     else if (c.type === "select") input.value = JSON.stringify(v);
@@ -308,11 +332,12 @@ const COMPUTE = {
     const [inside, over] = histogram(t, v.d, data), [reaches, breaks] = fan(t, v.d, data);
     const bars = [{y: inside}, {y: over, base: inside}, line];
     const dots = [{}, ...rewards(t, v, data), line];
+    const said = t.about + instead(t, v.trained);
     const fill = [rates(t, v.d, data.ci), null, bars, [reaches, breaks, {}], dots];
     const filled = (list, more) => list.map((m, j) => ({...m, ...more[j]}));
     return blocks.map((b, i) => {
       if (b.items) return {...b, items: filled(b.items, fill[i])};
-      return b.marks ? {...b, marks: filled(b.marks, fill[i])} : {...b, text: t.about};
+      return b.marks ? {...b, marks: filled(b.marks, fill[i])} : {...b, text: said};
     });
   },
 };
@@ -325,6 +350,12 @@ function nearest(traces, v) {  // the trace that is shown, unpacked
   for (const k of ["spent", "reward", "correct", "running"])
     if (typeof found[k] === "string") found[k] = floats(found[k]);
   return found;
+}
+
+function instead(t, trained) {  // as panel.instead
+  if ([undefined, null, "nearest", t.budget].includes(trained)) return "";
+  if (t.budget == null) return ". This method reads no budget";
+  return `. There is none that was trained for d = ${short(trained)}`;
 }
 
 function rates(t, d, intervals) {  // the numbers under the limit d
@@ -414,6 +445,7 @@ function render({model, el}) {
   const head = root.firstChild, body = root.lastChild;
   const compute = COMPUTE[model.get("compute")], data = model.get("data");
   let slots = [], shown = "", busy = false;
+  const touched = new Set();
 
   const values = () => model.get("values");
   function focused(part) {  // what the element under the keys is called, if it is in this part
@@ -423,7 +455,7 @@ function render({model, el}) {
 
   function blocks() {
     const sent = model.get("blocks"), found = compute ? compute(data, values(), sent) : sent;
-    return [...found, {type: "code", text: python(model)}];
+    return model.get("name") ? [...found, {type: "code", text: python(model)}] : found;
   }
 
   function draw() {
@@ -450,11 +482,31 @@ function render({model, el}) {
     const list = model.get("controls"), text = JSON.stringify(list);
     if (text !== shown) {
       const active = focused(head).name;
+      const open = [...head.querySelectorAll("details[open]")].map(e => e.dataset.fold);
       shown = text;
-      head.innerHTML = list.map(c => CONTROLS[c.type](c)).join("");
+      head.innerHTML = allPlaced(list, values(), open);
       if (active) head.querySelector(`[data-name="${active}"]`)?.focus();
     }
+    for (const c of list.filter(c => c.when)) {
+      const does = Object.entries(c.when).every(([k, vs]) => vs.includes(values()[k]));
+      head.querySelector(`[data-place="${c.name}"]`).hidden = !does;
+    }
     show(head, list, values());
+    guide(list);
+  }
+
+  function guide(list) {  // the next control to touch stands out until it was touched
+    const left = list.filter(c => c.guide && !touched.has(c.name));
+    left.sort((a, b) => a.guide - b.guide);
+    for (const c of list.filter(c => c.guide)) {
+      const place = head.querySelector(`[data-place="${c.name}"]`);
+      place.classList.toggle("next", c === left[0]);
+    }
+  }
+
+  function touch(name) {
+    touched.add(name);
+    guide(model.get("controls"));
   }
 
   function change(changes) {
@@ -471,10 +523,13 @@ function render({model, el}) {
 
   head.addEventListener("input", e => {
     const c = model.get("controls").find(c => c.name === e.target.dataset.name);
-    if (c) change({[c.name]: read(head, c, e.target)});
+    if (!c) return;
+    touched.add(c.name);
+    change({[c.name]: read(head, c, e.target)});
   });
   head.addEventListener("click", e => {
     const {group, item} = e.target.dataset;
+    if (group) touch(group);
     const button = model.get("controls").find(c => c.name === group)?.items[item];
     if (button?.set) change(button.set);
     else if (button) model.send({press: button.press});

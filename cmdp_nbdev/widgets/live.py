@@ -21,7 +21,7 @@ from ..budget import Budget
 from ..mdp import select
 from ..methods import METHODS
 from ..model import default_pair
-from ..plot import BLUE, GREEN, ORANGE, multiplier_curve, running_mean
+from ..plot import BLUE, GREEN, ORANGE, RED, multiplier_curve, running_mean
 from ..reward import task_rewards
 from ..task import chain_dataset, chain_reward
 from ..trainer import CMDPConfig, CMDPTrainer
@@ -36,34 +36,32 @@ from cmdp_nbdev.widgets.chart import (
     table,
 )
 from .multiplier import line_look, setting_controls
-from .view import View, buttons, choice, slider
+from .view import View, buttons, choice, given_with, only_met, slider
 
 # %% auto #0
-__all__ = ['SMOOTH', 'live_setup', 'switchable', 'series', 'shares_chart', 'spending_chart', 'price_now_chart', 'LiveTrainer']
+__all__ = ['SMOOTH', 'BOUNDS', 'live_setup', 'switchable', 'series', 'shares_chart', 'spending_chart', 'bound_of',
+           'price_now_chart', 'LiveTrainer']
 
 # %% ../../nbs/widgets/07_live.ipynb #live-setup
 def live_setup(
     folder: str | os.PathLike, method: str = "cmdp-rate", budget: float = 0.8, seed: int = 0
 ) -> CMDPTrainer:
-    "A trainer of the embedded pair for watching: 32 completions per update, no end."
+    "A trainer of the embedded pair for watching: small updates, and a rate that it reaches."
     student, teacher, tokenizer = default_pair()
     args = CMDPConfig.from_recipe(
         "embedded",
         method=method,
+        method_kwargs={"target": 0.9, "init": 1.0} if method == "cmdp-rate" else {},
         budget=budget,
         seed=seed,
-        max_steps=1_000_000,
-        per_device_train_batch_size=32,
+        max_steps=400,
+        per_device_train_batch_size=64,
         num_generations=4,
-        learning_rate=3e-4,
-        warmup_steps=10,
-        lr_scheduler_type="constant_with_warmup",
-        lr_scheduler_kwargs={},
         output_dir=str(folder),
         disable_tqdm=True,
         device="cpu",
     )
-    data = chain_dataset(4000), chain_dataset(256, "validation")
+    data = chain_dataset(16000), chain_dataset(1024, "validation")
     return CMDPTrainer(student, teacher, chain_reward, args, *data, tokenizer)
 
 # %% ../../nbs/widgets/07_live.ipynb #switchable
@@ -99,8 +97,8 @@ def _end(rows: list[dict]) -> int:
     return 50 * max(1, math.ceil((rows[-1]["step"] if rows else 0) / 50))
 
 # %% ../../nbs/widgets/07_live.ipynb #shares-chart
-def shares_chart(rows: list[dict]) -> Chart:
-    "Accuracy and satisfaction rate against the update."
+def shares_chart(rows: list[dict], target: float | None = None) -> Chart:
+    "Accuracy and satisfaction rate against the update, and the rate that is asked for."
     alt = "Accuracy and satisfaction rate against the update, means over 20 updates."
     axes = axis("update", 0, _end(rows)), axis("", 0, 1, format="%")
     chart = Chart("Share of completions", *axes, alt)
@@ -108,7 +106,10 @@ def shares_chart(rows: list[dict]) -> Chart:
         chart.line(*series(rows, key), color=color, width=1, opacity=0.3)
     chart.line(*series(rows, "accuracy", SMOOTH), name="accuracy", color=BLUE)
     rate = {"name": "satisfaction rate", "color": GREEN, "dash": "dash"}
-    return chart.line(*series(rows, "satisfaction_rate", SMOOTH), **rate)
+    chart.line(*series(rows, "satisfaction_rate", SMOOTH), **rate)
+    if target:
+        chart.rule(y=target, label=f"asked for: {target:.0%}", color=GREEN)
+    return chart
 
 # %% ../../nbs/widgets/07_live.ipynb #spending-chart
 def spending_chart(rows: list[dict], d: float, top: float) -> Chart:
@@ -122,11 +123,32 @@ def spending_chart(rows: list[dict], d: float, top: float) -> Chart:
     limit = {"name": "limit d", "color": "fg", "dash": "dot", "width": 1.5, "step": True}
     return chart.line([*steps, _end(rows)], [*limits, d], **limit)
 
+# %% ../../nbs/widgets/07_live.ipynb #bounds
+BOUNDS = {"min_scale": "lowest", "max_scale": "highest", "max_lam": "highest"}  # settings
+
+
+def bound_of(settings: dict, lam: float | None) -> tuple[float, str] | None:
+    "The bound at which a multiplier stands: its value, and which; None where it moves freely."
+    for name, which in BOUNDS.items():
+        bound = settings.get(name)
+        if lam is not None and bound is not None and abs(lam - bound) <= 2e-3 * bound:
+            return bound, which
+    return None
+
 # %% ../../nbs/widgets/07_live.ipynb #price-chart
 def price_now_chart(
-    method: str, budget: Budget, top: float, settings: dict, state: dict, samples: list[dict]
+    method: str,
+    budget: Budget,
+    top: float,
+    settings: dict,
+    state: dict,
+    samples: list[dict],
+    lam: float | None = None,
 ) -> Chart:
-    "Multiplier of `method` in this state against the spent budget, and what the samples spent."
+    """Multiplier of `method` in this state against the spent budget, and what the samples spent.
+
+    lam: where a multiplier that moves stands; if that is one of its bounds, the picture says so.
+    """
     alt = "Multiplier of the present method against the spent budget;"
     alt += " the marks below are completions of the last update."
     axes = axis("spent budget D, nats", 0, top), axis("multiplier λ", 0, 6)
@@ -137,6 +159,8 @@ def price_now_chart(
     at, height = [min(s["spent"], top) for s in samples], [0.12] * len(samples)
     marks = {"color": "fg", "symbol": "diamond", "size": 4, "opacity": 0.5}
     chart.points(at, height, name="completions", **marks)
+    if bound := bound_of(METHODS[method].settings | settings, lam):
+        chart.rule(y=bound[0], color=RED, label=f"λ stands at its {bound[1]} value, {bound[0]:g}")
     return chart.rule(x=budget.limit, label=f"d = {budget.limit:g}")
 
 # %% ../../nbs/widgets/07_live.ipynb #live-trainer
@@ -144,21 +168,30 @@ class LiveTrainer(View):
     """Train and watch: start, pause, step, stop, and change d, method or settings while it runs.
 
     trainer: a CMDPTrainer (one process); without, a small one of the embedded task. every: seconds
-    between two drawings. Controls: d (nats), method, its settings. Buttons and methods: start,
-    pause, step, stop. `student` is the model as it stands; `history` the metrics of every update,
-    with the d and method it was made with.
+    between two drawings. methods: those of the menu; None = all that can take over. Controls: d
+    (nats), method, its settings. Buttons and methods: start, pause, step, stop. `student` is the
+    model as it stands; `history` the metrics of every update, with the d and method it was made
+    with; `result` the evaluation after the last one.
     """
 
-    def __init__(self, trainer: CMDPTrainer | None = None, every: float = 0.4, **values):
-        super().__init__("" if trainer is None else "trainer")
+    def __init__(
+        self,
+        trainer: CMDPTrainer | None = None,
+        every: float = 0.4,
+        methods: list[str] | None = None,
+        **values,
+    ):
+        super().__init__(given_with("" if trainer is None else "trainer", methods))
         if trainer is None:
             self._folder = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
             trainer = live_setup(self._folder.name)
         self.trainer, self.every = trainer, every
-        self.methods = switchable(trainer)
+        self.methods = only_met(switchable(trainer), methods, "LiveTrainer")
+        if trainer.args.method not in self.methods:
+            self.methods.insert(0, trainer.args.method)
         self.top = round_up(2.5 * (trainer.args.budget or 0.4))
         self.history, self.samples, self.remembered = [], [], {}
-        self.status, self.error = "ready", None
+        self.status, self.error, self.result = "ready", None, {}
         self._go, self._halt, self._idle = (threading.Event() for _ in range(3))
         self._thread, self._left, self._lock = None, None, threading.Lock()
         self._idle.set()
@@ -176,15 +209,22 @@ def _controls(self: LiveTrainer, v: dict) -> list[dict]:
     args = self.trainer.args
     method = v["method"] if v.get("method") in self.methods else args.method
     settings = setting_controls(method, only_numbers=True)
+    if self.history and method == args.method:
+        settings = [c for c in settings if c["name"] != "init"]  # it has started
     for c in settings:
+        if c["name"] not in ("target", "lam", "coef"):
+            c["fold"] = "more settings of this method"
         if method == args.method:  # a run may have been configured beyond a slider's range
             c["value"] = args.method_kwargs.get(c["name"], c["value"])
             c["min"], c["max"] = min(c["min"], c["value"]), max(c["max"], c["value"])
     d = min(args.budget_object().limit, self.top)
+    run = buttons("run", "training", start="start", pause="pause", step="one step", stop="stop")
+    limit = {"help": "The limit; it holds from the next update on.", "guide": 2}
+    what = {"help": "What is maximised, from the next update on.", "guide": 3}
     return [
-        buttons("run", "training", start="start", pause="pause", step="one step", stop="stop"),
-        slider("d", "budget d", 0, self.top, self.top / 200, d, "nats"),
-        choice("method", "method", self.methods, args.method),
+        run | {"guide": 1},
+        slider("d", "budget d", 0, self.top, self.top / 200, d, "nats", **limit),
+        choice("method", "method", self.methods, args.method, **what),
         *settings,
     ]
 
@@ -196,14 +236,20 @@ def _blocks(self: LiveTrainer, v: dict) -> list[dict]:
     if self.error is not None:
         failed = f"The training ended with {type(self.error).__name__}: {self.error}"
         found.append(prose(failed, alert=True))
+    if self.result:
+        found.append(prose(self._ended()))
     settings = {k: v[k] for k in METHODS[method].settings if k in v}
     state = self.remembered if method == args.method else {}
+    lam = self._lam() if method == args.method else None
+    if bound := bound_of(METHODS[method].settings | settings, lam):
+        stands = f"The multiplier stands at its {bound[1]} value, {bound[0]:g}"
+        found.append(prose(f"{stands}: what is asked for is out of its reach as yet.", alert=True))
     budget = Budget(d, args.aggregate)
     return [
         *found,
-        shares_chart(self.history),
+        shares_chart(self.history, v.get("target")),
         spending_chart(self.history, d, self.top),
-        price_now_chart(method, budget, self.top, settings, state, self.samples),
+        price_now_chart(method, budget, self.top, settings, state, self.samples, lam),
         self._completions(d),
     ]
 
@@ -223,13 +269,36 @@ def _numbers(self: LiveTrainer) -> dict:
     def last(key, shown):
         return shown(float(running_mean([m[key] for m in rows], SMOOTH)[-1])) if rows else "–"
 
+    lam = self._lam()
+    price = {} if lam is None else {"multiplier": (f"{lam:.2f}", "reward per nat")}
     return numbers(
         update=(str(self.trainer.global_step), self.status),
         accuracy=(last("accuracy", percent), "last 20 updates"),
         satisfaction_rate=(last("satisfaction_rate", percent), "last 20 updates"),
         mean_spent=(last("spent_mean", "{:.2f}".format), "nats"),
+        **price,
         seconds_per_update=last("seconds", "{:.2f}".format),
     )
+
+
+@patch
+def _lam(self: LiveTrainer) -> float | None:
+    "The multiplier that the present method moves, as of the last update; None: none."
+    last = self.history[-1] if self.history else {}
+    return last.get("lam") if last.get("method") == self.trainer.args.method else None
+
+# %% ../../nbs/widgets/07_live.ipynb #ended
+@patch
+def _ended(self: LiveTrainer) -> str:
+    "How the training ended, in a sentence."
+
+    def rate(k):
+        low, high = (percent(self.result[f"{k}_{end}"]) for end in ("low", "high"))
+        return f"{percent(self.result[k])} [{low}, {high}]"
+
+    right, inside = rate("accuracy"), rate("satisfaction_rate")
+    prompts = f"On {self.result['n_eval']} held-out prompts"
+    return f"The training is over. {prompts}: {right} right, {inside} within the limit."
 
 # %% ../../nbs/widgets/07_live.ipynb #completions
 @patch
@@ -261,11 +330,13 @@ def press(self: LiveTrainer, name: str) -> None:
 # %% ../../nbs/widgets/07_live.ipynb #start
 @patch
 def start(self: LiveTrainer, steps: int | None = None) -> None:
-    """Train in the background: `steps` updates, or without an end.
+    """Train in the background: `steps` updates, or to the end; nothing where that was reached.
 
     Raises what ended the last training, if something did.
     """
     self.check()
+    if self._over():
+        return
     self._left, self.status = steps, "running"
     self._halt.clear()
     self._idle.clear()
@@ -333,7 +404,7 @@ def _work(self: LiveTrainer) -> None:
         while not self._halt.is_set():
             if not self._go.is_set():
                 self._look()
-                self._rest("paused")
+                self._rest("finished" if self._over() else "paused")
                 self._go.wait()
                 continue
             self._obey()
@@ -368,8 +439,16 @@ def _update(self: LiveTrainer) -> None:
     if self._left is not None:
         self._left -= 1
     enough = self._left is not None and self._left <= 0
-    if enough or t.global_step >= t.args.max_steps:
+    if self._over():
+        self.result = t.evaluate()
+    if enough or self._over():
         self._go.clear()
+
+
+@patch
+def _over(self: LiveTrainer) -> bool:
+    "Whether all updates that the trainer was made for are done."
+    return self.trainer.global_step >= self.trainer.args.max_steps
 
 # %% ../../nbs/widgets/07_live.ipynb #obey
 @patch

@@ -197,7 +197,7 @@ def _controls(self: TokenMicroscope, v: dict) -> list[dict]:
 # %% ../../nbs/widgets/05_microscope.ipynb #worth
 @patch
 def _worth(self: TokenMicroscope, i: int) -> tuple[bool, float]:
-    "How much there is to see in record i: right answers first, then what its dearest token cost."
+    "How much there is to see in record i: right answers first, then what its costliest token cost."
     return bool(self.records[i]["correct"]), min(max(self.records[i]["cost_per_token"]), 1.0)
 
 

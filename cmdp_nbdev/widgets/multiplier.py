@@ -22,22 +22,24 @@ from ..objective import SCALES, Batch, Signal
 from ..plot import BLUE, ORANGE, method_look, multiplier_curve
 from .chart import Chart, axis, numbers, round_up
 from .records import distributions, records_and_models, token_texts
-from .view import View, choice, slider, tick
+from .view import View, choice, given_with, only_met, slider, tick
 
 # %% auto #0
-__all__ = ['SETTING_RANGES', 'OVER_TIME', 'price_chart', 'line_look', 'Scored', 'scored', 'batch_of', 'forces', 'gradient_chart',
-           'setting_controls', 'MultiplierView']
+__all__ = ['SETTING_RANGES', 'SETTING_HELP', 'OVER_TIME', 'price_chart', 'line_look', 'Scored', 'scored', 'batch_of', 'forces',
+           'gradient_chart', 'setting_controls', 'MultiplierView']
 
 # %% ../../nbs/widgets/04_multiplier.ipynb #price-chart
-def price_chart(name: str, budget: Budget, top: float, settings: dict, at: float) -> Chart:
-    """Multiplier against spent budget, up to `top` nats: every method, `name` with its settings
+def price_chart(
+    name: str, budget: Budget, top: float, settings: dict, at: float, others=tuple(METHODS)
+) -> Chart:
+    """Multiplier against spent budget, up to `top` nats: that of `others`, `name` with its settings
     as the thick line, and the trajectory that has spent `at`."""
     alt = f"Multiplier against the spent budget for every method; {name} is the thick line,"
     alt += " the point is the chosen trajectory."
     axes = axis("spent budget D, nats", 0, top), axis("multiplier λ", -0.15, 6)
     chart = Chart("What each method pays for divergence", *axes, alt, height=330)
     spent = torch.linspace(0, top, 161)
-    for other in METHODS:
+    for other in others:
         if other != name:
             price = multiplier_curve(other, budget, spent)
             chart.line(spent, price, name=other, width=1.3, opacity=0.6, **line_look(other))
@@ -136,6 +138,31 @@ SETTING_RANGES = {  # lowest, highest, step
     "target": (0.5, 0.99, 0.01),
     "ema": (0, 0.99, 0.01),
 }
+SETTING_HELP = {
+    "lam": "The price of a nat, in reward.",
+    "coef": "What a nat costs that is over, in reward.",
+    "penalty": "What going over costs at once, in reward.",
+    "width": "How soft the step at the limit is, as a share of it; 0: a step.",
+    "limit": "This method's own limit: nats per token, of every prefix.",
+    "burn_in": "Prefixes up to this length are not judged.",
+    "target": "The share of completions that shall keep the limit.",
+    "forward": "How much of the price is also paid on the forward KL.",
+    "price": "One price for all prompts, or more for those that press on the limit.",
+    "rate": "How fast the price moves.",
+    "lr": "How fast the price moves.",
+    "init": "The price at the first update.",
+    "min_scale": "The lowest price.",
+    "max_scale": "The highest price.",
+    "max_lam": "The highest price.",
+    "kp": "How much of the present error goes into the price.",
+    "ki": "How much of the errors so far goes into the price.",
+    "kd": "How much of the error's growth goes into the price.",
+    "ema": "How long an error is remembered.",
+    "delay": "Updates between the two errors that growth is taken from.",
+    "complete": "Whether what is spent also counts in the advantage.",
+    "scale_rewards": "What advantages are divided by.",
+    "length_normalization": "Whether later costs are divided by the tokens they are of.",
+}
 
 # %% ../../nbs/widgets/04_multiplier.ipynb #setting-controls
 def setting_controls(method: str, only_numbers: bool = False) -> list[dict]:
@@ -145,9 +172,9 @@ def setting_controls(method: str, only_numbers: bool = False) -> list[dict]:
         if isinstance(value, (int, float)) and not isinstance(value, bool):
             found.append(_number_control(method, name, value))
         elif isinstance(value, bool) and not only_numbers:
-            found.append(tick(name, name, value, of=method))
+            found.append(tick(name, name, value, **_about(method, name)))
         elif name == "scale_rewards" and not only_numbers:
-            found.append(choice(name, name, list(SCALES), value, of=method))
+            found.append(choice(name, name, list(SCALES), value, **_about(method, name)))
     return found
 
 # %% ../../nbs/widgets/04_multiplier.ipynb #number-control
@@ -157,7 +184,13 @@ def _number_control(method: str, name: str, value: float) -> dict:
     low, high, step = SETTING_RANGES.get(name, (0, high, high / 80))
     if isinstance(value, int):
         step = max(1, round(step))
-    return slider(name, name, min(low, value), max(high, value), step, value, of=method)
+    ends = min(low, value), max(high, value), step
+    return slider(name, name, *ends, value, **_about(method, name))
+
+
+def _about(method: str, name: str) -> dict:
+    "Whom a setting belongs to, and what it is."
+    return {"of": method} | ({"help": SETTING_HELP[name]} if name in SETTING_HELP else {})
 
 # %% ../../nbs/widgets/04_multiplier.ipynb #multiplier-view
 OVER_TIME = {"target", "rate", "min_scale", "max_scale", "lr", "max_lam"}
@@ -170,8 +203,8 @@ class MultiplierView(View):
 
     records: evaluation records of several completions per prompt (a list or an eval.jsonl), with
     the student, teacher and tokenizer they come from; without, completions of the student that
-    ships. Controls: d (nats), method, its settings (without those that only act from update to
-    update), trajectory (a number).
+    ships. methods: the names of the menu; None = all. Controls: d (nats), method, its settings
+    (without those that only act from update to update), trajectory (a number).
     """
 
     def __init__(
@@ -182,10 +215,12 @@ class MultiplierView(View):
         teacher=None,
         tokenizer=None,
         aggregate: str = "sum",
+        methods: list[str] | None = None,
         **values,
     ):
         given = "records, student=student, teacher=teacher, tokenizer=tokenizer"
-        super().__init__("" if records is None else given)
+        super().__init__(given_with("" if records is None else given, methods))
+        self.methods = only_met(list(METHODS), methods, "MultiplierView")
         records, models = records_and_models(records, student, teacher, tokenizer)
         rewarded = (r for r in records[:64] if r["reward"] is not None)
         self.records = sorted(rewarded, key=lambda r: r["spent"])
@@ -200,11 +235,13 @@ class MultiplierView(View):
 @patch
 def _controls(self: MultiplierView, v: dict) -> list[dict]:
     step = 0.05 if self.top < 10 else self.top / 100
-    method = v["method"] if v.get("method") in METHODS else "cmdp-rate"
+    first = "cmdp-rate" if "cmdp-rate" in self.methods else self.methods[0]
+    method = v["method"] if v.get("method") in self.methods else first
     settings = [c for c in setting_controls(method) if c["name"] not in OVER_TIME]
+    d = {"help": "The limit of one completion.", "guide": 2}
     return [
-        slider("d", "budget d", 0.05, self.top, step, min(0.8, self.top), "nats"),
-        choice("method", "method", list(METHODS), "cmdp-rate"),
+        slider("d", "budget d", 0.05, self.top, step, min(0.8, self.top), "nats", **d),
+        choice("method", "method", self.methods, first, help="Whose price is drawn.", guide=1),
         *settings,
         self._trajectories(v.get("trajectory")),
     ]
@@ -212,7 +249,7 @@ def _controls(self: MultiplierView, v: dict) -> list[dict]:
 # %% ../../nbs/widgets/04_multiplier.ipynb #trajectories
 @patch
 def _trajectories(self: MultiplierView, asked: int | None) -> dict:
-    "A menu of a dozen trajectories, from the cheapest to the dearest, and the one `asked` for."
+    "A menu of a dozen trajectories, from cheap to expensive, and the one `asked` for."
     n = len(self.records)
     shown = np.unique(np.linspace(0, n - 1, 12).round().astype(int)).tolist()
     if asked in range(n):
@@ -224,7 +261,9 @@ def _trajectories(self: MultiplierView, asked: int | None) -> dict:
         text = f"{prompt}{r['completion']}"[:40]
         return i, f"D = {r['spent']:.2f}, R = {r['reward']:g}: {text}"
 
-    return choice("trajectory", "trajectory", [name(i) for i in shown], shown[-3 % len(shown)])
+    about = {"help": "The completion whose gradient is drawn.", "guide": 3}
+    first = shown[-3 % len(shown)]
+    return choice("trajectory", "trajectory", [name(i) for i in shown], first, **about)
 
 # %% ../../nbs/widgets/04_multiplier.ipynb #blocks
 @patch
@@ -235,14 +274,27 @@ def _blocks(self: MultiplierView, v: dict) -> list[dict]:
     advantage, multiplier, pull, push = forces(signal, i, self.looked[i])
     row = numbers(
         advantage=f"{float(advantage.mean()):+.2f}",
-        multiplier=f"{float(multiplier.max()):.2f}",
+        multiplier=self._multiplier(multiplier, method, budget, settings),
         gradient_towards_the_teacher=f"{float(pull.norm()):.2f}",
         gradient_towards_what_was_written=f"{_signed(push):+.2f}",
     )
     unscaled = {k: x for k, x in settings.items() if k != "scale_rewards"}
     spent = float(self.records[i]["spent"])
-    price = price_chart(method.name, budget, self.top, unscaled, spent)
+    price = price_chart(method.name, budget, self.top, unscaled, spent, self.methods)
     return [row, price, gradient_chart(self.texts[i], pull, push)]
+
+# %% ../../nbs/widgets/04_multiplier.ipynb #multiplier-number
+@patch
+def _multiplier(self: MultiplierView, acts: Tensor, method, budget: Budget, settings: dict):
+    "The largest multiplier that acts; with a note where it is a curve divided by σ."
+    largest, i = float(acts.max()), self.values["trajectory"]
+    if "scale_rewards" not in settings:
+        return f"{largest:.2f}"
+    plain = method(self.batch, budget, {}, **{**settings, "scale_rewards": "none"}, **method.held)
+    curve = float(plain.multipliers["divergence"][i].max())
+    if abs(curve - largest) < 0.005:
+        return f"{largest:.2f}"
+    return f"{largest:.2f}", f"the curve's {curve:.2f} divided by σ = {curve / largest:.2f}"
 
 # %% ../../nbs/widgets/04_multiplier.ipynb #signed
 def _signed(push: Tensor) -> float:

@@ -24,11 +24,11 @@ from ..model import DATA
 from ..plot import OVER, SAFE, read_jsonl
 from ..reward import modified_reward
 from .chart import Chart, axis, numbers, percent, plain, prose, round_up
-from .view import View, buttons, choice, slider
+from .view import View, buttons, choice, given_with, only_met, slider
 
 # %% auto #0
 __all__ = ['PRESETS', 'load_traces', 'record_trace', 'intervals', 'judge', 'Frame', 'frame_of', 'spent_chart', 'remaining_chart',
-           'reward_chart', 'BudgetPanel', 'about', 'rates']
+           'reward_chart', 'BudgetPanel', 'about', 'instead', 'rates']
 
 # %% ../../nbs/widgets/02_panel.ipynb #load-traces
 def load_traces(path: str | os.PathLike = DATA / "traces.npz") -> list[dict]:
@@ -194,18 +194,22 @@ class BudgetPanel(View):
 
     records: None for the traces that ship; else evaluation records (a list, or the path of an
     eval.jsonl), or a dict name -> records to compare.
-    budget: how costs add up, and the first d; for records only.
+    budget: how costs add up, and the first d; for records only. methods: the students of the menu,
+    by label (of a dict: its names); None = all.
     Controls: d (nats), method, trained (a budget, or "nearest"), seed, n (penalty outside).
     """
 
-    def __init__(self, records=None, budget: Budget = Budget(0.8), **values):
-        super().__init__("" if records is None else "records")
+    def __init__(self, records=None, budget: Budget = Budget(0.8), methods=None, **values):
+        super().__init__(given_with("" if records is None else "records", methods))
         if isinstance(budget.limit, Tensor) or not math.isfinite(budget.limit):
             need = "budget must have one finite limit, where the slider starts"
             raise ValueError(f"{need}, got {budget.limit!r}")
-        self.traces = load_traces() if records is None else _own_traces(records, budget)
+        traces = load_traces() if records is None else _own_traces(records, budget)
+        labels = list(dict.fromkeys(t["label"] for t in traces))
+        self.methods = only_met(labels, methods, "BudgetPanel")
+        self.traces = [t for t in traces if t["label"] in self.methods]
         self.limit = float(budget.limit)
-        top = 2.0 if records is None else _dear(self.traces, self.limit)
+        top = 2.0 if records is None else _axis_end(self.traces, self.limit)
         unit = "nats" if budget.aggregate == "sum" else "nats per token"
         self.frame = frame_of(self.traces, top, unit)
         self.compute = "budget"
@@ -221,7 +225,7 @@ def _own_traces(records, budget: Budget) -> list[dict]:
     return [record_trace(k, r, budget) for k, r in read.items()]
 
 
-def _dear(traces: list[dict], limit: float) -> float:
+def _axis_end(traces: list[dict], limit: float) -> float:
     "Where the axis ends: well beyond the limit, and where nine of ten completions are shown."
     spent = np.concatenate([t["spent"] for t in traces])
     most = float(np.quantile(np.append(spent[np.isfinite(spent)], 0.01), 0.9))
@@ -239,19 +243,34 @@ PRESETS = {
 # %% ../../nbs/widgets/02_panel.ipynb #controls
 @patch
 def _controls(self: BudgetPanel, v: dict) -> list[dict]:
-    labels, seeds, budgets = (self._all(k) for k in ("label", "seed", "budget"))
+    labels, seeds = self.methods, self._all("seed")
     first = "cmdp-rate" if "cmdp-rate" in labels else labels[0]
     step = 10.0 ** math.floor(math.log10(self.frame.top / 100))
-    found = [slider("d", "budget d", 0, self.frame.top, step, self.limit, self.frame.unit)]
-    found += [choice("method", "method" if seeds else "run", labels, first)]
-    if seeds:
-        trained = [("nearest", "nearest to d"), *((b, f"d = {b:g}") for b in budgets)]
-        found += [choice("trained", "trained for", trained, "nearest")]
-        found += [choice("seed", "seed", seeds, seeds[0])]
-    found += [slider("n", "penalty n", 0, 3, 0.1, 1.0)]
+    d = {"help": "How far a completion may stray in all; what spent more is over.", "guide": 1}
+    found = [slider("d", "budget d", 0, self.frame.top, step, self.limit, self.frame.unit, **d)]
+    method = {"help": "How the student was trained.", "guide": 2} if len(labels) > 1 else {}
+    found += [choice("method", "method" if seeds else "run", labels, first, **method)]
+    found += self._which(seeds)
+    found += [slider("n", "penalty n", 0, 3, 0.1, 1.0, help="What going over costs, in reward.")]
     presets = {k: {"method": m} for k, m in PRESETS.items() if m in labels and seeds}
     reset = {c["name"]: c["value"] for c in found}
     return [*found, buttons("presets", "presets", **presets, reset=reset)]
+
+# %% ../../nbs/widgets/02_panel.ipynb #which
+@patch
+def _which(self: BudgetPanel, seeds: list) -> list[dict]:
+    "The menus that choose among the students of a method, folded."
+    if not seeds:
+        return []
+    fold, budgets = {"fold": "which of its trainings"}, self._all("budget")
+    seed = {"help": "They differ in their random numbers only."} | fold
+    found = [choice("seed", "seed", seeds, seeds[0], **seed)]
+    if not budgets:
+        return found
+    read = [m for m in self.methods if any(t["budget"] for t in self.traces if t["label"] == m)]
+    trained = [("nearest", "nearest to d"), *((b, f"d = {b:g}") for b in budgets)]
+    about = {"help": "The limit it was trained for.", "when": {"method": read}} | fold
+    return [choice("trained", "trained for", trained, "nearest", **about), *found]
 
 # %% ../../nbs/widgets/02_panel.ipynb #all
 @patch
@@ -266,7 +285,7 @@ def trace(self: BudgetPanel, v: dict | None = None) -> dict:
     v = v or self.values
     aim = v["d"] if v.get("trained", "nearest") == "nearest" else v["trained"]
 
-    def away(t):
+    def away(t):  # from the limit that is aimed at
         return 0.0 if t["budget"] is None else round(abs(t["budget"] - aim), 9)
 
     seeds = None, v.get("seed")
@@ -280,13 +299,23 @@ def about(trace: dict) -> str:
     seed = "" if trace["seed"] is None else f", seed {trace['seed']}"
     return f"{trace['label']}{budget}{seed}: {len(trace['spent'])} completions"
 
+
+def instead(trace: dict, trained) -> str:
+    "What to add where the student that was asked for, of this `trained`, is not among the traces."
+    if trained in (None, "nearest", trace["budget"]):
+        return ""
+    if trace["budget"] is None:
+        return ". This method reads no budget"
+    return f". There is none that was trained for d = {trained:g}"
+
 # %% ../../nbs/widgets/02_panel.ipynb #blocks
 @patch
 def _blocks(self: BudgetPanel, v: dict) -> list[dict]:
     trace, d, frame = self.trace(v), v["d"], self.frame
     charts = [spent_chart(trace, d, frame), remaining_chart(trace, d, frame)]
     charts += [reward_chart(trace, d, v["n"], frame)]
-    return [rates(trace, d, frame.unit), prose(about(trace)), *charts]
+    said = prose(about(trace) + instead(trace, v.get("trained")))
+    return [rates(trace, d, frame.unit), said, *charts]
 
 
 def rates(trace: dict, d: float, unit: str = "nats") -> dict:

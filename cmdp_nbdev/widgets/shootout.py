@@ -18,11 +18,12 @@ from ..evaluate import envelope, frontier
 from ..model import DATA
 from ..plot import ORANGE, method_look
 from .chart import Chart, axis, round_up, table
-from .panel import judge, load_traces
-from .view import View, buttons, choice
+from .panel import intervals, judge, load_traces
+from .view import View, buttons, choice, given_with, only_met, tick
 
 # %% auto #0
-__all__ = ['RATES', 'FIRST', 'trace_rows', 'read_rows', 'pooled', 'budget_chart', 'tradeoff_chart', 'at_budget', 'ShootOut']
+__all__ = ['RATES', 'FIRST', 'trace_rows', 'read_rows', 'pooled', 'zoomed', 'budget_chart', 'tradeoff_chart', 'at_budget',
+           'ShootOut']
 
 # %% ../../nbs/widgets/08_shootout.ipynb #trace-rows
 RATES = ("accuracy", "satisfaction_rate", "accuracy_within_budget")
@@ -79,9 +80,19 @@ def _mean(runs: list[dict], k: str) -> tuple[float, float, float]:
     "Mean of a rate over runs, and the ends of its interval."
     x, n = np.array([r[k] for r in runs]), len(runs)
     if n == 1:
-        return float(x[0]), runs[0].get(f"{k}_low", x[0]), runs[0].get(f"{k}_high", x[0])
+        return _own(runs[0], k)
     half = _student.ppf(0.975, n - 1) * x.std(ddof=1) / math.sqrt(n)
     return float(x.mean()), max(0.0, x.mean() - half), min(1.0, x.mean() + half)
+
+# %% ../../nbs/widgets/08_shootout.ipynb #own-interval
+def _own(run: dict, k: str) -> tuple[float, float, float]:
+    "Rate of a single run and the ends of its interval over prompts; no interval if none is known."
+    x, n = float(run[k]), int(run.get("n_eval", 0))
+    if f"{k}_low" in run or not n:
+        return x, run.get(f"{k}_low", x), run.get(f"{k}_high", x)
+    low, high = intervals(n)
+    hits = round(x * n)
+    return x, float(low[hits]), float(high[hits])
 
 # %% ../../nbs/widgets/08_shootout.ipynb #points
 def _add_rows(chart: Chart, rows: list[dict], x: str, y: str, side: float = 0, **style) -> None:
@@ -109,8 +120,17 @@ def _look(name: str) -> dict:
     look = method_look(name)
     return {"color": look.color, "symbol": look.symbol}
 
+# %% ../../nbs/widgets/08_shootout.ipynb #zoomed
+def zoomed(rows: list[dict], k: str, zoom: bool = True) -> tuple[float, float]:
+    "Ends of the axis of a rate: the lowest point of `rows` (collapsed ones apart), to above one."
+    lowest = [r[k] for r in rows if r["accuracy"] >= 0.3]
+    low = min(0.8, *lowest, 0.95) if zoom and lowest else 0.0
+    return max(0.0, math.floor(10 * low - 0.2) / 10), 1.02
+
 # %% ../../nbs/widgets/08_shootout.ipynb #budget-chart
-def budget_chart(rows: list[dict], methods: list[str], top: float, optimum=None) -> Chart:
+def budget_chart(
+    rows: list[dict], methods: list[str], top: float, optimum=None, zoom: bool = False
+) -> Chart:
     """Accuracy within the budget against the budget, up to `top`: one point per row of `methods`.
 
     optimum: (budgets, best accuracies) of the task, where it is known.
@@ -118,29 +138,32 @@ def budget_chart(rows: list[dict], methods: list[str], top: float, optimum=None)
     alt = "Accuracy within the budget against the budget, one point per method and budget,"
     alt += " under the exact optimum where it is known."
     x = axis("budget d, nats", 0, top)
-    y = axis("accuracy within the budget", 0, 1.02, format="%")
+    shown = [r for r in rows if r["method"] in methods]
+    ends = zoomed(shown, "accuracy_within_budget", zoom)
+    y = axis("accuracy within the budget", *ends, format="%")
     chart = Chart("How much reward a budget buys", x, y, alt, height=360)
     if optimum is not None:
         chart.line(*optimum, name="exact optimum", color="fg")
     for k, name in enumerate(methods):
-        mine = [r for r in rows if r["method"] == name]
+        mine = [r for r in shown if r["method"] == name]
         side = 0.006 * top * (k - len(methods) / 2)
         look = _look(name) | {"name": name, "side": side}
         _add_rows(chart, mine, "budget", "accuracy_within_budget", **look)
     return chart
 
 # %% ../../nbs/widgets/08_shootout.ipynb #tradeoff-chart
-def tradeoff_chart(rows: list[dict], methods: list[str], d: float) -> Chart:
+def tradeoff_chart(rows: list[dict], methods: list[str], d: float, zoom: bool = False) -> Chart:
     """Accuracy against satisfaction at the budget d: the rows of `methods`, paler where another
     of them is better on both axes, and what mixtures of fixed prices reach."""
     alt = "Accuracy against satisfaction rate; points further up and to the right are better."
-    x, y = axis("satisfaction rate", 0, 1.02, format="%"), axis("accuracy", 0, 1.02, format="%")
+    here, best = at_budget(rows, methods, d)
+    ends = zoomed(here, "satisfaction_rate", zoom), zoomed(here, "accuracy", zoom)
+    x, y = axis("satisfaction rate", *ends[0], format="%"), axis("accuracy", *ends[1], format="%")
     chart = Chart(f"Accuracy against satisfaction at d = {d:g}", x, y, alt, height=360)
     prices, _ = at_budget(rows, ["soft"], d)
     if len(prices) > 1:
         at, look = np.linspace(0, 1, 101), {"color": ORANGE, "dash": "dashdot", "width": 1.5}
         chart.line(at, envelope(prices, at), name="mixtures of fixed prices", **look)
-    here, best = at_budget(rows, methods, d)
     for name in methods:
         _add_method(chart, [r for r in here if r["method"] == name], best)
     return chart.rule(x=0.95, label="95%")
@@ -169,13 +192,14 @@ class ShootOut(View):
     rows: results, one dict per run, or the path of a CSV, with method, budget, seed and accuracy,
     satisfaction_rate, accuracy_within_budget (optional: settings, label, `<rate>_low`,
     `<rate>_high`); without, the traces that ship. optimum: (budgets, best accuracies), a curve to
-    draw, from task.chain_frontier say; that of the embedded task without rows.
-    Controls: methods (a list), budget.
+    draw, from task.chain_frontier say; that of the embedded task without rows. met: the methods
+    that can be ticked; None = all. Controls: methods (a list), budget, zoom.
     Raises ValueError, naming the column, for rows that lack one.
     """
 
-    def __init__(self, rows=None, optimum=None, **values):
-        super().__init__("" if rows is None else "rows")
+    def __init__(self, rows=None, optimum=None, met: list[str] | None = None, **values):
+        given = given_with("" if rows is None else "rows", met)
+        super().__init__(given.replace("methods=", "met="))
         if rows is None:
             rows = trace_rows(load_traces())
             with np.load(DATA / "traces.npz") as f:
@@ -184,6 +208,8 @@ class ShootOut(View):
             rows = read_rows(rows)
         _refuse_other_rows(rows)
         self.rows, self.optimum = pooled(rows), optimum
+        self.met = only_met(list(dict.fromkeys(r["method"] for r in rows)), met, "ShootOut")
+        self.rows = [r for r in self.rows if r["method"] in self.met]
         self.top = round_up(1.2 * max(r["budget"] for r in self.rows))
         self.set(**values)
 
@@ -203,7 +229,7 @@ FIRST = ("grpo", "gkd", "soft", "cmdp", "cmdp-rate")
 
 @patch
 def _controls(self: ShootOut, v: dict) -> list[dict]:
-    methods = list(dict.fromkeys(r["method"] for r in self.rows))
+    methods = self.met
     budgets = sorted({r["budget"] for r in self.rows})
     counts = [sum(r["budget"] == b for r in self.rows) for b in budgets]
     even = len(set(counts)) == 1
@@ -212,18 +238,21 @@ def _controls(self: ShootOut, v: dict) -> list[dict]:
     if len(methods) > 6:
         first = [m for m in FIRST if m in methods] or methods[:5]
     sets = {"all methods": {"methods": methods}, "as at first": {"methods": first}}
+    zoom = tick("zoom", "only where the points are", True, help="Else both axes begin at zero.")
+    at = {"help": "Other students, or the same ones judged by another limit.", "guide": 2}
     return [
         choice("methods", "methods", methods, first, "checks"),
-        choice("budget", "right picture at", [(b, f"d = {b:g}") for b in budgets], most),
-        buttons("all", "which", **sets),
+        choice("budget", "right picture at", [(b, f"d = {b:g}") for b in budgets], most, **at),
+        zoom,
+        buttons("all", "which", **sets) | {"guide": 1},
     ]
 
 # %% ../../nbs/widgets/08_shootout.ipynb #blocks
 @patch
 def _blocks(self: ShootOut, v: dict) -> list[dict]:
     methods, d = v["methods"], v["budget"]
-    left = budget_chart(self.rows, methods, self.top, self.optimum)
-    right = tradeoff_chart(self.rows, methods, d)
+    left = budget_chart(self.rows, methods, self.top, self.optimum, v["zoom"])
+    right = tradeoff_chart(self.rows, methods, d, v["zoom"])
     return [left, right, self._table(methods, d)]
 
 # %% ../../nbs/widgets/08_shootout.ipynb #table

@@ -113,8 +113,8 @@ def edges(tree: TreeCMDP, prob: Tensor, width: float) -> list[np.ndarray]:
 
 # %% ../../nbs/widgets/06_tree.ipynb #curves
 def top_budget(tree: TreeCMDP, cost: str) -> float:
-    """Where the axis of budgets ends: what the dearest trajectory costs, or (reverse_kl) the
-    dearest way to be right every time."""
+    """Where the axis of budgets ends: what the costliest trajectory costs, or (reverse_kl) the
+    costliest way to be right every time."""
     surprisal = -law(tree, tree.teacher).logp.sum(-1)
     best = surprisal[tree.rewards == tree.rewards.max()].min()
     return round_up(1.1 * float(surprisal.max() if cost == "surprisal" else best))

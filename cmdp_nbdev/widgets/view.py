@@ -14,7 +14,7 @@ except ImportError as e:
     ) from e
 
 # %% auto #0
-__all__ = ['slider', 'choice', 'tick', 'buttons', 'check_value', 'View', 'Code']
+__all__ = ['slider', 'choice', 'tick', 'only_met', 'given_with', 'buttons', 'check_value', 'View', 'Code']
 
 # %% ../../nbs/widgets/01_view.ipynb #imports
 import base64
@@ -44,6 +44,18 @@ def choice(name, label, options: list, value, kind="select", **more) -> dict:
 def tick(name, label, value: bool, **more) -> dict:
     "A box to tick."
     return {"name": name, "type": "checkbox", "label": label, "value": value} | more
+
+# %% ../../nbs/widgets/01_view.ipynb #met
+def only_met(known: list[str], methods: list[str] | None, who: str) -> list[str]:
+    "`methods` in their order, or all that are `known`. Raises ValueError for one that is not."
+    if unknown := [m for m in methods or () if m not in known]:
+        raise ValueError(f"{who} has no method {unknown[0]!r}; it has {', '.join(known)}")
+    return list(methods or known)
+
+
+def given_with(first: str, methods: list[str] | None) -> str:
+    "The arguments of a widget before its values, as text."
+    return ", ".join(filter(None, [first, "" if methods is None else f"methods={list(methods)}"]))
 
 # %% ../../nbs/widgets/01_view.ipynb #buttons
 def buttons(name: str, label: str, **presses) -> dict:
@@ -145,11 +157,12 @@ def set(self: View, **changes) -> None:
     for c in controls:
         if "value" in c:
             check_value(c, values[c["name"]])
-    self.controls = plain(controls)
-    if values == self.values:
-        self._refresh()
-    else:
-        self.values = values  # which refreshes
+    with self.hold_sync():  # controls without their values are nothing to show
+        self.controls = plain(controls)
+        if values == self.values:
+            self._refresh()
+        else:
+            self.values = values  # which refreshes
 
 # %% ../../nbs/widgets/01_view.ipynb #press
 @patch

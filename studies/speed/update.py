@@ -21,11 +21,18 @@ import tempfile
 import time
 import warnings
 from functools import partial
+from pathlib import Path
 
 import torch
 from datasets import Dataset
 from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
+)
 
 from cmdp_nbdev.trainer import CMDPConfig, CMDPTrainer
 
@@ -35,7 +42,9 @@ SIZES = {
     "embedded": ((128, 2, 4, 4, 512), (256, 2, 4, 4, 1024), 128, 20),
     "4x256": ((256, 4, 4, 4, 1024), (384, 6, 6, 6, 1536), 16, 64),
     "smollm2": ((576, 8, 9, 3, 1536), (576, 15, 9, 3, 1536), 8, 256),
+    "pretrained": (None, None, 4, 64),  # SmolLM2 itself and its first layers
 }
+PRETRAINED_LAYERS = 8
 ALL = (
     ("embedded", 20),
     ("4x256", 4096),
@@ -45,10 +54,10 @@ ALL = (
 )
 
 
-def shaped(shape: tuple, vocab_size: int, device: str, dtype=torch.float32) -> LlamaForCausalLM:
-    "A model with random weights and a tied head; nothing ends a text."
+def config_of_shape(shape: tuple, vocab_size: int) -> LlamaConfig:
+    "A tied head; nothing ends a text."
     width, layers, heads, pairs, inner = shape
-    config = LlamaConfig(
+    return LlamaConfig(
         vocab_size=vocab_size,
         hidden_size=width,
         intermediate_size=inner,
@@ -61,8 +70,37 @@ def shaped(shape: tuple, vocab_size: int, device: str, dtype=torch.float32) -> L
         bos_token_id=None,
         eos_token_id=None,
     )
+
+
+def shaped(shape: tuple, vocab_size: int, device: str, dtype=torch.float32) -> LlamaForCausalLM:
+    "A model with random weights."
     with torch.device(device):
-        return LlamaForCausalLM(config).to(dtype)
+        return LlamaForCausalLM(config_of_shape(shape, vocab_size)).to(dtype)
+
+
+def pretrained_folder() -> Path:
+    "SmolLM2-135M-Instruct, made from its package at the first call."
+    from cmdp_nbdev.prepare import smollm2
+
+    return smollm2()
+
+
+def pretrained_pair() -> tuple:
+    "SmolLM2's first layers, and SmolLM2, with a tokenizer whose end nobody writes."
+    folder, pair = pretrained_folder(), []
+    for sizes in (dict(num_hidden_layers=PRETRAINED_LAYERS), {}):
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, **sizes)
+        model.config.eos_token_id = model.generation_config.eos_token_id = None
+        model.config._name_or_path = model.name_or_path = ""  # its tokenizer would end texts
+        pair.append(model)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.eos_token = "<reponame>"
+    return *pair, tokenizer
+
+
+def weights_mb(*models) -> float:
+    "MB of all parameters."
+    return sum(p.nbytes for model in models for p in model.parameters()) / 1e6
 
 
 def words(size: int) -> PreTrainedTokenizerFast:
@@ -120,10 +158,13 @@ def build(args, folder: str):
     "The trainer."
     student_shape, teacher_shape, rows, length = SIZES[args.size]
     torch.manual_seed(0)
-    made = partial(shaped, vocab_size=args.vocab_size, device=args.device)
-    teacher_dtype = torch.bfloat16 if args.bf16 else torch.float32
-    pair = made(student_shape), made(teacher_shape, dtype=teacher_dtype)
-    tokenizer = words(args.vocab_size)
+    if args.size == "pretrained":
+        *pair, tokenizer = pretrained_pair()
+    else:
+        made = partial(shaped, vocab_size=args.vocab_size, device=args.device)
+        teacher_dtype = torch.bfloat16 if args.bf16 else torch.float32
+        pair = made(student_shape), made(teacher_shape, dtype=teacher_dtype)
+        tokenizer = words(args.vocab_size)
     generator = torch.Generator().manual_seed(0)
     ids = torch.randint(2, args.vocab_size, (64, args.prompt_length), generator=generator)
     data = Dataset.from_dict({"prompt": tokenizer.batch_decode(ids)})
@@ -178,6 +219,7 @@ def measure(args) -> dict:
         "phases": phases[1:],
         "tokens": tokens,
         "start_mb": start,
+        "weights_mb": weights_mb(trainer.job.model, trainer.teacher),
         "peak_mb": peak(args.device),
         "chunk": trainer.args.kl_chunk_size,
         "losses": losses,

@@ -1,14 +1,15 @@
 "Checks of lesson 00."
 
+import functools
 import math
 
 import numpy as np
 
+from cmdp_nbdev.widgets.purse import correction_cost
+
 from . import exercise, need
 
-PRICE = math.log(
-    2
-)  # a certain correction where the teacher is right half of the time, nats
+PRICE = math.log(2)  # nats of a certain correction of an undecided teacher
 SPENT = ([0.1, 0.2, 5.0], [0.8, 0.8, 0.9, 3.0], [0.0, 0.4])
 
 
@@ -40,7 +41,8 @@ def corrections(answer) -> str:
     )
     return (
         "Two cost 1.39 nats. In the panel, put d on 1.5 and look at the histogram of"
-        " grpo: its heaps stand at multiples of log 2."
+        " grpo: its heaps stand near 0.1, 0.8 and 1.5. These are multiples of log 2 and"
+        " one tenth more, the small change of all other tokens."
     )
 
 
@@ -81,43 +83,74 @@ def satisfaction(function) -> str:
     return "Every completion is asked, and a runaway counts once, however far it runs."
 
 
+PURSES = (  # how often the teacher is right at each step, and what may be spent
+    ((0.5, 0.5, 0.5), 0.8),
+    ((0.9, 0.5, 0.2), 0.8),
+    ((0.3, 0.6), 0.5),
+    ((0.05, 0.8, 0.5, 0.5), 1.2),
+    ((0.5, 0.9), 3.0),
+)
+
+
+def at_price(q: np.ndarray, price: float) -> np.ndarray:
+    "The p that maximise sum log p - price * kl(p, q): where 1/p = price * (odds, log)."
+    low, high = q.copy(), np.ones_like(q)
+    for _ in range(45):
+        p = (low + high) / 2
+        with np.errstate(divide="ignore"):
+            rises = 1 / p > price * (np.log(p / (1 - p)) - np.log(q / (1 - q)))
+        low, high = np.where(rises, p, low), np.where(rises, high, p)
+    return low
+
+
+@functools.cache
+def best_division(q: tuple[float, ...], d: float) -> float:
+    "The best chance to be right at all steps: the price is found by bisection."
+    q, low, high = np.array(q), 1e-6, 1e6
+    for _ in range(50):
+        price = math.sqrt(low * high)
+        p = at_price(q, price)
+        spends = sum(map(correction_cost, p, q))
+        low, high = (price, high) if spends > d else (low, price)
+    return float(at_price(q, high).prod())
+
+
 @exercise(
     hint=(
-        "The share of completions below a limit is a quantile of what they spend."
-        " `share * max(spent)` depends on one completion only: the dearest."
+        "Equal shares are best for equal steps only. Where the teacher is right nine"
+        " times of ten, 0.1 nats make a step certain, so give what it cannot use to the"
+        " others. Or let the computer look: move a little from one step to another as"
+        " long as the product grows."
     )
 )
-def limit(function) -> str:
-    rng = np.random.default_rng(0)
-    for spent in (
-        rng.exponential(0.5, 400).tolist(),
-        [*rng.uniform(0, 1, 400).tolist(), 60.0],
-    ):
-        for share in (0.9, 0.5):
-            got = function(spent, share)
-            kept = float(np.mean(np.array(spent) <= got))
-            need(
-                abs(got - share * max(spent)) > 1e-6,
-                "it still scales the dearest completion: with one runaway of"
-                f" {max(spent):.0f} nats the limit is {got:.1f}, and {kept:.0%} keep it"
-                f" instead of {share:.0%}",
-            )
-            need(
-                abs(got - share * float(np.mean(spent))) > 1e-6
-                and abs(got - float(np.mean(spent))) > 1e-6,
-                "the mean is no quantile: how many completions keep it depends on the"
-                " shape of the distribution",
-            )
-            need(
-                abs(got - np.quantile(spent, 1 - share)) > 1e-6 or share == 0.5,
-                f"only {kept:.0%} keep this limit: it is the quantile of 1 - share",
-            )
-            need(
-                abs(kept - share) < 0.02,
-                f"{kept:.1%} of the completions keep the limit {got:.2f}; asked was"
-                f" {share:.0%}",
-            )
-    return (
-        "A quantile does not care how far the runaways run. suggest_budget does the"
-        " same with your own records."
+def divide(function) -> str:
+    scores = []
+    for q, d in PURSES:
+        p = function(list(q), d)
+        need(p is not None, "it returns nothing: a function needs a `return`")
+        p = [float(x) for x in p]
+        given = f"q = {list(q)}, d = {d}"
+        need(
+            len(p) == len(q),
+            f"for {given} it returns {len(p)} numbers instead of {len(q)}",
+        )
+        need(
+            all(0 <= x <= 1 for x in p),
+            f"for {given} it returns {np.round(p, 3).tolist()}: probabilities lie"
+            " between 0 and 1",
+        )
+        spent = sum(map(correction_cost, p, q))
+        need(
+            spent <= d + 1e-3,
+            f"for {given} it spends {spent:.3f} nats: the purse is overdrawn",
+        )
+        scores.append(min(math.prod(p) / best_division(q, d), 1.0))
+    worst = min(range(len(PURSES)), key=scores.__getitem__)
+    q, d = PURSES[worst]
+    score = float(np.mean(scores))
+    need(
+        score >= 0.95,
+        f"score {score:.1%}; the worst is q = {list(q)}, d = {d}, with"
+        f" {scores[worst]:.0%} of what is possible there",
     )
+    return f"Score {score:.1%} of the best possible, over {len(PURSES)} purses."

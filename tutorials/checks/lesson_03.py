@@ -124,7 +124,8 @@ def scale(answer) -> str:
 def step(function) -> str:
     got = []
     right = []
-    wrong = {k: [] for k in ("sign", "free", "hinge", "rate", "median", "total")}
+    kinds = ("sign", "free", "hinge", "rate", "median", "total", "relative")
+    wrong = {k: [] for k in kinds}
     for lam, spent, limit, lr in STEPS:
         got.append(function(lam, list(spent), limit, lr))
         need(
@@ -154,6 +155,7 @@ def step(function) -> str:
             "rate": (s > limit).mean(),
             "median": np.median(s) - limit,
             "total": s.sum() - limit,
+            "relative": lam * (s.mean() - limit),
         }.items():
             wrong[k].append(
                 lam + lr * error if k == "free" else max(0.0, lam + lr * error)
@@ -162,14 +164,17 @@ def step(function) -> str:
     def same(y):
         return all(abs(float(a) - b) < 1e-9 for a, b in zip(got, y))
 
+    off = [abs(float(a) - b) > 1e-9 for a, b in zip(got, right)]
+    k = off.index(True) if any(off) else 0
+    lam, spent, limit, lr = STEPS[k]
     example = (
-        f"for price {STEPS[0][0]}, spent {STEPS[0][1]}, limit {STEPS[0][2]} and lr"
-        f" {STEPS[0][3]} it returns {float(got[0]):.3f}"
+        f"for price {lam}, spent {spent}, limit {limit} and lr {lr} it returns"
+        f" {float(got[k]):.3f}"
     )
     need(
         not same(wrong["sign"]),
         f"{example}: the sign is wrong. Too much was spent, so divergence must become"
-        " dearer",
+        " more expensive",
     )
     need(
         not same(wrong["free"]),
@@ -196,7 +201,12 @@ def step(function) -> str:
         f"{example}: the sum over the batch is compared with a limit for one"
         " completion; take the mean",
     )
-    need(same(right), f"{example}; it should be {right[0]:.3f}")
+    need(
+        not same(wrong["relative"]),
+        f"{example} instead of {right[k]:.3f}: the step is multiplied by the price, so"
+        " a price of 0 would stay there. λ moves by lr times the excess alone",
+    )
+    need(same(right), f"{example}; it should be {right[k]:.3f}")
     return (
         "So does the method `dual`. On the three answers this rule alternates between a"
         " and g: choose *mean only (price λ)* in the tree explorer to see where it ends"

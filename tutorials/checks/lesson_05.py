@@ -1,9 +1,13 @@
 "Checks of lesson 05."
 
+import functools
+
 import torch
 
+from cmdp_nbdev.budget import Budget
 from cmdp_nbdev.objective import group_advantage
 from cmdp_nbdev.reward import modified_reward
+from cmdp_nbdev.theory.tabular import hard_optimum, law, one_state
 
 from . import exercise, need
 
@@ -39,12 +43,12 @@ def constant(answer) -> str:
     )
     need(
         abs(answer + 28) > 1e-6 and not -3 < answer < 0,
-        f"the dearest would get a negative advantage (about {ordered:.1f}) if it were"
-        " paid less than the others. With a constant penalty all are paid the same",
+        f"the most expensive would get a negative advantage (about {ordered:.1f}) if it"
+        " were paid less than the others. Here all are paid the same",
     )
     need(
         answer <= 0,
-        "a positive advantage would make the dearest completion more probable",
+        "a positive advantage would make the most expensive completion more probable",
     )
     need(
         abs(answer - truth) < 1e-6,
@@ -88,7 +92,7 @@ def paid(function) -> str:
             right,
             -n + spent,
             spent > limit,
-            f"only n is subtracted, D is added: {got:+.2f}. The dearer the violation,"
+            f"only n is subtracted, D is added: {got:+.2f}. The larger the violation,"
             " the more it would earn",
         )
         is_(
@@ -144,69 +148,67 @@ def is_(got: float, right: float, wrong: float, when: bool, why: str) -> None:
     need(not (when and abs(wrong - right) > 1e-6 and abs(got - wrong) < 1e-5), why)
 
 
+WALKS = (
+    ([0.1, 0.3, 0.5, 0.2], 0.8),
+    ([0.1, 0.9, 0.05, 0.05], 0.8),
+    ([0.4, 0.4, 0.0, 0.3], 0.8),
+    ([0.2, 0.1, 0.1], 0.8),
+    ([1.0, 0.0], 0.5),
+)  # costs of the states, limit
+
+
 @exercise(
     hint=(
-        "Which groups have a standard deviation of zero, or none? Such a group cannot"
-        " tell its completions apart, so it has nothing to say."
+        "Add up as you go. At a state, ask whether what is spent so far and its own"
+        " cost exceed the limit. From the first that does, every cost is KL(mu || mu)."
     )
 )
-def single(function) -> str:
-    rewards = torch.tensor(
-        [1.0, 0.0, 0.0, 1.0, 1.0, -2.0, -1.0, -3.0, 0.5], dtype=torch.float64
-    )
-    for groups in (
-        [0, 0, 0, 1, 1, 2, 2, 2, 3],
-        [5, 5, 0, 0, 0, 7, 7, 7, 7],
-        list(range(9)),
-    ):
-        ids = torch.tensor(groups)
-        got = function(rewards.clone(), ids)
+def fall_back(function) -> str:
+    for cost, limit in WALKS:
+        got = function(list(cost), limit)
+        need(got is not None, "it returns nothing: a function needs a `return`")
+        got, given = [float(x) for x in got], f"for {cost} and limit {limit}"
         need(
-            isinstance(got, torch.Tensor) and got.shape == rewards.shape,
-            "it should return a tensor with one advantage for each completion",
+            len(got) == len(cost),
+            f"{given} it returns {len(got)} costs instead of {len(cost)}",
         )
-        alone = (ids[:, None] == ids).sum(1) == 1
+        spent = list(torch.tensor(cost, dtype=torch.float64).cumsum(0))
+        first = next((t for t, s in enumerate(spent) if s > limit + 1e-9), len(cost))
+        strict = next((t for t, s in enumerate(spent) if s >= limit - 1e-9), len(cost))
+        right = cost[:first] + [0.0] * (len(cost) - first)
+
+        def same(x):
+            return len(x) == len(got) and all(abs(a - b) < 1e-6 for a, b in zip(x, got))
+
         need(
-            not got[alone].isnan().any(),
-            "a group of one still gives NaN: the standard deviation of a single number"
-            " is 0/0",
-        )
-        need(
-            got.isfinite().all(),
-            "a group whose rewards are all equal still gives NaN or infinity: 0/0",
+            same(right) or not same(cost),
+            f"{given} it changes nothing, and the limit is broken at state {first}",
         )
         need(
-            (got[alone].abs() < 1e-6).all(),
-            f"a group of one gets {got[alone].tolist()}. It has no baseline of its own,"
-            " so it says nothing about good or bad: its advantage is 0",
+            same(right) or not same(cost[:strict] + [0.0] * (len(cost) - strict)),
+            f"{given} it falls back although exactly the limit is spent: that is"
+            " allowed",
         )
-        for group in ids.unique():
-            rows = ids == group
-            centred = rewards[rows] - rewards[rows].mean()
-            need(
-                got[rows].sum().abs() < 1e-6,
-                f"the advantages {[round(x, 2) for x in got[rows].tolist()]} of one"
-                " prompt do not sum to zero: each group is compared with its own mean,"
-                " or easy prompts look good and hard ones bad",
-            )
-            ratio = got[rows][centred.abs() > 1e-9] / centred[centred.abs() > 1e-9]
-            need(
-                not len(ratio)
-                or (ratio > 0).all()
-                and float(ratio.max() / ratio.min()) < 1 + 1e-6,
-                "within a group the advantages must be the centred rewards divided by"
-                " one positive number",
-            )
-            if len(ratio):
-                need(
-                    abs(float(ratio[0]) * float(rewards[rows].std()) - 1) < 0.3,
-                    "in a group whose rewards differ, the standard deviation is still"
-                    " what divides (a small offset is fine)",
-                )
+        need(
+            same(right)
+            or not same(cost[: first + 1] + [0.0] * (len(cost) - first - 1)),
+            f"{given} it falls back one state too late: the cost of state {first} is"
+            " what breaks the limit, and it belongs to the state",
+        )
+        once = [0.0 if t == first else c for t, c in enumerate(cost)]
+        need(
+            same(right) or not same(once),
+            f"{given} it falls back in one state and then goes on as before. The"
+            " teacher writes from there on",
+        )
+        need(
+            sum(got) <= limit + 1e-6,
+            f"{given} it still spends {sum(got):.2f}",
+        )
+        need(same(right), f"{given} it should return {right}, got {got}")
     return (
-        "Groups that cannot compare are silent. The library also adds a share of the"
-        " batch's standard deviation, so that nearly equal groups do not explode, and"
-        " logs frac_reward_zero_std."
+        "Nothing that kept the limit was touched, and nothing breaks it any more."
+        " `project_to_teacher` does this on a whole tree."
     )
 
 
@@ -265,3 +267,46 @@ def hinge(function) -> str:
         "A multiplier is a slope. Choose `hinge` in the MultiplierView and move `coef`:"
         " flat at zero, then flat at coef."
     )
+
+
+TEACHERS = ((0.2, 0.3), (0.4, 0.2), (0.1, 0.4))  # right with this probability; limit
+
+
+@functools.cache
+def best_within(q: float, d: float) -> float:
+    "The value of the best student of such a teacher."
+    return float(hard_optimum(one_state(q), d).value)
+
+
+def climb(pay, q: float, d: float) -> list[tuple[float, bool]]:
+    "Value, and within the budget or not, of the last 100 of 300 steps on a pay."
+    tree, budget = one_state(q), Budget(d)
+    logits = torch.tensor([[0.2, 0.8]], dtype=torch.float64).log()
+    found = []
+    for _ in range(300):
+        p = law(tree, logits.requires_grad_())
+        value, over = (float(x.detach()) for x in (p.value(), p.violation(budget)))
+        found.append((value, over < 0.5))
+        paid = pay(tree.rewards, p.spent(budget), d)
+        (step,) = torch.autograd.grad(p.expect(paid), logits)
+        logits = (logits + 0.2 * step).detach()
+    return found[-100:]
+
+
+@exercise(
+    hint=(
+        "What makes it chatter is a jump at d: let the pull begin a little inside, and"
+        " grow. `soft_gate` above scores 94%. How close to the limit may its middle be,"
+        " and how narrow may it become, before it chatters again?"
+    )
+)
+def design(function) -> str:
+    scores = []
+    for q, d in TEACHERS:
+        best = best_within(q, d)
+        steps = climb(function, q, d)
+        scores.append(sum(min(v / best, 1.0) for v, within in steps if within) / 100)
+    shares = ", ".join(f"{score:.0%}" for score in scores)
+    score = sum(scores) / len(scores)
+    need(score >= 0.95, f"score {score:.1%} (at the three teachers {shares})")
+    return f"Score {score:.1%} (at the three teachers {shares})."

@@ -1,34 +1,13 @@
 "Checks of lesson 06."
 
 import torch
+from torch.autograd.functional import jacobian
 
 from cmdp_nbdev.cost import token_divergence
 from cmdp_nbdev.mdp import to_go
-from cmdp_nbdev.objective import group_advantage
 from cmdp_nbdev.theory.tabular import law, random_tree
 
 from . import exercise, need
-
-
-@exercise(hint="The mean over a group of one is the reward itself.")
-def alone(answer) -> str:
-    rewards = torch.tensor([0.0, 1.0, -3.0])
-    right = group_advantage(rewards, torch.arange(3)).unique().tolist()
-    need(isinstance(answer, (int, float)), f"the answer is one number, got {answer!r}")
-    need(
-        answer != 1,
-        "1 would be the reward of a right answer; the mean of its group, which is that"
-        " reward, is subtracted",
-    )
-    need(
-        [float(answer)] == right,
-        "a completion alone in its group is its own baseline: reward minus mean is not"
-        f" {answer}",
-    )
-    return (
-        "0: a group of one teaches nothing about the reward, and only the multiplier is"
-        " left. The trainer refuses num_generations=1 for such methods."
-    )
 
 
 def _student(seed: int):
@@ -241,7 +220,7 @@ def penalised(function) -> str:
                 -R * logp + lam * D,
                 (
                     "the divergence left the advantage: its pathwise part alone does"
-                    " not see that another token leads to dearer texts"
+                    " not see that another token leads to costlier texts"
                 ),
             ),
             (
@@ -276,3 +255,56 @@ def penalised(function) -> str:
         " complete=True. In the widget above, `soft` shows both parts: blue bars are"
         " the pathwise one."
     )
+
+
+def _spread(tree, table, loss) -> tuple[torch.Tensor, float]:
+    "Mean gradient of a loss (law -> (B,)) over trajectories, and its exact variance."
+    table = table.detach()
+    each = jacobian(lambda x: loss(law(tree, x)), table).flatten(1)
+    weights = law(tree, table).prob
+    mean = weights @ each
+    return mean, float(weights @ (each - mean).square().sum(-1))
+
+
+@exercise(
+    hint=(
+        "A policy gradient may subtract from its weight anything that does not depend"
+        " on the token (line 3 of the proof says why). What is spent later on average,"
+        " in this state, is such a number: a baseline."
+    )
+)
+def quiet(function) -> str:
+    removed = []
+    for seed in range(3):
+        tree, table, p = _student(seed)
+
+        def theirs(p, tree=tree):
+            return function(p.logp, p.cost, tree.nodes, p.prob.detach())
+
+        def known(p, tree=tree):
+            later = to_go(p.cost, tree.mask) - p.cost
+            return p.cost.sum(-1) + (later.detach() * p.logp).sum(-1)
+
+        value = theirs(p)
+        need(
+            value is not None and value.shape == (len(tree.rewards),),
+            f"one number per trajectory: expected shape ({len(tree.rewards)},), got"
+            f" {None if value is None else tuple(value.shape)}",
+        )
+        need(value.requires_grad, "it has no gradient: everything in it is detached")
+        (right, before), (got, after) = (
+            _spread(tree, table, f) for f in (known, theirs)
+        )
+        need(
+            _gap(got, right) < 1e-6,
+            f"on tree {seed} it is wrong on average: its mean is off by"
+            f" {_gap(got, right):.0%} of the true gradient",
+        )
+        removed.append(1 - after / before)
+    score = sum(removed) / len(removed)
+    shares = ", ".join(f"{share:.0%}" for share in removed)
+    need(
+        score >= 0.2,
+        f"it is right on average; score {score:.0%} (on the three trees {shares})",
+    )
+    return f"Score {score:.0%} of the variance removed (on the three trees {shares})."

@@ -8,7 +8,7 @@ from scipy.stats import t as student_t
 
 from cmdp_nbdev.budget import Budget
 from cmdp_nbdev.methods import METHODS
-from cmdp_nbdev.objective import Batch
+from cmdp_nbdev.objective import Batch, Signal
 
 from . import exercise, need
 
@@ -101,17 +101,17 @@ def margin(function) -> str:
             " beyond margin times limit",
         )
         need(
-            middle < 0.9999,
-            "between margin and limit nothing was charged: the charge begins at margin"
-            " times limit, not at the limit",
-        )
-        need(
             not torch.allclose(
                 got, rewards - coef * (spent - share).clamp(min=0), atol=1e-4
             )
             or limit == 1,
             "the margin is a share of the limit: the charge begins at margin times"
             " limit, and `margin` alone has no unit",
+        )
+        need(
+            middle < 0.9999,
+            "between margin and limit nothing was charged: the charge begins at margin"
+            " times limit, not at the limit",
         )
         need(
             not torch.allclose(got, rewards - beyond, atol=1e-4),
@@ -253,3 +253,63 @@ def interval(function) -> str:
         " ShootOut(list(runs.values())), and look for the longest bars: few seeds, or"
         " seeds that differ."
     )
+
+
+def ask(method, rewards: list[float], spent: list[float]) -> tuple[list, list]:
+    "Advantages and multipliers of a method's function, rewards only centred."
+    cost, prompt = torch.tensor(spent).unsqueeze(-1), torch.zeros(len(rewards))
+    one = torch.ones_like(cost)
+    batch = Batch(torch.tensor(rewards), prompt, one, -one, -one, {"divergence": cost})
+    signal = method(batch, Budget(0.8), {}, scale_rewards="none")
+    need(
+        isinstance(signal, Signal),
+        f"it must return Signal(advantage, multiplier), not {type(signal).__name__}",
+    )
+    advantage = signal.advantage.reshape(len(rewards), -1)[:, 0]
+    price = signal.multipliers["divergence"].reshape(len(rewards), -1)[:, 0]
+    return advantage.tolist(), price.tolist()
+
+
+@exercise(
+    hint=(
+        "Three rungs. First: `budget.spent(batch.cost, batch.mask)` is D of every"
+        " completion, and `torch.where(D > d, -(1 + D), R)` the modified reward of"
+        " lesson 05. Second: `group_advantage` turns a reward into an advantage."
+        " Third: the multiplier is 1 on the tokens of completions that are over:"
+        " `over.float()[:, None] * spend_weights(...)`, as in `ramp`."
+    )
+)
+def paper(method) -> str:
+    rewards, spent = [1.0, 1.0, 0.0, 0.0], [0.3, 1.2, 0.3, 1.9]
+    advantage, price = ask(method, rewards, spent)
+    need(
+        abs(sum(advantage)) < 1e-4,
+        "the advantages of a prompt add up to 0: compare with the group",
+    )
+    need(
+        advantage[1] < advantage[2],
+        "a right answer over the limit must be worth less than a wrong one inside",
+    )
+    need(
+        advantage[3] < advantage[1] - 1e-4,
+        "both completions over the limit get the same: without D in the penalty"
+        " nothing tells 1.2 nats from 1.9",
+    )
+    need(
+        price[0] == price[2] == 0,
+        "inside the budget nothing is paid: the multiplier is 0 there",
+    )
+    need(
+        min(price[1], price[3]) > 0,
+        "what is over must be pulled back: its multiplier is above 0",
+    )
+    right = ask(METHODS["cmdp"].function, rewards, spent)
+    for what, mine, its in zip(
+        ("advantages", "multipliers"), (advantage, price), right
+    ):
+        need(
+            np.allclose(mine, its, atol=1e-4),
+            f"for rewards {rewards} and spent {spent} the {what} are"
+            f" {np.round(its, 3).tolist()}, not {np.round(mine, 3).tolist()}",
+        )
+    return "These are the signals of `cmdp`. Now let it train, and beat it."

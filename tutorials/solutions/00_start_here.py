@@ -33,21 +33,33 @@ def satisfaction_rate(spent, limit):
     return sum(s < limit for s in spent) / len(spent)
 
 
-# %% limit
-def limit_for(spent, share):
-    return suggest_budget(spent, share)  # the quantile of what is spent
+# %% divide
+def divide(q, d):
+    "Small steps to where the product grows most for a nat, until the purse is empty."
+    p, left = list(q), d
+    while True:
+        offers = []
+        for k, x in enumerate(p):
+            y = min(x + 0.005, 1.0)
+            cost = correction_cost(y, q[k]) - correction_cost(x, q[k])
+            if x < 1 and cost <= left:
+                offers.append((np.log(y / x) / cost, k, y, cost))
+        if not offers:
+            return p
+        _, k, y, cost = max(offers)
+        p[k], left = y, left - cost
 
 
-# %% limit wrong: scales the dearest completion
-def limit_for(spent, share):
-    return share * max(spent)
+# %% divide wrong: overdrawn
+def divide(q, d):
+    return [1.0 for _ in q]
 
 
-# %% limit wrong: the mean is no quantile
-def limit_for(spent, share):
-    return sum(spent) / len(spent)
+# %% divide wrong: score
+def divide(q, d):
+    return list(q)  # imitates, and leaves the purse full
 
 
-# %% limit wrong: quantile of 1 - share
-def limit_for(spent, share):
-    return suggest_budget(spent, 1 - share)
+# %% divide wrong: instead of 3
+def divide(q, d):
+    return [0.5]

@@ -30,7 +30,7 @@ my_lam = 3.5
 def dual_step(lam, spent, limit, lr):
     return max(
         0.0, lam + lr * (sum(spent) / len(spent) - limit)
-    )  # dearer if the mean is over, and never below zero
+    )  # more expensive if the mean is over, and never below zero
 
 
 # %% step wrong: the sign is wrong
@@ -56,6 +56,11 @@ def dual_step(lam, spent, limit, lr):
 # %% step wrong: take the mean
 def dual_step(lam, spent, limit, lr):
     return max(0.0, lam + lr * (sum(spent) - limit))
+
+
+# %% step wrong: is multiplied by the price
+def dual_step(lam, spent, limit, lr):
+    return max(0.0, lam * (1 + lr * (sum(spent) / len(spent) - limit)))
 
 
 # %% choose

@@ -1,16 +1,6 @@
 # Solutions of lesson 06. After each: wrong answers, with words of what the check must
 # say to them (tests/test_tutorials.py runs them all).
 
-# %% alone
-my_answer = 0  # its own mean is subtracted
-
-# %% alone wrong: the mean of its group
-my_answer = 1
-
-# %% alone wrong: its own baseline
-my_answer = 0.5
-
-
 # %% surrogate
 def surrogate(logp, cost):
     after = cost.flip(-1).cumsum(-1).flip(-1) - cost  # what each token can still change
@@ -106,3 +96,26 @@ def penalised_loss(logp, cost, reward, lam):
 def penalised_loss(logp, cost, reward, lam):
     pay = (reward - lam * cost.sum(-1)).detach()
     return -pay * logp.sum(-1) + cost.sum(-1)
+
+
+# %% quiet
+def quiet(logp, cost, state, prob):
+    later = cost.flip(-1).cumsum(-1).flip(-1) - cost  # (B, T)
+    baseline = torch.zeros_like(later)
+    for t in range(later.shape[1]):
+        for s in state[:, t].unique():
+            rows = state[:, t] == s
+            mean = (prob[rows] * later[rows, t]).sum() / prob[rows].sum()
+            baseline[rows, t] = mean  # the same for every token of the state
+    return cost.sum(-1) + ((later - baseline).detach() * logp).sum(-1)
+
+
+# %% quiet wrong: score 0%
+def quiet(logp, cost, state, prob):
+    later = cost.flip(-1).cumsum(-1).flip(-1) - cost
+    return cost.sum(-1) + (later.detach() * logp).sum(-1)
+
+
+# %% quiet wrong: wrong on average
+def quiet(logp, cost, state, prob):
+    return cost.sum(-1)  # the pathwise part alone is quiet, and not the gradient

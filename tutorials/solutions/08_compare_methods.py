@@ -42,6 +42,11 @@ def margin_hinge(rewards, spent, limit, coef, margin):
     return rewards - coef * spent
 
 
+# %% margin wrong: the margin is a share of the limit
+def margin_hinge(rewards, spent, limit, coef, margin):
+    return rewards - coef * (spent - margin).clamp(min=0)
+
+
 # %% margin wrong: coef has no effect
 def margin_hinge(rewards, spent, limit, coef, margin):
     return rewards - (spent - margin * limit).clamp(min=0)
@@ -106,3 +111,34 @@ def paired_interval(a, b):
 def paired_interval(a, b):
     d = a - b
     return d.mean(), student_t.ppf(0.975, len(d) - 1) * d.std() / np.sqrt(len(d))
+
+
+# %% paper
+def paper(batch, budget, state, *, scale_rewards="group"):
+    spent = budget.spent(batch.cost, batch.mask)
+    over = spent > budget.limit
+    reward = torch.where(over, -(1 + spent), batch.rewards)  # first the budget
+    advantage = group_advantage(reward, batch.group_ids, scale_rewards)
+    weights = spend_weights(budget, batch.cost, batch.mask)
+    return Signal(advantage, over.float().unsqueeze(-1) * weights)
+
+
+# %% paper wrong: nothing tells 1.2 nats from 1.9
+def paper(batch, budget, state, *, scale_rewards="group"):
+    over = budget.spent(batch.cost, batch.mask) > budget.limit
+    reward = torch.where(over, torch.tensor(-1.0), batch.rewards)
+    advantage = group_advantage(reward, batch.group_ids, scale_rewards)
+    return Signal(advantage, over.float().unsqueeze(-1) * batch.mask)
+
+
+# %% paper wrong: must be pulled back
+def paper(batch, budget, state, *, scale_rewards="group"):
+    spent = budget.spent(batch.cost, batch.mask)
+    reward = torch.where(spent > budget.limit, -(1 + spent), batch.rewards)
+    advantage = group_advantage(reward, batch.group_ids, scale_rewards)
+    return Signal(advantage, torch.zeros_like(batch.cost))
+
+
+# %% paper wrong: worth less than a wrong one inside
+def paper(batch, budget, state, *, scale_rewards="group"):
+    return METHODS["soft"].function(batch, budget, state, scale_rewards=scale_rewards)
