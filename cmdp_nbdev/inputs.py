@@ -238,7 +238,9 @@ def machine(device: torch.device) -> dict:
 def _processor() -> str:
     "The name of the processor, where the system tells it."
     info = Path("/proc/cpuinfo")
-    lines = info.read_text(errors="replace").splitlines() if info.is_file() else []
+    lines = (
+        info.read_text(encoding="utf-8", errors="replace").splitlines() if info.is_file() else []
+    )
     named = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
     return next(named, platform.processor())
 

@@ -199,7 +199,8 @@ def token_heatmap(records: list[dict], tokenizer, limit: int = 12) -> go.Figure:
 # %% ../nbs/15_plot.ipynb #row-name
 def _row_name(record: dict) -> str:
     "Prompt, whether the answer is right, and what it spent: within the budget or over."
-    prompt = _literal(record["prompt"]) if isinstance(record["prompt"], str) else "…"
+    prompt = record["prompt"] if isinstance(record["prompt"], str) else "…"
+    prompt = _literal(prompt if len(prompt) <= 20 else prompt[:18] + " …")
     answer = {True: ["right,"], False: ["wrong,"]}.get(record.get("correct"), [])
     kept = "within" if record["within_budget"] else "over"
     return " ".join([prompt, *answer, kept, f"{record['spent']:.2f}"])

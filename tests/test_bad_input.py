@@ -18,6 +18,7 @@ from cmdp_nbdev.cli import main
 from cmdp_nbdev.config import CMDPConfig
 from cmdp_nbdev.evaluate import evaluate_records, to_json
 from cmdp_nbdev.model import char_tokenizer, default_pair, tiny_model
+from cmdp_nbdev.preflight import dataset_problems
 from cmdp_nbdev.reward import length_cost
 from cmdp_nbdev.rollout import generate
 from cmdp_nbdev.task import chain_dataset, chain_reward
@@ -279,6 +280,14 @@ def test_eval_budgets_are_checked_too(refuse):
     "A limit that is none must not surface at the first evaluation."
     none, _ = DATASETS["budget that is none"]
     refuse("eval_dataset: column 'budget', row 2", eval_dataset=none)
+
+
+@pytest.mark.parametrize("length, fits", [(15, True), (16, False)])
+def test_the_context_holds_prompt_and_completion(length, fits):
+    "Five tokens and fifteen are the twenty of the context; one more is refused."
+    asked = data(prompt=["1+1+1"]), char_tokenizer("1+="), 20, length
+    problems = list(dataset_problems("train_dataset", *asked, disable_tqdm=True))
+    assert problems == [] if fits else "5 tokens; with max_completion_length=16" in problems[0]
 
 
 @pytest.mark.parametrize("completion", [None, 3, []])

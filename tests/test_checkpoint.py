@@ -16,7 +16,7 @@ import torch
 from conftest import ROOT, SMALL, embedded, flat, read_lines
 
 from cmdp_nbdev import checkpoint as room
-from cmdp_nbdev import cli
+from cmdp_nbdev import cli, repeat
 from cmdp_nbdev.checkpoint import (
     append_line,
     lock_folder,
@@ -26,7 +26,9 @@ from cmdp_nbdev.checkpoint import (
     verify_checkpoint,
     write_checkpoint,
 )
-from cmdp_nbdev.model import default_pair, load_model
+from cmdp_nbdev.distil import build_trainer
+from cmdp_nbdev.model import DATA, default_pair, load_model
+from cmdp_nbdev.options import RunArguments
 from cmdp_nbdev.task import chain_dataset, chain_reward
 from cmdp_nbdev.trainer import CMDPTrainer
 
@@ -252,6 +254,23 @@ def test_a_line_is_appended_whole_or_not(tmp_path):
     assert path.read_text() == "aaaaaaaaaa\nc\n"
 
 
+def test_a_dataset_that_is_gone(run, tmp_path, capsys):
+    "A run has its prompts in memory and ends; going on without the file is refused in a line."
+    for name in ("train.jsonl", "held_out.jsonl"):
+        chain_dataset(4).to_json(tmp_path / name)
+    own = f"--student {DATA / 'student'} --teacher {DATA / 'teacher'} --budget 1"
+    data = f"--dataset {tmp_path}/train.jsonl --eval_dataset {tmp_path}/held_out.jsonl"
+    reward = "--reward cmdp_nbdev.task:chain_reward --device cpu"
+    (tmp_path / "train.jsonl").unlink()
+    more = f"--output_dir {run} --resume_from_checkpoint auto"
+    before = (run / "metrics.jsonl").read_bytes()
+    assert cli.cmdp(f"distill {own} {data} {reward} {more}".split()) == 2
+    said = capsys.readouterr().err.splitlines()[-1]
+    with capsys.disabled():
+        print(f"\n    dataset gone: {said}".replace(str(tmp_path), "data"))
+    assert "train.jsonl" in said and (run / "metrics.jsonl").read_bytes() == before
+
+
 # ---------------------------------------------------------------- stopped on purpose
 
 
@@ -362,33 +381,30 @@ def test_a_folder_in_use_is_refused_and_named(tmp_path, make_trainer):
 
 
 def test_killed_again_and_again():
-    "A small studies/soak: in an update, starting, in an evaluation; the end is the same."
-    assert len(soak.kills(3, updates=8)) == 3
-    rows = soak.long(30, 10)
+    "A small studies/soak: at a random moment, and while it starts; the end is the same."
+    assert len(soak.kills(2, updates=4)) == 2
+    rows = soak.long(9, 3)
     assert len({row["files"] for row in rows}) == 1
 
 
 # ---------------------------------------------------------------- made again
 
-FAST = "--max_steps 2 --n_eval 4 --per_device_train_batch_size 4 --num_generations 4 --device cpu"
 
-
-def test_a_run_is_repeated_from_its_record(tmp_path, capsys):
-    "The same numbers; one that was edited is found; other rewards than then are refused."
+def test_a_run_is_repeated_from_its_record(tmp_path, capsys, monkeypatch):
+    "The same numbers; a difference is exit status 1; other rewards than then are refused."
     folder = tmp_path / "run"
-    assert cli.cmdp(f"distill {FAST} --disable_tqdm true --output_dir {folder}".split()) == 0
-    capsys.readouterr()
+    config = embedded(**TINY | {"max_steps": 2, "output_dir": str(folder)})
+    build_trainer(RunArguments(n_eval=4), config).train()
     assert cli.cmdp(["repeat", str(folder)]) == 0
-    assert f"again in {folder}-again: 3 lines of metrics, all the same" in capsys.readouterr().out
-    log, config = folder / "metrics.jsonl", folder / "config.json"
-    log.write_text(log.read_text().replace('"step": 2, "loss": ', '"step": 2, "loss": 1'))
-    assert cli.cmdp(["repeat", str(folder), "--output_dir", str(tmp_path / "new")]) == 1
-    assert "update 2: loss was 1" in capsys.readouterr().out
+    assert f"again in {folder}-again: 2 lines of metrics, all the same" in capsys.readouterr().out
+    config = folder / "config.json"
     record = json.loads(config.read_text())
     record["inputs"]["reward_funcs"] = {"chain_reward": "0"}
     config.write_text(json.dumps(record))
     assert cli.cmdp(["repeat", str(folder)]) == 2
     assert "cannot be repeated: the source of reward_funcs has" in capsys.readouterr().err
+    monkeypatch.setattr(repeat, "repeat", lambda *given: (folder, "update 2: loss was 1, now 2"))
+    assert cli.cmdp(["repeat", str(folder)]) == 1
 
 
 def test_what_cannot_be_repeated(run, capsys):

@@ -14,6 +14,7 @@ from cmdp_nbdev.cost import (
     Cost,
     DenseRows,
     align_vocab,
+    check_top_k,
     kl,
     register_cost,
     sampled_divergence,
@@ -429,3 +430,26 @@ def test_scores_are_measured_once():
     torch.testing.assert_close(score.kl, token_divergence(s, shared))
     torch.testing.assert_close(score.costs["forward_kl"], token_divergence(s, shared, "forward_kl"))
     assert set(score.costs) == set(costs)
+
+
+def test_a_top_k_teacher_names_an_id_once():
+    "Id 0 counts as any other, -1 is none and may come often; what is named adds up to one at most."
+    third = torch.full((2, 1, 3), 1 / 3).log()
+    second = torch.tensor([0.0, 1.0])[:, None, None]  # only the second position is wrong
+
+    def ids(*last):
+        return torch.tensor([[[0, 1, 2]], [last]])
+
+    for fine in ((5, 0, 4), (-1, 3, -1)):
+        check_top_k(ids(*fine), third)
+    check_top_k(ids(0, -1, -1), torch.tensor([[[-2.0, -2, -2]], [[0.0, 3, 3]]]))
+    for twice in (0, 7):
+        with pytest.raises(ValueError, match=f"names id {twice} twice"):
+            check_top_k(ids(twice, 3, twice), third)
+    for over in (1.0015, 1.01):
+        with pytest.raises(ValueError, match=f"probability of {over}"[:-1]):
+            check_top_k(ids(5, 0, 4), third + second * math.log(over))
+    check_top_k(ids(5, 0, 4), third + second * math.log(1.0005))  # rounding
+    for wrong in (torch.zeros(2, 1, 2).long(), ids(5, 0, 4).double()):
+        with pytest.raises(ValueError, match="names ids and as many log-probabilities"):
+            check_top_k(wrong, third)

@@ -1,8 +1,11 @@
 "Whose settings a run has: a person's own model gets gentle ones, the embedded pair its recipe."
 
 import dataclasses
+import importlib
+import inspect
 import json
 import shlex
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,8 +14,10 @@ from datasets import Dataset
 
 from cmdp_nbdev.cli import main
 from cmdp_nbdev.config import CMDPConfig, changed, followed_recipe, in_force, recipe
+from cmdp_nbdev.mdp import Sampling
 from cmdp_nbdev.model import char_tokenizer, tiny_model
 from cmdp_nbdev.options import RunArguments, command_of, parse_args
+from cmdp_nbdev.rollout import sample
 from cmdp_nbdev.run import repeat_code
 from cmdp_nbdev.trainer import CMDPTrainer
 
@@ -154,3 +159,82 @@ def test_a_budget_may_be_left_to_the_distilled_student(own):
     first, second = read_lines(trainer.output_dir / "metrics.jsonl")
     assert first["budget"] == "inf" and 0 < second["budget"] == trainer.budget.limit < torch.inf
     assert json.loads((trainer.output_dir / "config.json").read_text())["budget"] is None
+
+
+# what is left out stays what it was: published intervals and tables were made with these
+LEFT_OUT = {
+    "mdp.Sampling": "num_generations=1 max_completion_length=32 temperature=1.0 top_p=1.0",
+    "cost.Cost": (
+        "kind='reverse_kl' beta=0.5 floor=0.0 student_temperature=1.0 teacher_temperature=1.0"
+    ),
+    "cost.sampled_divergence": "kind='k1' clip=20.0",
+    "cost.token_divergence": "kind='reverse_kl' beta=0.5 floor=0.0",
+    "cost.token_logps": "temperature=1.0",
+    "cost.score_tokens": "temperature=1.0",
+    "budget.Budget": "limit=1.0 aggregate='sum' burn_in=0",
+    "budget.running_spend": "aggregate='sum' burn_in=0",
+    "budget.row_budget": "device='cpu' factor=1.0 column='budget'",
+    "budget.satisfaction_interval": "level=0.95",
+    "budget.suggest_budget": "quantile=0.8",
+    "reward.task_rewards": "truncated_reward=0.0",
+    "reward.modified_reward": "n=1.0",
+    "reward.constrained_reward": "n=1.0",
+    "reward.first_violation_reward": "n=1.0",
+    "objective.group_scale": "scale_rewards='group'",
+    "objective.group_advantage": "scale_rewards='group'",
+    "objective.signal_loss": "epsilon=0.2",
+    "methods.soft": "lam=1.0 complete=False scale_rewards='group'",
+    "methods.minillm": "length_normalization=True",
+    "methods.kdrl": "lam=1.0 scale_rewards='group'",
+    "methods.saute": "penalty=1.0 scale_rewards='group'",
+    "methods.cmdp": "penalty=1.0 coef=1.0 width=0.0 scale_rewards='group'",
+    "methods.saute_augmented": "penalty=1.0 coef=1.0 scale_rewards='group'",
+    "methods.hinge": "coef=3.0 scale_rewards='group'",
+    "methods.weakest_link": "limit=0.8 burn_in=0 penalty=1.0 scale_rewards='group'",
+    "methods.dual": "lr=0.05 init=1.0 max_lam=20.0 complete=True scale_rewards='group'",
+    "methods.pid": (
+        "kp=1.0 ki=0.05 kd=1.0 ema=0.9 delay=10 init=1.0 max_lam=20.0 complete=True "
+        "scale_rewards='group'"
+    ),
+    "methods.chance_dual": "target=0.95 lr=0.5 init=1.0 max_lam=50.0 scale_rewards='group'",
+    "rollout.sample_token": "temperature=1.0 top_p=1.0",
+    "rollout.given_rollout": "max_completion_length=32 device='cpu'",
+    "evaluate.evaluate_records": "correct_at=1.0 batch_size=256 seed=0 disable_tqdm=False",
+    "evaluate.mean_interval": "level=0.95",
+    "evaluate.summarize": "level=0.95",
+    "evaluate.difference_interval": "level=0.95",
+    "evaluate.summarize_seeds": "level=0.95 resamples=1000 seed=0",
+    "evaluate.compare": "name='accuracy' level=0.95 resamples=2000 seed=0",
+    "evaluate.envelope_band": (
+        "x='satisfaction_rate' y='accuracy' minimize_x=False level=0.95 resamples=500 seed=0"
+    ),
+    "evaluate.above_envelope": (
+        "x='satisfaction_rate' y='accuracy' minimize_x=False level=0.95 resamples=500 seed=0"
+    ),
+}
+
+
+@pytest.mark.parametrize("name", LEFT_OUT)
+def test_what_is_left_out_stays_what_it_was(name):
+    "A level, a number of resamples or a coefficient that moved would move what was published."
+    module, function = name.split(".")
+    function = getattr(importlib.import_module(f"cmdp_nbdev.{module}"), function)
+    parameters = inspect.signature(function).parameters.items()
+    simple = {k: p.default for k, p in parameters if isinstance(p.default, (int, float, str))}
+    assert " ".join(f"{k}={v!r}" for k, v in simple.items()) == LEFT_OUT[name]
+
+
+def test_sampling_that_is_left_out_is_plain_sampling():
+    "`sample` without settings writes what it writes at temperature 1, without a nucleus."
+    reader = SimpleNamespace(logits=torch.randn(4, 9), can_drop=False)
+    reader.finished, reader.feed = lambda ended: False, lambda token, ended: None
+
+    def written(*settings):
+        return sample(reader, [0], 0, *settings, generator=torch.Generator().manual_seed(3))[:2]
+
+    plain = Sampling(num_generations=1, max_completion_length=32, temperature=1.0, top_p=1.0)
+    for ours, theirs in zip(written(), written(plain), strict=True):
+        assert ours.shape == (4, 32) and torch.equal(ours, theirs)
+    ids, logps = written()
+    first = reader.logits.log_softmax(-1).gather(1, ids[:, :1])[:, 0]
+    torch.testing.assert_close(logps[:, 0], first)

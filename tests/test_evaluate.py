@@ -17,7 +17,12 @@ from cmdp_nbdev.budget import Budget, satisfaction_interval
 from cmdp_nbdev.evaluate import (
     RECORD,
     VALUES,
+    _error,
     _mean_of_seeds,
+    _rate_ends,
+    _resample,
+    _spread,
+    _variances,
     above_envelope,
     at_budget,
     compare,
@@ -348,6 +353,81 @@ def test_seeds_that_agree_leave_the_prompts():
     certain = satisfaction_interval(200, 200)
     assert sure["hit_low"] == certain[0]  # nothing varied: still not certain
     assert compare(runs_of([hits] * 5), runs_of([hits] * 5), "hit")["p_value"] == 1
+
+
+def bootstrapped(table, resamples, seed) -> np.ndarray:
+    "Means of runs (S, P) on prompts drawn again, (resamples, S): the bootstrap in two lines."
+    rng, P = np.random.default_rng(seed), table.shape[1]
+    return np.array([table[:, rng.integers(P, size=P)].mean(1) for _ in range(resamples)])
+
+
+@pytest.mark.parametrize("level", [0.5, 0.9])
+def test_the_ends_of_one_run_are_percentiles(level):
+    "Both ends, at the level that is asked for: skewed values show an end that is another's."
+    values = np.random.default_rng(3).exponential(size=(1, 30))
+    r = summarize_seeds(runs_of(values, "kl"), ["kl_mean"], level, resamples=200, seed=5)
+    draws = bootstrapped(values, 200, 5)[:, 0]
+    tail = (1 - level) / 2
+    assert ends(r, "kl_mean") == near(*np.quantile(draws, [tail, 1 - tail]))
+    assert r["kl_mean_low"] < r["kl_mean"] < r["kl_mean_high"]
+
+
+def test_the_three_variances_by_pairs():
+    "Prompts that two seeds share move both: their covariance, over all pairs, is theirs alone."
+    rng = np.random.default_rng(0)
+    draws = rng.standard_normal((400, 1)) + 0.5 * rng.standard_normal((400, 3))
+    seeds, shared, prompts = _variances(np.array([0.2, 0.5, 1.1]), draws)
+    assert seeds == pytest.approx(np.var([0.2, 0.5, 1.1], ddof=1) / 3)
+    pairs = [np.cov(draws[:, i], draws[:, j])[0, 1] for i, j in ((0, 1), (0, 2), (1, 2))]
+    assert shared == pytest.approx(np.mean(pairs))
+    assert prompts == pytest.approx(draws.mean(1).var(ddof=1))
+    against = np.stack([draws[:, 0], -draws[:, 0]], 1)  # no variance is negative
+    assert _variances(np.array([0.0, 1.0]), against)[1] == 0
+
+
+@pytest.mark.parametrize(
+    "variances, S, P, error, df",
+    [
+        ((3.0, 6.0, 2.0), 3, 5, 3.0, 81 / (9 / 2 + 36 / 4)),  # Satterthwaite
+        ((0.0, 1.0, 4.0), 3, 5, 2.0, 4.0),  # prompts alone
+        ((2.0, 2.0, 4.0), 3, 9, 2.0, 8.0),
+        ((0.0, 0.0, 4.0), 2, 1, 2.0, 1.0),  # of a single prompt
+        ((9.0, 0.0, 4.0), 4, 1, 3.0, 3.0),
+    ],
+)
+def test_errors_and_their_degrees_of_freedom(variances, S, P, error, df):
+    "By hand, both arms: whichever of the two variances is larger."
+    assert _error(variances, S, P) == near(error, df)
+
+
+def test_the_interval_of_seeds_by_hand():
+    "Its half is Student's quantile times the error, its p-value has two sides."
+    table = np.random.default_rng(1).standard_normal((3, 25)) + np.array([[0.1], [0.5], [0.9]])
+    each, low, high, p = _spread([table[..., None]], "kl", 0.9, 150, 2)
+    error, df = _error(_variances(table.mean(1), bootstrapped(table, 150, 2)), 3, 25)
+    half = student_t.ppf(0.95, df) * error
+    assert (low, high) == near(table.mean() - half, table.mean() + half)
+    assert p == pytest.approx(2 * student_t.sf(table.mean() / error, df)) and 0 < p < 1
+    assert each == pytest.approx(table.mean(1))
+    turned = _spread([-table[..., None]], "kl", 0.9, 150, 2)
+    assert turned[1:] == near(-high, -low, p)
+    rare = np.array([[1.0, math.nan, math.nan], [0.2, 0.4, 0.6]])  # draws without the first prompt
+    kept = _resample([rare[..., None]], "kl", 50, 0)
+    assert 0 < len(kept) < 50 and np.isfinite(kept).all()
+    for value, sure in ((0.0, 1.0), (0.5, 0.0)):  # nothing varies at all
+        assert _spread([np.full((2, 4, 1), value)], "kl", 0.9, 20, 0)[3] == sure
+
+
+def test_a_rate_keeps_the_wider_of_two_intervals():
+    "Never narrower than Clopper-Pearson of all outcomes, never outside of [0, 1], at any level."
+    x = np.array([1.0, 1, 1, 0, 1, math.nan, 1, 1]).reshape(2, 4, 1)
+    exact = satisfaction_interval(6, 7, 0.8)
+    assert _rate_ends(x, 0.8, 0.9, 0.8) == exact
+    assert _rate_ends(x, 0.2, 0.999, 0.8) == (0.2, 0.999)
+    assert _rate_ends(x, -0.2, 1.2, 0.8) == (0.0, 1.0)
+    assert _rate_ends(x[:1], 0.2, 0.999, 0.8) == satisfaction_interval(3, 4, 0.8)
+    twice = np.concatenate([x[:1], x[:1]], 2)  # two completions of a prompt are not alone
+    assert _rate_ends(twice, 0.2, 0.999, 0.8) == (0.2, 0.999)
 
 
 @settings(max_examples=15)

@@ -4,6 +4,7 @@ import json
 import re
 import sys
 import time
+from itertools import product
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from transformers import AutoModelForCausalLM
 
 sys.path.insert(0, str(ROOT / "tools"))
 import lab as labs
+from drive_lessons import COUNTS, THEMES, WIDTHS, look
 from lesson_images import IMAGES, MAIN
 
 TUTORIALS = ROOT / "tutorials"
@@ -171,6 +173,40 @@ def test_lines_of_a_lesson_fit_beside_the_file_browser(lab):
     page.wait_for_function(f"() => ({OVERFLOW})().length", timeout=10_000)
     labs.settle(page)
     assert page.evaluate(OVERFLOW) == ["too-wide"]
+
+
+ROW = "name" + 200 * " " + "1.00"
+PNG = "iVBORw0KGgoAAAANSUhEUgAAAAgAAAAIAQAAAADsdIMmAAAAC0lEQVR42mNgQAUAABAAAaoZ+IIAAAAASUVORK5CYII="
+UNCONFINED = {
+    "output_type": "display_data",
+    "data": {"image/png": PNG},
+    "metadata": {"image/png": {"width": 3000, "height": 3000, "unconfined": True}},
+}
+PRINTED = {"output_type": "stream", "name": "stdout", "text": ROW}
+CODE = {"cell_type": "code", "execution_count": None, "source": "", "outputs": []}
+FAULTS = {  # id of a cell -> what is stored of it
+    "code": CODE | {"source": "x" * 200},
+    "lost": {"cell_type": "markdown", "source": "![not there](images/nowhere.svg)"},
+    "cut": CODE | {"outputs": [UNCONFINED]},
+    "text": {"cell_type": "markdown", "source": f"```\n{'x' * 300}\n```"},
+    "row": CODE | {"outputs": [PRINTED]},
+    "fine": {"cell_type": "markdown", "source": "![the map](images/map.svg) and $x^2$"},
+}
+
+
+@pytest.mark.slow
+def test_what_does_not_fit_is_found(lab):
+    "Zeros in the table of studies/browser mean something only if a planted fault is counted."
+    cells = [{"id": name, "metadata": {}} | cell for name, cell in FAULTS.items()]
+    book = labs.notebook([]) | {"cells": cells}
+    (lab.root / "faults.ipynb").write_text(json.dumps(book), encoding="utf-8")
+    rows = list(look(lab, "faults"))
+    for row in rows:
+        found = [row[key] for key in ("pictures", *COUNTS)]
+        assert found == [3, 1, 1, 1, 2, 1], row  # what is cut is too wide, too
+        assert row["cells"] == "code cut lost row text"
+    assert "404" in rows[0]["said"]
+    assert {(row["theme"], row["width"]) for row in rows} == set(product(THEMES, WIDTHS))
 
 
 # ---- the live trainer ---------------------------------------------------------------------

@@ -112,6 +112,8 @@ def test_the_ends_of_chance_give_tokens_that_are_possible():
     probs[:, 3], probs[:, 9] = 0.5, 0.7
     noise = torch.tensor([[0.0], [1.0]])  # 1 is not drawn, but what rounding may make of it
     assert choose(probs, noise).tolist() == [3, 9]
+    middle = torch.full((2, 1), 0.5)  # of 1.2 in all, what rounding never makes of it
+    assert choose(probs, middle).tolist() == [9, 9]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])

@@ -12,6 +12,8 @@ sys.path.insert(0, str(ROOT / "tools"))
 import outputs
 import readme
 
+from cmdp_nbdev.plot import _row_name
+
 
 def stream(text, name="stdout"):
     "Something printed."
@@ -101,3 +103,10 @@ def test_one_block_for_a_mark():
     for text in ("", block * 2):
         with pytest.raises(ValueError, match="exactly one"):
             readme.marked_block(text, "x")
+
+
+def test_a_long_prompt_leaves_room_for_its_tokens():
+    "Lesson 09's heat map was once all names: prompts of a hundred letters, and no cell to be seen."
+    record = {"prompt": "word " * 40, "within_budget": True, "spent": 0.25, "correct": True}
+    assert _row_name(record) == "word word word wor … right, within 0.25"
+    assert _row_name(record | {"prompt": "2+2="}) == "2+2= right, within 0.25"

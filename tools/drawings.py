@@ -398,6 +398,214 @@ def two_parts() -> Drawing:
     return d
 
 
+# ---- the lessons that train ---------------------------------------------------------------
+
+
+def station(d: Drawing, x, y, size, name: str, lines, kind: str = "box") -> None:
+    "A box of this size (width, height) with a name and lines below it."
+    wide, high = size
+    d.rect(x, y, wide, high, kind, r=8)
+    d.text(x + wide / 2, y + 24, name, "blue", 15, bold=True)
+    for k, line in enumerate(lines):
+        d.text(x + wide / 2, y + 46 + 18 * k, line, size=13)
+
+
+@drawing
+def one_update() -> Drawing:
+    "Lesson 07: the seven links of an update, and the two ways in which they close to a loop."
+    d = Drawing(760, 330, "One update as a loop of seven links, closed by weights and multiplier.")
+    links = (
+        ("1 rollout", "the student answers"),
+        ("2 divergence", "c = KL(π‖μ), a token"),
+        ("3 budget", "D = Σ c,  D ≤ d ?"),
+        ("4 reward", "R, or −(n + D) over d"),
+        ("5 advantage", "A, and the price λ"),
+        ("6 loss", "Σ λ·c − A·log π"),
+        ("7 step", "∇, clip, AdamW"),
+    )
+    columns, wide, high, top, low = (24, 208, 392, 576), 160, 64, 84, 222
+    at = [*((x, top) for x in columns), *((x, low) for x in columns[:0:-1])]
+    for (x, y), (name, line) in zip(at, links):
+        station(d, x, y, (wide, high), name, [line])
+    for x in columns[1:]:
+        d.arrow([(x - 24, top + high / 2), (x, top + high / 2)], width=2)
+    for x in columns[2:]:
+        d.arrow([(x, low + high / 2), (x - 24, low + high / 2)], width=2)
+    for x, said, kind in ((24, "prompts", "soft"), (208, "teacher, frozen", "orange")):
+        d.text(x + wide / 2, 38, said, kind, 14)
+        d.arrow([(x + wide / 2, 48), (x + wide / 2, top)], kind if x > 24 else "line", 2)
+    d.arrow([(692, top + high), (692, low)], width=2)
+    d.line([(208, low + high / 2), (104, low + high / 2)], "blue", 3)
+    d.arrow([(104, low + high / 2), (104, top + high)], "blue", 3)
+    d.text(116, 192, "new weights:", "blue", 13, "start")
+    d.text(116, 210, "other answers", "blue", 13, "start")
+    d.arrow([(472, top + high), (472, 185), (620, 185), (620, low)], "orange", 2, dash=True)
+    d.text(462, 176, "too many over d: λ rises", "orange", 13, "end")
+    d.text(462, 194, "few enough: λ falls", "orange", 13, "end")
+    foot = "The default's λ is a feedback: a higher price, less spent, a lower price."
+    d.text(380, 314, foot, "soft", 13)
+    return d
+
+
+@drawing
+def fair() -> Drawing:
+    "Lesson 08: where two methods lie on two axes, and their difference seed by seed. A sketch."
+    d = Drawing(760, 330, "Left: methods on two axes. Right: two methods, compared seed by seed.")
+    d.text(210, 28, "two axes, one line to beat", bold=True)
+    d.line([(50, 50), (50, 270), (380, 270)])
+    d.text(56, 46, "accuracy", "soft", 13, "start")
+    d.text(376, 290, "satisfaction: D ≤ d", "soft", 13, "end")
+    d.line([(80, 66), (240, 74), (310, 96), (345, 140), (360, 200)], "line", 1.5, dash=True)
+    d.text(256, 70, "exact optimum", "soft", 13, "start")
+    d.line([(110, 108), (190, 118), (260, 146), (310, 190), (345, 245)], "orange", 2.5)
+    d.text(262, 262, "fixed λ", "orange", 13)
+    for x, y, bar, kind in ((285, 130, 22, "green"), (170, 128, 30, "red")):
+        d.line([(x, y - bar), (x, y + bar)], kind, 2)
+        d.line([(x - 14, y), (x + 14, y)], kind, 2)
+        d.dot(x, y, kind, 5)
+    d.text(276, 174, "above by more", "green", 13, "end")
+    d.text(276, 191, "than its bars", "green", 13, "end")
+    d.text(158, 166, "not told apart", "red", 13, "end")
+    d.text(72, 228, "left: ignores the budget", "soft", 13, "start")
+    d.text(72, 246, "right: copies the teacher", "soft", 13, "start")
+    seeds(d)
+    return d
+
+
+def seeds(d: Drawing) -> None:
+    "Two methods with the same three seeds, and the mean of their differences."
+    a, b = (0.62, 0.74, 0.67), (0.56, 0.69, 0.60)
+
+    def Y(share):
+        return 214 - 460 * (share - 0.5)
+
+    d.text(580, 28, "one seed, one pair", bold=True)
+    d.line([(430, 50), (430, 214), (630, 214)])
+    d.text(436, 46, "accuracy", "soft", 13, "start")
+    for k, (ours, theirs) in enumerate(zip(a, b)):
+        x = 466 + 58 * k
+        d.line([(x, Y(theirs)), (x, Y(ours))], "line", 1.5)
+        d.dot(x, Y(ours), "blue")
+        d.dot(x, Y(theirs), "orange")
+        d.text(x, 232, f"seed {k}", size=13)
+    difference = [x - y for x, y in zip(a, b)]
+    mean = sum(difference) / 3
+    spread = math.sqrt(sum((x - mean) ** 2 for x in difference) / 2)
+    half = 4.303 * spread / math.sqrt(3)  # t with two degrees of freedom
+    d.line([(664, Y(0.5)), (724, Y(0.5))], "line", 1.5, dash=True)
+    d.line([(694, Y(0.5 + mean - half)), (694, Y(0.5 + mean + half))], "green", 3)
+    d.dot(694, Y(0.5 + mean), "green")
+    d.text(694, 232, "0", size=13)
+    d.text(694, 140, "difference", size=13)
+    d.text(694, 157, f"+{mean:.2f} ± {half:.2f}", "green", 13)
+    for k, said in enumerate(
+        (
+            "The same start, prompts, updates and tuning.",
+            "The luck of a seed cancels in the difference.",
+            "Then: does its interval contain 0?",
+        )
+    ):
+        d.text(430, 264 + 18 * k, said, "soft", 13, "start")
+    d.text(20, 318, "A sketch. The numbers are in the cells.", "soft", 12, "start")
+
+
+@drawing
+def where_nats_go() -> Drawing:
+    "Lesson 09: the tokens of a sentence, what each costs, and the budget line."
+    d = Drawing(760, 320, "A sentence token by token: nearly all it costs stands on one operator.")
+    d.text(20, 32, "“Ben has 4 fewer pens than Ana”, who has 12:", anchor="start")
+    tokens = ("Ben", "has", "12", "−", "4", "=", "8", "pens", ".")
+    costs = [0.0, 0.0, 0.01, math.log(2), 0.02, 0.0, 0.03, 0.0, 0.0]
+    foot, scale, wide, left, spent = 232, 140, 60, 70, 0.0
+    d.line([(left - 10, 60), (left - 10, foot), (left + 9 * wide, foot)])
+    d.text(left - 18, foot + 4, "0", size=13, anchor="end")
+    d.line([(left - 10, foot - scale), (left + 9 * wide, foot - scale)], dash=True)
+    d.text(left - 18, foot - scale + 5, "d = 1", size=13, anchor="end")
+    path = [(left - 10, foot)]
+    for k, (token, cost) in enumerate(zip(tokens, costs)):
+        x, flawed = left + k * wide, token == "−"
+        d.rect(x + 2, foot + 10, wide - 6, 30, "here" if flawed else "box", r=6)
+        d.text(x + wide / 2 - 1, foot + 30, token, "red" if flawed else "", 15, bold=flawed)
+        tall = max(2.0, scale * cost)
+        d.rect(x + 16, foot - tall, wide - 34, tall, "red" if flawed else "blue", r=2)
+        path.append((x + 8, foot - scale * spent))
+        spent += cost
+        path.append((x + 8, foot - scale * spent))
+    d.line([*path, (left + 9 * wide, foot - scale * spent)], "orange", 2.5)
+    d.text(left + 9 * wide + 6, foot - scale * spent - 2, "spent D", "orange", 13, "start")
+    d.text(
+        left + 9 * wide + 6, foot - scale * spent + 15, f"{spent:.2f} nats", "orange", 13, "start"
+    )
+    d.text(left + 9 * wide + 6, foot - 6, "bars: one token", "soft", 13, "start")
+    d.text(left + 3 * wide - 8, 80, "teacher: + or −, a coin", "red", 13, "end")
+    d.text(left + 3 * wide - 8, 114, "student: − for sure: log 2", "red", 13, "end")
+    d.text(
+        left + 5 * wide,
+        80,
+        f"a second one: {2 * math.log(2):.2f}, over the line",
+        "soft",
+        13,
+        "start",
+    )
+    d.text(
+        20,
+        302,
+        "Everywhere else both expect the same token, and it costs nearly nothing.",
+        "soft",
+        13,
+        "start",
+    )
+    return d
+
+
+@drawing
+def road() -> Drawing:
+    "Lesson 10: from two folders to a student that runs alone, and which prompts each step sees."
+    d = Drawing(760, 330, "The road of a student: check, distil, budget, train, certify, deploy.")
+    brought = ("student", "teacher", "prompts", "a reward")
+    for k, name in enumerate(brought):
+        d.rect(20 + 92 * k, 20, 84, 32, "box", r=8)
+        d.text(62 + 92 * k, 41, name, "orange" if name == "teacher" else "", 14)
+    d.text(396, 41, "what you bring", "soft", 13, "start")
+    steps = (
+        ("check", ("same tokens?", "memory, time")),
+        ("distil", ("imitate: the", "damage goes")),
+        ("budget", ("d, so that a", "share keeps it")),
+        ("train", ("R within d;", "checkpoints")),
+        ("certify", ("k of n kept d:", "a bound")),
+        ("deploy", ("a folder,", "as any other")),
+    )
+    wide, high, gap, top = 106, 82, 16, 104
+    for k, (name, lines) in enumerate(steps):
+        x = 20 + k * (wide + gap)
+        station(d, x, top, (wide, high), name, lines, "here" if k == 5 else "box")
+        if k:
+            d.arrow([(x - gap, top + high / 2), (x, top + high / 2)], width=2)
+    d.arrow([(73, 56), (73, top)], width=2)
+
+    def span(first, last, y, said, kind):
+        "A bar under the steps from first to last."
+        x, end = 20 + first * (wide + gap), 20 + last * (wide + gap) + wide
+        d.line([(x, y), (end, y)], kind, 5)
+        d.text((x + end) / 2, y + 20, said, kind, 13)
+
+    span(0, 4, 210, "the teacher is needed", "orange")
+    span(5, 5, 210, "no teacher", "green")
+    for first, last, said in (
+        (1, 1, "train"),
+        (2, 2, "validation"),
+        (3, 3, "train"),
+        (4, 4, "test, once"),
+    ):
+        span(first, last, 258, said, "blue")
+    d.text(20, 262, "prompts:", size=13, anchor="start")
+    foot = (
+        "A killed run goes on at its last checkpoint. The bound holds for prompts like the test's."
+    )
+    d.text(20, 314, foot, "soft", 13, "start")
+    return d
+
+
 def main(argv: list[str] | None = None) -> None:
     "Write those that were asked for."
     form = argparse.RawDescriptionHelpFormatter

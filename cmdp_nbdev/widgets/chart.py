@@ -122,6 +122,8 @@ def _paint_chart(ax, chart: dict) -> None:
         if "ticks" in chart[which]:
             at, texts = zip(*chart[which]["ticks"])
             ax.set(**{f"{which}ticks": at, f"{which}ticklabels": texts})
+            if which == "x" and sum(map(len, texts)) > 30:  # words would stand on each other
+                ax.tick_params("x", labelsize=7, labelrotation=25)
     if chart.get("axes") is False:
         ax.axis("off")
     if names := sum("name" in m for m in chart["marks"]):

@@ -1,0 +1,258 @@
+"""How many random errors the tests notice.
+
+    python studies/mutants/study.py measure    seconds and lines of every test (needs coverage)
+    python studies/mutants/study.py run        mutants without a row yet, in random order
+    python studies/mutants/study.py again      what was not caught, with the tests of today
+    python studies/mutants/study.py tables     what the rows say
+    python studies/mutants/study.py check evaluate._spread evaluate._error \\
+        --tests tests/test_evaluate.py -k "percentiles or variances"
+
+`check` judges every mutant of some functions by some tests: for whoever writes a test. `run` takes
+hours where other things run (it is meant for `nice -n 19`), goes on where it was stopped; every
+hundred is a fair sample.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import collections
+import csv
+import itertools
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterable
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+sys.path[:0] = [str(HERE)]
+
+import hunt  # noqa: E402
+import mutants  # noqa: E402
+
+MODULES = "cost budget mdp reward objective methods rollout evaluate trainer".split()
+TESTS = (
+    "budget mdp cost reward objective reward_scale methods gradients numbers evaluate rollout "
+    "trainer lean invariance defaults bad_input teachers prompts settings preflight reading "
+    "stop_and_go_on saving what_people_set tabular words examine"
+).split()
+SEED, NUMBER = 0, 350
+ENOUGH = 12.0  # seconds of tests for one mutant, fastest first
+COLUMNS = "module function line operator before after nth verdict test tests seconds commit".split()
+KEY = ("module", "function", "before", "after", "nth")
+
+
+def sources() -> dict[str, str]:
+    "The modules as they are."
+    return {m: (hunt.PACKAGE / f"{m}.py").read_text(encoding="utf-8") for m in MODULES}
+
+
+def commit() -> str:
+    "Which version this is."
+    words = ["git", "-C", str(hunt.ROOT), "rev-parse", "--short", "HEAD"]
+    done = subprocess.run(words, capture_output=True, text=True)
+    named = hunt.ROOT / "COMMIT"  # in a copy without .git
+    return done.stdout.strip() or (named.read_text().strip() if named.exists() else "")
+
+
+# ---- which tests belong to a line -------------------------------------------------------
+
+
+def stretch(source: str, line: int) -> range:
+    """The lines that run with `line`: those of its statement, or of the head of it.
+
+    Of a whole function for its defaults, of the whole module for what is outside of functions.
+    """
+    best, inside = range(1, source.count("\n") + 2), False
+    for node in ast.walk(ast.parse(source)):
+        if not isinstance(node, ast.stmt) or not node.lineno <= line <= node.end_lineno:
+            continue
+        if isinstance(node, ast.FunctionDef):
+            best, inside = range(node.lineno, node.end_lineno + 1), True
+        elif inside and not isinstance(node, ast.ClassDef):
+            body = getattr(node, "body", None)
+            head = range(node.lineno, body[0].lineno if body else node.end_lineno + 1)
+            best = head if line in head else best
+    return best
+
+
+def related(tests: list[dict], module: str, lines: range) -> dict[str, float]:
+    "Seconds of the tests that run one of `lines`, the module's own and the fastest first."
+
+    def weight(row):
+        own = row["test"].startswith(f"tests/test_{module}.py")
+        return row["seconds"] * (0.3 if own else 1.0)
+
+    touch = [row for row in tests if not set(lines).isdisjoint(row["lines"].get(module, ()))]
+    chosen, total = {}, 0.0
+    for row in sorted(touch, key=weight):
+        total += row["seconds"]
+        if total > ENOUGH and chosen:
+            break
+        chosen[row["test"]] = row["seconds"]
+    return chosen
+
+
+# ---- the long pass ----------------------------------------------------------------------
+
+
+def read(path: Path) -> list[dict]:
+    "The rows of a file, texts as they are."
+    if not path.exists():
+        return []
+    with path.open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def append(path: Path, row: dict) -> None:
+    "One more row."
+    new = not path.exists()
+    with path.open("a", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
+        if new:
+            writer.writeheader()
+        writer.writerow(row)
+
+
+def key(row: dict) -> tuple:
+    "What tells a mutant from others, in a row."
+    return tuple(str(row[name]) for name in KEY)
+
+
+class Pass:
+    "Judges mutants one after the other, and writes a row for each."
+
+    def __init__(self, chosen: Iterable[mutants.Mutant], tests: list[dict], path: Path):
+        self.chosen, self.path, self.sources = list(chosen), path, sources()
+        self.tests = [row for row in tests if row["outcome"] == "passed"]
+        self.commit = commit()
+
+    def row(self, mutant: mutants.Mutant, judge) -> None:
+        "One mutant: `judge(tests)` gives the verdict."
+        source = self.sources[mutant.module]
+        tests = related(self.tests, mutant.module, stretch(source, mutant.line))
+        began = time.perf_counter()
+        verdict, test = judge(tests) if tests else ("survived", "no test runs this line")
+        seconds = round(time.perf_counter() - began, 1)
+        row = {name: getattr(mutant, name) for name in (*KEY, "line")}
+        row |= dict(operator=mutant.change.operator, verdict=verdict, test=test, tests=len(tests))
+        append(self.path, row | dict(seconds=seconds, commit=self.commit))
+
+    def inside(self, warm: hunt.Warm) -> None:
+        "The mutants inside of functions; the others are kept for later."
+        for mutant in self.chosen:
+            source, path = self.sources[mutant.module], hunt.PACKAGE / f"{mutant.module}.py"
+            changed = hunt.changed_functions(path, source, mutant.text(source))
+            known = changed and any((str(path), *where) in warm.functions for where in changed)
+            if known:
+                self.row(mutant, lambda tests: warm.hunt(path, changed, tests))
+
+    def outside(self) -> None:
+        "What has no row yet."
+        done = {key(row) for row in read(self.path)}
+        for mutant in self.chosen:
+            if tuple(map(str, mutant.key)) not in done:
+                source, path = self.sources[mutant.module], hunt.PACKAGE / f"{mutant.module}.py"
+                self.row(mutant, lambda tests: hunt.cold_hunt(path, mutant.text(source), tests))
+
+
+def work(chosen: Iterable[mutants.Mutant], measured: Path, path: Path) -> None:
+    "Judge mutants, a hundred at a time: those inside of functions first."
+    chosen, tests = iter(chosen), hunt.read(measured)
+    while some := list(itertools.islice(chosen, 100)):
+        part = Pass(some, tests, path)
+        files = sorted({row["test"].partition("::")[0] for row in part.tests})
+
+        def inside(say):
+            hunt.prepare()
+            hunt.Warm(files, part.inside).run()
+
+        hunt.forked(inside, None)
+        part.outside()
+
+
+def run(measured: Path, path: Path, number: int) -> None:
+    "The first `number` mutants of the sample, those without a row."
+    done = {key(row) for row in read(path)}
+    chosen = itertools.islice(mutants.sample(sources(), SEED), number)
+    work((m for m in chosen if tuple(map(str, m.key)) not in done), measured, path)
+
+
+def again(measured: Path, old: Path, path: Path) -> None:
+    "What survived in `old`, as far as it is there still, into another file."
+    left = {key(row) for row in read(old) if row["verdict"] == "survived"}
+    left -= {key(row) for row in read(path)}
+    every = [m for name, text in sources().items() for p in mutants.places(name, text) for m in p]
+    work((m for m in every if tuple(map(str, m.key)) in left), measured, path)
+
+
+def check(functions: list[str], files: list[str], words: str) -> None:
+    "Print how many mutants of some functions some tests notice, and those that they do not."
+    texts, wanted = sources(), {tuple(name.split(".", 1)) for name in functions}
+    modules = {module for module, _ in wanted}
+    every = [m for name in modules for p in mutants.places(name, texts[name]) for m in p]
+    chosen = [m for m in every if (m.module, m.function) in wanted]
+    out = os.fdopen(os.dup(1), "w", buffering=1)
+
+    def judge(warm):
+        tests, counts = dict.fromkeys(warm.items, 1.0), collections.Counter()
+        for m in chosen:
+            path, text = hunt.PACKAGE / f"{m.module}.py", m.text(texts[m.module])
+            changed = hunt.changed_functions(path, texts[m.module], text)
+            verdict = warm.hunt(path, changed, tests)[0] if changed else "outside of functions"
+            counts[verdict] += 1
+            if verdict == "survived":
+                out.write(f"survived: {m.module}.{m.function}, {m.before} -> {m.after}\n")
+        out.write(f"{len(tests)} tests, {len(chosen)} mutants: {dict(counts)}\n")
+
+    def inside(say):
+        hunt.prepare()
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        hunt.Warm([*files, *(["-k", words] if words else [])], judge).run()
+        say("done")
+
+    hunt.forked(inside, None)
+
+
+def tables(path: Path) -> str:
+    "Per module: mutants, noticed, not noticed; then every survivor."
+    rows, lines = read(path), []
+    for module in (*MODULES, "all"):
+        mine = [row for row in rows if module in (row["module"], "all")]
+        left = sum(row["verdict"] == "survived" for row in mine)
+        lines.append(f"{module:10}{len(mine):5} mutants{len(mine) - left:5} noticed{left:4} not")
+    for row in rows:
+        if row["verdict"] == "survived":
+            where = f"{row['module']}.{row['function']} ({row['line']})"
+            lines.append(f"{where}: {row['before']} -> {row['after']} [{row['test']}]")
+    return "\n".join(lines)
+
+
+def main(argv: list[str] | None = None) -> None:
+    "The command."
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("what", choices=("measure", "run", "again", "tables", "check"))
+    parser.add_argument("functions", nargs="*", metavar="MODULE.FUNCTION", help="of `check`")
+    parser.add_argument("--tests", nargs="+", default=["tests/test_evaluate.py"])
+    parser.add_argument("-k", default="", help="which of the tests, as in pytest")
+    parser.add_argument("--measured", type=Path, default=HERE / "tests.jsonl")
+    parser.add_argument("--rows", type=Path, default=HERE / "before.csv")
+    parser.add_argument("--after", type=Path, default=HERE / "after.csv")
+    parser.add_argument("--number", type=int, default=NUMBER)
+    args = parser.parse_args(argv)
+    if args.what == "measure":
+        hunt.measure(MODULES, [f"tests/test_{name}.py" for name in TESTS], args.measured)
+    elif args.what == "run":
+        run(args.measured, args.rows, args.number)
+    elif args.what == "again":
+        again(args.measured, args.rows, args.after)
+    elif args.what == "check":
+        check(args.functions, args.tests, args.k)
+    else:
+        print(tables(args.rows))
+
+
+if __name__ == "__main__":
+    main()
