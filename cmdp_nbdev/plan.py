@@ -23,7 +23,14 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, PreTrainedConfig
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    LlamaConfig,
+    MllamaForCausalLM,
+    PreTrainedConfig,
+)
+from transformers.models.mllama.configuration_mllama import MllamaTextConfig
 
 from .config import CMDPConfig
 from .cost import DenseRows, Head, HiddenRows, chunk_rows, score_tokens
@@ -36,8 +43,8 @@ from .rollout import accepted, draw_noise, reading, sample_token
 from .run import FUSED_FROM
 
 # %% auto #0
-__all__ = ['SHAPE', 'SAMPLE', 'POSITIONS', 'config_of', 'build', 'count', 'seconds_of', 'at_layers', 'PeakBytes', 'Work',
-           'layer_measure', 'step_measure', 'choice_seconds', 'head_measure', 'optimizer_seconds', 'Measured',
+__all__ = ['SHAPE', 'SAMPLE', 'POSITIONS', 'config_of', 'build', 'count', 'seconds_of', 'at_layers', 'PeakBytes', 'dtype_of',
+           'Work', 'layer_measure', 'step_measure', 'choice_seconds', 'head_measure', 'optimizer_seconds', 'Measured',
            'calibrate', 'cache_bytes', 'trained_parameters', 'memory_of', 'peak_of', 'seconds_by_phase', 'available_gb',
            'smaller', 'Plan', 'plan', 'run_command']
 
@@ -80,8 +87,10 @@ def build(config: PreTrainedConfig, device, dtype=torch.float32, layers: int | N
             config.layer_types = config.layer_types[:layers]
         for name in ("pad_token_id", "bos_token_id", "eos_token_id"):
             setattr(config, name, None)
+    decoder = isinstance(config, MllamaTextConfig)  # of a vision model; no Auto class knows it
+    kind = MllamaForCausalLM._from_config if decoder else AutoModelForCausalLM.from_config
     with torch.device(device):
-        return AutoModelForCausalLM.from_config(config).to(dtype).eval()
+        return kind(config).to(dtype).eval()
 
 
 def count(config: PreTrainedConfig) -> int:
@@ -141,6 +150,14 @@ class PeakBytes(TorchDispatchMode):
         return out
 
 # %% ../nbs/19_plan.ipynb #work
+def dtype_of(settings: dict, config: PreTrainedConfig) -> torch.dtype | None:
+    "The dtype that a model's settings ask for, if they do; 'auto' is that of its file."
+    asked = settings.get("dtype")
+    if asked == "auto":
+        return getattr(config, "dtype", None) or torch.float32
+    return getattr(torch, asked) if isinstance(asked, str) else asked
+
+
 @dataclass(frozen=True)
 class Work:
     "A run as a plan sees it."
@@ -152,6 +169,11 @@ class Work:
     prompt_length: int = 128  # tokens
     teacher_dtype: torch.dtype = torch.float32
     bf16: bool = False  # autocast
+
+    @property
+    def dtype(self) -> torch.dtype:
+        "That the student's weights are kept in."
+        return dtype_of(self.args.model_init_kwargs, self.student) or torch.float32
 
     @property
     def rows(self) -> int:
@@ -188,13 +210,19 @@ SAMPLE = {"cpu": 1024, "cuda": 16384}  # tokens on which a layer is measured
 
 
 def layer_measure(work: Work, config: PreTrainedConfig, dtype: torch.dtype, train: bool):
-    "For so many layers, of a row: seconds and bytes that are kept for the gradient."
+    """For so many layers, of a row: seconds and bytes that are kept for the gradient.
+
+    Beside the bfloat16 copies of matrices that autocast keeps, which no row has of its own.
+    """
     rows = max(1, SAMPLE.get(work.device.type, 4096) // work.length)
     rows = min(rows, work.args.per_device_train_batch_size)
 
     def measure(layers: int) -> Tensor:
         model = build(config, work.device, dtype, layers)
         own = {p.data_ptr() for p in model.parameters()}
+        matrices = (m.weight for m in model.modules() if isinstance(m, torch.nn.Linear))
+        cast = train and work.bf16 and dtype == torch.float32
+        copies = 2 * sum(w.numel() for w in matrices) if cast else 0
         ids = torch.randint(3, 64, (rows, work.length), device=work.device)
         mask = torch.ones_like(ids)
         if rows > 1:
@@ -215,7 +243,8 @@ def layer_measure(work: Work, config: PreTrainedConfig, dtype: torch.dtype, trai
 
         if train:
             once(torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x))
-        return torch.tensor([seconds_of(once, work.device), sum(kept.values())]) / rows
+        size = sum(kept.values()) - copies
+        return torch.tensor([seconds_of(once, work.device), size]) / rows
 
     return measure
 
@@ -228,7 +257,7 @@ def step_measure(work: Work):
     prompts = max(1, portion // n)
 
     def measure(layers: int) -> Tensor:
-        model = build(work.student, work.device, layers=layers)
+        model = build(work.student, work.device, work.dtype, layers)
         shape = (prompts, work.prompt_length + work.args.max_completion_length // 2)
         ids = torch.randint(3, 64, shape, device=work.device)
         mask = torch.ones_like(ids)
@@ -267,7 +296,7 @@ POSITIONS = 512  # on which the head is measured at most
 def head_measure(work: Work) -> tuple[float, float, float]:
     "Of a position: seconds without and with the gradient, and peak bytes beside the gradient."
     n, made = min(POSITIONS, work.chunk), dict(device=work.device)
-    models, dtypes = (work.student, work.teacher), (torch.float32, work.teacher_dtype)
+    models, dtypes = (work.student, work.teacher), (work.dtype, work.teacher_dtype)
     heads = [
         torch.nn.Linear(m.hidden_size, m.vocab_size, bias=False, dtype=dtype, **made)
         for m, dtype in zip(models, dtypes)
@@ -333,7 +362,7 @@ class Measured:
 
 def calibrate(work: Work) -> Measured:
     "A few seconds of measuring."
-    layers, student = work.student.num_hidden_layers, (work, work.student, torch.float32)
+    layers, student = work.student.num_hidden_layers, (work, work.student, work.dtype)
     train = functools.cache(layer_measure(*student, True))
     teacher = layer_measure(work, work.teacher, work.teacher_dtype, False)
     step = at_layers(step_measure(work), layers)
@@ -376,20 +405,25 @@ def memory_of(work: Work, found: Measured, parameters: tuple[int, int, int]) -> 
         kept = 4 * work.length * width * student.num_hidden_layers
         body = micro * (kept + found.layer_bytes)
     states = 4 * work.rows * args.max_completion_length * (width + work.teacher.hidden_size)
-    gradients = 4 * trained
-    head = 4 * student.vocab_size * width if trained == own else 0  # its gradient
+    weight = work.dtype.itemsize
+    gradients = weight * trained
+    head = weight * student.vocab_size * width if trained == own else 0  # its gradient
+    copies = 2 * own if work.bf16 and weight > 2 else 0  # autocast keeps them until it ends
     inside = 4 * micro * work.length * (4 * width + 3 * getattr(student, "intermediate_size", 0))
     out = {
-        "student: weights": 4 * own,
-        "student: AdamW": 8 * trained,
+        "student: weights": weight * own,
+        "student: AdamW": 2 * weight * trained,
         "teacher: weights": work.teacher_dtype.itemsize * others,
         "writing: cache": cache_bytes(student, all_rows, work.length),
         "writing: choices": 4 * 4 * all_rows * student.vocab_size,
+        "writing: bfloat16 copies": copies,
         "scoring: activations": body + inside,
+        "scoring: bfloat16 copies": copies,
         "scoring: hidden states": states,
         "scoring: logits of a chunk": found.head[2] * work.chunk,
         "scoring: gradients": head + gradients * (args.gradient_accumulation_steps > 1),
-        "evaluation": cache_bytes(student, evaluated, work.length)
+        "evaluation": copies
+        + cache_bytes(student, evaluated, work.length)
         + 4 * 4 * evaluated * student.vocab_size
         + found.head[2] * min(work.chunk, evaluated * args.max_completion_length),
         "optimiser: gradients": gradients + head,
@@ -550,7 +584,8 @@ def plan(
     student, teacher = config_of(student, "student"), config_of(teacher, "teacher")
     device = device_of(args.device)
     counts = count(student), count(teacher)
-    teacher_dtype = fast_dtype(getattr(teacher, "dtype", None) or torch.float32, device)
+    saved = getattr(teacher, "dtype", None) or torch.float32
+    teacher_dtype = dtype_of(args.teacher_model_init_kwargs, teacher) or fast_dtype(saved, device)
     bf16 = choose_bf16(args.bf16, counts[0], device)
     work = Work(student, teacher, args, device, prompt_length, teacher_dtype, bf16)
     found, limit = measured or calibrate(work), memory_gb or available_gb(device)

@@ -1,12 +1,22 @@
 "What a run would need, said before anything is loaded."
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from cmdp_nbdev.cli import cmdp, plan_main
 from cmdp_nbdev.config import CMDPConfig
 from cmdp_nbdev.model import default_pair
-from cmdp_nbdev.plan import config_of, count, peak_of, plan
+from cmdp_nbdev.plan import (
+    PeakBytes,
+    build,
+    config_of,
+    count,
+    layer_measure,
+    peak_of,
+    plan,
+)
 
 SMALL = dict(budget=20, device="cpu", bf16=False, max_completion_length=16, max_steps=10)
 
@@ -37,6 +47,32 @@ def test_weights_gradients_and_optimiser_are_counted(found):
     assert gb["scoring: gradients"] == pytest.approx(4e-9 * own + head)  # two micro-batches
     assert gb["student: AdamW"] == pytest.approx(8e-9 * own)
     assert gb["teacher: weights"] == pytest.approx(4e-9 * others)
+
+
+@pytest.mark.parametrize("asked", ["bfloat16", torch.bfloat16])
+def test_weights_in_half_precision_are_counted_so(asked, found):
+    "The dtypes that a run would load its models in."
+    half = {"dtype": asked}
+    changes = dict(model_init_kwargs=half, teacher_model_init_kwargs=half)
+    gb = again(found, **changes).memory
+    assert gb["student: weights"] == pytest.approx(2e-9 * found.parameters[0])
+    assert gb["student: AdamW"] == pytest.approx(4e-9 * found.parameters[0])
+    assert gb["teacher: weights"] == pytest.approx(2e-9 * found.parameters[2])
+
+
+def test_autocast_has_the_matrices_twice(found):
+    "Counted beside what a row keeps: nothing of them grows with the rows."
+    gb = again(found, bf16=True).memory
+    assert gb["scoring: bfloat16 copies"] == pytest.approx(2e-9 * found.parameters[0])
+    assert found.memory["scoring: bfloat16 copies"] == 0
+    work = replace(found.work, bf16=True)
+    model, ids = build(work.student, "cpu"), torch.arange(3, 11)[None]
+    with torch.autocast("cpu", torch.bfloat16), PeakBytes() as seen:
+        model(ids)
+    copies = sum(2 * m.weight.numel() for m in model.modules() if isinstance(m, torch.nn.Linear))
+    assert copies < seen.peak
+    rows = layer_measure(work, work.student, torch.float32, True)(1)[1] * work.rows
+    assert 0 < rows < layer_measure(found.work, work.student, torch.float32, True)(1)[1] * work.rows
 
 
 def test_phases_do_not_overlap():

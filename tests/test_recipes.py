@@ -33,6 +33,7 @@ from cmdp_nbdev.config import CMDPConfig
 from cmdp_nbdev.cost import align_vocab
 from cmdp_nbdev.model import char_tokenizer, check_pair, load_model
 from cmdp_nbdev.options import parse_args
+from cmdp_nbdev.plan import build, count
 from cmdp_nbdev.tasks import TASKS, task_kind
 
 sys.path.insert(0, str(ROOT / "tools"))
@@ -416,7 +417,7 @@ def test_ends_of_text_must_be_settled(pairs, capsys):
 
 def test_parameters_at_full_size():
     "The models are those that the recipes name."
-    assert {n: memory.parameters(n) for n in memory.MODELS} == {
+    assert {n: count(config) for n, config in memory.MODELS.items()} == {
         "Qwen/Qwen2.5-Math-1.5B": 1_543_714_304,
         "Qwen/Qwen2.5-Math-7B-Instruct": 7_615_616_512,
         "meta-llama/Llama-3.2-3B": 3_212_749_824,
@@ -429,7 +430,7 @@ def test_vocabularies_at_full_size():
     ids = torch.zeros(1, 4, dtype=torch.long)
     names = ("Qwen/Qwen2.5-Math-1.5B", "Qwen/Qwen2.5-Math-7B-Instruct")
     with torch.device("meta"):
-        models = [kind(config) for kind, config in map(memory.MODELS.get, names)]
+        models = [build(memory.MODELS[name], "meta") for name in names]
         logits = [m(input_ids=ids.to("meta")).logits for m in models]
     assert [x.shape[-1] for x in logits] == [151936, 152064]
     cropped = align_vocab(*logits)[:2]

@@ -65,7 +65,8 @@ def build(args: SimpleNamespace, folder: str):
     )
     tokenizer = update.words(args.vocab_size)
     generator = torch.Generator().manual_seed(0)
-    ids = torch.randint(2, args.vocab_size, (64, args.prompt_length), generator=generator)
+    prompts = max(64, rows) if args.trainer == "distillation" else 64  # it drops a smaller batch
+    ids = torch.randint(2, args.vocab_size, (prompts, args.prompt_length), generator=generator)
     data = Dataset.from_dict({"prompt": tokenizer.batch_decode(ids)})
     told = common(args, rows, length, folder)
     given = dict(train_dataset=data, processing_class=tokenizer)
