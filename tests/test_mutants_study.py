@@ -9,7 +9,7 @@ from conftest import ROOT
 sys.path.insert(0, str(ROOT / "studies" / "mutants"))
 import hunt  # noqa: E402
 import mutants  # noqa: E402
-import study  # noqa: E402
+import survey  # noqa: E402
 
 SOURCES = {m: (ROOT / f"cmdp_nbdev/{m}.py").read_text(encoding="utf-8") for m in ("budget", "mdp")}
 TOY = """
@@ -55,11 +55,11 @@ def test_a_seed_gives_the_same_mutants_and_each_is_another_valid_source():
 
 def test_the_tests_of_a_line():
     "The statement's own lines, a function for its defaults; the fastest tests first."
-    assert study.stretch(TOY, 4) == range(4, 5) and study.stretch(TOY, 6) == range(6, 7)
-    assert study.stretch(TOY, 2) == range(2, 7)
+    assert survey.stretch(TOY, 4) == range(4, 5) and survey.stretch(TOY, 6) == range(6, 7)
+    assert survey.stretch(TOY, 2) == range(2, 7)
     rows = [("a", 2.0, [4]), ("b", 1.0, [4, 6]), ("c", 0.1, [6]), ("d", 90.0, [4])]
     tests = [{"test": t, "seconds": s, "lines": {"toy": lines}} for t, s, lines in rows]
-    assert study.related(tests, "toy", range(4, 5)) == {"b": 1.0, "a": 2.0}
+    assert survey.related(tests, "toy", range(4, 5)) == {"b": 1.0, "a": 2.0}
 
 
 PLANTED = {

@@ -10,6 +10,7 @@ Numbers in a drawing are computed with the library.
 from __future__ import annotations
 
 import argparse
+import json
 import math
 from html import escape
 from pathlib import Path
@@ -444,6 +445,51 @@ def one_update() -> Drawing:
     d.text(462, 194, "few enough: λ falls", "orange", 13, "end")
     foot = "The default's λ is a feedback: a higher price, less spent, a lower price."
     d.text(380, 314, foot, "soft", 13)
+    return d
+
+
+ENDED = ("accuracy", "right"), ("satisfaction_rate", "within the limit")
+
+
+@drawing
+def whole_run() -> Drawing:
+    "Lesson 07: all updates of the live trainer at its defaults, as tools/live_run.py wrote them."
+    record = json.loads((IMAGES.parent / "data" / "live_run.json").read_text(encoding="utf-8"))
+    rows, target, result = record["rows"], record["target"], record["result"]
+    last = rows[-1]["step"]
+    d = Drawing(760, 300, f"All {last} updates of the live trainer: shares, and the multiplier.")
+
+    def X(step):
+        return 60 + 380 * step / last
+
+    def Y(share):
+        return 240 - 190 * share
+
+    d.text(250, 28, "share of completions, means over 20 updates", bold=True)
+    for share in (0, 0.5, 1):
+        d.line([(60, Y(share)), (440, Y(share))], "line" if share == 0 else "grid", 1)
+        d.text(52, Y(share) + 5, f"{share:g}", size=13, anchor="end")
+    d.line([(X(40), 44), (X(40), 240)], "line", 1.5, dash=True)
+    d.text(X(40) + 6, 232, "the cell above ends here", "soft", 13, "start")
+    d.line([(60, Y(target)), (440, Y(target))], "green", 1, dash=True)
+    d.text(X(40), 258, "40", size=13)
+    d.text(X(46), Y(target) - 6, f"asked for: {target:.0%}", "green", 13, "start")
+    d.text(440, 258, f"update {last}", size=13, anchor="end")
+    for key, kind in (("accuracy", "blue"), ("satisfaction_rate", "green")):
+        d.line([(X(row["step"]), Y(row[key])) for row in rows], kind, 2.5)
+    d.text(446, Y(rows[-1]["accuracy"]) - 2, "right", "blue", 13, "start")
+    d.text(446, Y(rows[-1]["satisfaction_rate"]) + 14, "within d", "green", 13, "start")
+    top = max(row["lam"] for row in rows)
+    d.text(630, 28, "multiplier λ", bold=True)
+    d.line([(540, 240), (720, 240)], "line", 1)
+    d.text(532, 245, "0", size=13, anchor="end")
+    d.text(532, 62, f"{top:.1f}", size=13, anchor="end")
+    d.text(720, 258, f"{last}", size=13)
+    path = [(540 + 180 * row["step"] / last, 240 - 182 * row["lam"] / top) for row in rows]
+    d.line(path, "orange", 2.5)
+    both = [f"{result[key]:.0%} {said}" for key, said in ENDED]
+    foot = f"At its end, on {result['n']} held-out prompts: {' and '.join(both)} (seed 0)."
+    d.text(20, 284, foot, "soft", 13, "start")
     return d
 
 

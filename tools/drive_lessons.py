@@ -1,7 +1,7 @@
 """Every lesson as it is stored, in a real JupyterLab: does it fit a window, and is all of it there?
 
     python tools/drive_lessons.py                  all lessons; writes studies/browser
-    python tools/drive_lessons.py 02 07            these; prints only
+    python tools/drive_lessons.py 02 07            these; the rows of the others stay
     python tools/drive_lessons.py --shots folder   keeps pictures of what was seen, too
 
 Nothing is run. Each lesson is looked at in two widths and two themes. Counted are errors on the
@@ -109,7 +109,8 @@ def look(lab: Lab, name: str, shots: Path | None = None) -> Iterator[dict]:
             found = measure(notebook)
             if shots:
                 picture(notebook, shots / f"{name[:2]}-{width}-{theme}.png")
-            cells = sorted({cell for key in COUNTS for cell in found[key]})
+            keys = COUNTS if width == WIDTHS[0] else COUNTS[1:]  # code may be wider than 800
+            cells = sorted({cell for key in keys for cell in found[key]})
             row = {"lesson": name, "theme": theme, "width": width, "console_errors": len(errors)}
             row |= {"pictures": found["pictures"], **{key: len(found[key]) for key in COUNTS}}
             yield row | {"cells": " ".join(cells), "said": " | ".join(errors), "opened_s": seconds}
@@ -141,7 +142,12 @@ def table(rows: list[dict]) -> str:
 
 def store(rows: list[dict], browser: str) -> None:
     "Write the study: every row into a CSV file, a line a lesson into its README."
-    with open(STUDY / "results.csv", "w", newline="") as file:
+    path, new = STUDY / "results.csv", {row["lesson"] for row in rows}
+    if path.exists():
+        with open(path, newline="") as file:
+            rows = [row for row in csv.DictReader(file) if row["lesson"] not in new] + rows
+    rows.sort(key=lambda row: row["lesson"])
+    with open(path, "w", newline="") as file:
         writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
@@ -166,8 +172,7 @@ def main() -> None:
                 print(*row.values(), flush=True)
         browser = lab.context.browser.version
     print(table(rows))
-    if not args.lessons:
-        store(rows, browser)
+    store(rows, browser)
 
 
 if __name__ == "__main__":

@@ -33,7 +33,7 @@ MAIN = {
     "04_saute_and_no_augmentation": ("panel", {"method": "cmdp"}),
     "05_the_modified_reward": ("multiplier", {"width": 0.3}),
     "06_gradients": ("view", {"method": "cmdp", "d": 0.4}),
-    "07_train_it_live": ("live", {"d": 0.3}, (150, 400)),
+    "07_train_it_live": ("live", {}, (60, 400)),  # the beginning and the end
     "08_compare_methods": ("shoot", {"budget": 0.4}),
     "09_a_real_model": ("micro", {"follow": True}),
     "10_your_own_models": ("panel", {"d": 3.4}),
@@ -46,6 +46,8 @@ def train(widget: Widget, update: int) -> None:
     while int(widget.numbers()["update"]) < update:
         time.sleep(0.2)
     widget.press("pause")
+    rests = "() => !/running/.test(document.querySelector('.cmdp .numbers small').textContent)"
+    widget.page.wait_for_function(rests)  # after the last update it is evaluated
     widget.page.wait_for_timeout(1500)  # the last drawing
 
 

@@ -1,10 +1,10 @@
 """How many random errors the tests notice.
 
-    python studies/mutants/study.py measure    seconds and lines of every test (needs coverage)
-    python studies/mutants/study.py run        mutants without a row yet, in random order
-    python studies/mutants/study.py again      what was not caught, with the tests of today
-    python studies/mutants/study.py tables     what the rows say
-    python studies/mutants/study.py check evaluate._spread evaluate._error \\
+    python studies/mutants/survey.py measure    seconds and lines of every test (needs coverage)
+    python studies/mutants/survey.py run        mutants without a row yet, in random order
+    python studies/mutants/survey.py again      what was not caught, with the tests of today
+    python studies/mutants/survey.py tables     what the rows say
+    python studies/mutants/survey.py check evaluate._spread evaluate._error \\
         --tests tests/test_evaluate.py -k "percentiles or variances"
 
 `check` judges every mutant of some functions by some tests: for whoever writes a test. `run` takes
