@@ -1,5 +1,6 @@
 """The course as a learner meets it: JupyterLab in a headless Chromium, moved by keys and clicks."""
 
+import csv
 import json
 import re
 import sys
@@ -13,7 +14,7 @@ from transformers import AutoModelForCausalLM
 
 sys.path.insert(0, str(ROOT / "tools"))
 import lab as labs
-from drive_lessons import COUNTS, THEMES, WIDTHS, look
+from drive_lessons import COUNTS, STUDY, THEMES, WIDTHS, look, table
 from lesson_images import IMAGES, MAIN
 
 TUTORIALS = ROOT / "tutorials"
@@ -312,6 +313,15 @@ def test_the_index_lists_every_lesson(lesson):
     line = rf"^\| {link} \|.+\| \d+ s \| {exercises} \|"
     wanted = f"| [{title}]({lesson}.ipynb) | ... | 25 s | {exercises} | ... |"
     assert re.search(line, table, re.M), f"tutorials/README.md has no line `{wanted}`"
+
+
+def test_every_lesson_was_looked_at_in_a_browser():
+    "What studies/browser tells is what was counted, of every lesson, theme and width."
+    with open(STUDY / "results.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    looks = {(row["lesson"], row["theme"], int(row["width"])) for row in rows}
+    assert looks == set(product(LESSONS, THEMES, WIDTHS))
+    assert table(rows) in (STUDY / "README.md").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("lesson", LESSONS)
