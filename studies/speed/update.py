@@ -162,8 +162,8 @@ def build(args, folder: str):
         *pair, tokenizer = pretrained_pair()
     else:
         made = partial(shaped, vocab_size=args.vocab_size, device=args.device)
-        teacher_dtype = torch.bfloat16 if args.bf16 else torch.float32
-        pair = made(student_shape), made(teacher_shape, dtype=teacher_dtype)
+        teacher_dtype = args.teacher_dtype or ("bfloat16" if args.bf16 else "float32")
+        pair = made(student_shape), made(teacher_shape, dtype=getattr(torch, teacher_dtype))
         tokenizer = words(args.vocab_size)
     generator = torch.Generator().manual_seed(0)
     ids = torch.randint(2, args.vocab_size, (64, args.prompt_length), generator=generator)
@@ -242,6 +242,7 @@ def parser() -> argparse.ArgumentParser:
     options.add_argument("--gradient_checkpointing", action="store_true")
     options.add_argument("--device", default="cpu")
     options.add_argument("--bf16", action="store_true")
+    options.add_argument("--teacher_dtype", help="that of --bf16 where nothing is said")
     options.add_argument("--threads", type=int, default=1)
     options.add_argument(
         "--all", action="store_true", help="all sizes and engines, each in a child"
