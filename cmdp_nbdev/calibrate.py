@@ -19,7 +19,7 @@ from .run import Run, follow
 from .sequential import log_evidence
 
 # %% auto #0
-__all__ = ['LOOKS', 'SURE', 'STREAM', 'HARDER', 'STRETCH', 'SHARE', 'STRETCHES', 'rate_to_aim_at', 'Look', 'look_at', 'log_odds',
+__all__ = ['LOOKS', 'SURE', 'STREAM', 'HARDER', 'STRETCH', 'SHARE', 'STRETCHES', 'calibration_aim', 'Look', 'look_at', 'log_odds',
            'meeting_place', 'weights_of', 'put_between', 'to_the_other_side', 'calibrate', 'between']
 
 # %% ../nbs/12_calibrate.ipynb #aim
@@ -27,7 +27,7 @@ LOOKS = 2  # at students between the two
 SURE = 1.3  # standard errors of what calibration and certificate do not know
 
 
-def rate_to_aim_at(target: float, calibration: int, certificate: int) -> float:
+def calibration_aim(target: float, calibration: int, certificate: int) -> float:
     "The satisfaction rate to aim at, by the numbers of prompts, so that nine of ten are certified."
     if not certificate:
         return target
@@ -118,7 +118,7 @@ def calibrate(run: Run) -> None:
     args, data = run.args, run.held_out.get("calibration_prompts")
     if data is None or run.global_step != args.max_steps:
         return
-    aim = rate_to_aim_at(args.target, len(data), args.certificate_prompts)
+    aim = calibration_aim(args.target, len(data), args.certificate_prompts)
     say(f"calibrating: {aim:.3f} of {len(data)} held-out prompts", args.disable_tqdm)
     if run.saved_at != run.global_step:
         run.save_checkpoint()

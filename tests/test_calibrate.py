@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cmdp_nbdev import calibrate
-from cmdp_nbdev.calibrate import Look, log_odds, meeting_place, rate_to_aim_at
+from cmdp_nbdev.calibrate import Look, log_odds, meeting_place, calibration_aim
 from cmdp_nbdev.cli import main
 from cmdp_nbdev.config import CMDPConfig
 from cmdp_nbdev.model import default_pair
@@ -56,11 +56,11 @@ def weights(run):
 def test_a_student_at_the_aim_is_certified(target):
     "What is aimed at is enough, what was asked for is not, and more prompts need less."
     n = 8192
-    aim = rate_to_aim_at(target, 2048, n)
-    assert target < aim < rate_to_aim_at(target, 512, n // 4) < 1
+    aim = calibration_aim(target, 2048, n)
+    assert target < aim < calibration_aim(target, 512, n // 4) < 1
     assert verdict_of(round((1 - aim) * n), n, target) == CERTIFIED
     assert verdict_of(round((1 - target) * n), n, target) != CERTIFIED
-    assert rate_to_aim_at(target, 2048, 0) == target
+    assert calibration_aim(target, 2048, 0) == target
 
 
 @settings(max_examples=20, deadline=None)
