@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cmdp_nbdev import calibrate
-from cmdp_nbdev.calibrate import Look, log_odds, meeting_place, calibration_aim
+from cmdp_nbdev.calibrate import Look, calibration_aim, log_odds, meeting_place
 from cmdp_nbdev.cli import main
 from cmdp_nbdev.config import CMDPConfig
 from cmdp_nbdev.model import default_pair
