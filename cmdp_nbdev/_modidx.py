@@ -363,6 +363,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                    'cmdp_nbdev.distil.exact_optimum': ('distil.html#exact_optimum', 'cmdp_nbdev/distil.py'),
                                    'cmdp_nbdev.distil.format_summary': ('distil.html#format_summary', 'cmdp_nbdev/distil.py'),
                                    'cmdp_nbdev.distil.headline': ('distil.html#headline', 'cmdp_nbdev/distil.py'),
+                                   'cmdp_nbdev.distil.hide_bars': ('distil.html#hide_bars', 'cmdp_nbdev/distil.py'),
                                    'cmdp_nbdev.distil.leave_if_stopped': ('distil.html#leave_if_stopped', 'cmdp_nbdev/distil.py'),
                                    'cmdp_nbdev.distil.load_prompts': ('distil.html#load_prompts', 'cmdp_nbdev/distil.py'),
                                    'cmdp_nbdev.distil.load_reward': ('distil.html#load_reward', 'cmdp_nbdev/distil.py'),

@@ -7,19 +7,15 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import fields
-from importlib.metadata import version
 from pathlib import Path
 
-import datasets
 import numpy as np
 import torch
 from datasets import Dataset
 from scipy.stats import ks_2samp
-from transformers.utils import logging as hf_logging
 
 from .budget import Budget
 from cmdp_nbdev.certificate import (
@@ -29,19 +25,21 @@ from cmdp_nbdev.certificate import (
     prompt_text,
     prompts_hash,
 )
+from .checkpoint import read_jsonl
 from .cost import Cost
 from cmdp_nbdev.distil import (
     EMBEDDED,
     describe_teacher,
     embedded_task,
+    hide_bars,
     load_prompts,
     with_prompts,
 )
 from .evaluate import evaluate_records, loaded_pair
 from .examine import completion_length, no_verdict, with_task
+from .inputs import versions
 from .model import load_tokenizer, outline
 from .options import CERTIFY, CertifyArguments, RunArguments, check_folder
-from .plot import read_jsonl
 from .processor import say, suitable_threads
 from .rollout import Sampling
 from .run import fold_seed
@@ -49,8 +47,8 @@ from .sequential import CERTIFIED, REFUSED, UNDECIDED, check_claim
 from .tasks import task_kind, with_template
 
 # %% auto #0
-__all__ = ['MEASURED', 'LARGE', 'RARE', 'PACKAGES', 'EXIT', 'run_of', 'config_of', 'trained_on', 'refuse_known', 'drift',
-           'measured_before', 'certify', 'check_arguments', 'prompts_of', 'put_to', 'trained_of', 'run_command']
+__all__ = ['MEASURED', 'LARGE', 'RARE', 'EXIT', 'run_of', 'config_of', 'trained_on', 'refuse_known', 'drift', 'measured_before',
+           'certify', 'check_arguments', 'prompts_of', 'put_to', 'trained_of', 'run_command']
 
 # %% ../nbs/19_certify.ipynb #run-of
 def run_of(student) -> Path | None:
@@ -138,9 +136,6 @@ def measured_before(run: Path | None) -> tuple[list[dict], list[str]]:
     return records, []
 
 # %% ../nbs/19_certify.ipynb #certify
-PACKAGES = ("cmdp_nbdev", "torch", "transformers", "datasets", "numpy", "scipy")
-
-
 def certify(
     student,  # a model, a folder or a name
     teacher,  # the same, or what rollout.teacher_rows takes
@@ -191,7 +186,7 @@ def certify(
         "temperature": temperature,
         "max_completion_length": length,
         "seed": seed,
-        "versions": {name: version(name) for name in PACKAGES},
+        "versions": versions("scipy"),
     }
     found = certificate_of(
         records,
@@ -278,9 +273,7 @@ def run_command(values: dict) -> int:
     "What `cmdp certify` does with its values; prints what came of it, returns the exit status."
     args = with_task(CertifyArguments(**values))
     folder = check_arguments(args)
-    if args.disable_tqdm or not sys.stderr.isatty():
-        datasets.disable_progress_bars()
-        hf_logging.disable_progress_bar()
+    hide_bars(args.disable_tqdm)
     data, trained = prompts_of(args), trained_of(args)
     _refuse_trained(data, trained, run_of(args.student))
     torch.set_num_threads(args.num_threads or suitable_threads(outline(args.student)[0]))

@@ -66,7 +66,7 @@ __all__ = ['LORA', 'EMBEDDED', 'OWN', 'OWN_TOO', 'SUMMARY', 'COPY_LIMIT', 'load_
            'with_threads', 'embedded_trainer', 'own_trainer', 'describe_teacher', 'build_trainer', 'distil',
            'train_until_stopped', 'certificate_of_end', 'exact_optimum', 'summarise', 'start_of', 'nats_of',
            'numbers_of', 'write_run', 'pictures', 'format_summary', 'headline', 'run_all', 'all_configs', 'write_table',
-           'comparison', 'run_command', 'leave_if_stopped']
+           'comparison', 'hide_bars', 'run_command', 'leave_if_stopped']
 
 # %% ../nbs/19_distil.ipynb #reward
 def load_reward(spec: str) -> Callable:
@@ -553,16 +553,21 @@ def comparison(rows: list[dict], run: RunArguments, budget: float) -> list:
         figures.append(frontier_figure(rows, budgets, best))
     return figures
 
+# %% ../nbs/19_distil.ipynb #hide-bars
+def hide_bars(asked: bool) -> None:
+    "Switch off the bars of datasets and transformers where `asked` to, or where stderr is a file."
+    if asked or not sys.stderr.isatty():
+        datasets.disable_progress_bars()
+        hf_logging.disable_progress_bar()
+
 # %% ../nbs/19_distil.ipynb #run-command
 def run_command(values: dict) -> None:
     "What `cmdp distill` does with its values; prints what came of it."
     values = dict(values)
     own = (f.name for f in dataclasses.fields(RunArguments))
     run = RunArguments(**{name: values.pop(name) for name in own})
-    quiet = values["disable_tqdm"] or not sys.stderr.isatty()
-    if quiet:
-        datasets.disable_progress_bars()
-    if quiet or run.student is None:
+    hide_bars(values["disable_tqdm"])
+    if run.student is None:
         hf_logging.disable_progress_bar()
     check_options(run)
     if values["method"] == "all":

