@@ -220,6 +220,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                    'cmdp_nbdev.config.refuse': ('config.html#refuse', 'cmdp_nbdev/config.py'),
                                    'cmdp_nbdev.config.schedule_settings': ('config.html#schedule_settings', 'cmdp_nbdev/config.py'),
                                    'cmdp_nbdev.config.setting': ('config.html#setting', 'cmdp_nbdev/config.py'),
+                                   'cmdp_nbdev.config.settings_kept': ('config.html#settings_kept', 'cmdp_nbdev/config.py'),
                                    'cmdp_nbdev.config.the_chat_template_is_told_its_own_switches': ( 'config.html#the_chat_template_is_told_its_own_switches',
                                                                                                      'cmdp_nbdev/config.py'),
                                    'cmdp_nbdev.config.the_method_has_groups_to_compare': ( 'config.html#the_method_has_groups_to_compare',

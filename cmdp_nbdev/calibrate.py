@@ -19,8 +19,8 @@ from .run import Run, follow
 from .sequential import log_evidence
 
 # %% auto #0
-__all__ = ['LOOKS', 'SURE', 'STREAM', 'HARDER', 'STRETCH', 'SHARE', 'STRETCHES', 'calibration_aim', 'Look', 'look_at', 'log_odds',
-           'meeting_place', 'weights_of', 'put_between', 'to_the_other_side', 'calibrate', 'between']
+__all__ = ['LOOKS', 'SURE', 'STREAM', 'HARDER', 'SHARE', 'STRETCH', 'OF', 'STRETCHES', 'calibration_aim', 'Look', 'look_at',
+           'log_odds', 'meeting_place', 'weights_of', 'put_between', 'to_the_other_side', 'calibrate', 'between']
 
 # %% ../nbs/12_calibrate.ipynb #aim
 LOOKS = 2  # at students between the two
@@ -91,7 +91,8 @@ def put_between(run: Run, start: list[Tensor], end: list[Tensor], place: float) 
         weight.copy_(torch.lerp(a, b, place))
 
 # %% ../nbs/12_calibrate.ipynb #other-side
-HARDER, STRETCH, SHARE = 3.0, 32, 0.5  # times the prices, updates, of the peak learning rate
+HARDER, SHARE = 3.0, 0.5  # times the prices, of the peak learning rate
+STRETCH, OF = 32, 16  # updates, but at most one in OF of the run's own
 STRETCHES = 3  # at most
 
 
@@ -102,11 +103,12 @@ def to_the_other_side(run: Run, data: Dataset, aim: float) -> tuple[list, list, 
     """
     looks = [look_at(run, data, 0.0, run.global_step)]
     short = looks[0].rate < aim
+    stretch = min(STRETCH, max(1, run.args.max_steps // OF))
     follow(run.scheduler, lambda update: SHARE)
     while len(looks) <= STRETCHES and (looks[-1].rate < aim) == short:
         start = weights_of(run)
         run.strictness = HARDER ** (len(looks) if short else -len(looks))
-        for _ in range(STRETCH):
+        for _ in range(stretch):
             run.step()
         looks.append(look_at(run, data, 1.0, run.global_step))
     run.strictness = 1.0

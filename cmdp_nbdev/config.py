@@ -50,8 +50,8 @@ __all__ = ['UNFIT', 'WORDS', 'SWITCH', 'KIND', 'Folder', 'Checkpoint', 'Trackers
            'follow_schedule', 'the_schedule_is_known_beforehand', 'the_schedule_knows_its_settings',
            'the_schedule_gives_rates', 'the_method_has_groups_to_compare', 'a_score_function_needs_its_own_completions',
            'distillation_follows_a_gradient', 'trial_batch', 'trial_problems', 'price_problems', 'one_dtype',
-           'check_config', 'load_function', 'own_problems', 'field_problems', 'check_unused', 'recipe', 'default_of',
-           'changed', 'followed_recipe', 'in_force']
+           'check_config', 'load_function', 'own_problems', 'field_problems', 'check_unused', 'recipe', 'settings_kept',
+           'default_of', 'changed', 'followed_recipe', 'in_force']
 
 # %% ../nbs/10_config.ipynb #range
 UNFIT = (TypeError, ValueError, OverflowError, RuntimeError)  # what a value of another kind raises
@@ -1094,8 +1094,17 @@ def recipe(name: str, method: str | None = None) -> dict:
 
 @patch(cls_method=True)
 def from_recipe(cls: CMDPConfig, name: str, **changes) -> CMDPConfig:
-    "The settings of a recipe, and what is changed in it."
-    return cls(**recipe(name, changes.get("method")) | changes)
+    "The settings of a recipe, and what is changed in it; see `settings_kept`."
+    base = recipe(name, changes.get("method"))
+    return cls(**base | changes | settings_kept(base, changes))
+
+
+def settings_kept(base: dict, changes: dict) -> dict:
+    "The method's settings: those of a recipe that `changes` do not name stay as they are."
+    kept, given = base.get("method_kwargs"), changes.get("method_kwargs")
+    if not kept or given is None:
+        return {}
+    return {"method_kwargs": Settings(kept | as_settings(given))}
 
 # %% ../nbs/10_config.ipynb #changed
 def default_of(f: Field):

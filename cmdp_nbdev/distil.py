@@ -343,10 +343,10 @@ def distil(run: RunArguments, config: CMDPConfig) -> dict:
     began = time.perf_counter()
     trainer = build_trainer(run, config)
     trainer.keep_trackers = True
-    train_until_stopped(trainer)
+    finished = train_until_stopped(trainer)
     with trainer.keeping():
         result, records = trainer.evaluate(return_records=True)
-    certificate = certificate_of_end(trainer)
+    certificate = certificate_of_end(trainer) if finished else None
     trainer.close()
     optimum = exact_optimum(run, trainer)
     seconds = time.perf_counter() - began
@@ -363,12 +363,17 @@ def distil(run: RunArguments, config: CMDPConfig) -> dict:
     return summary
 
 # %% ../nbs/19_distil.ipynb #train
-def train_until_stopped(trainer: CMDPTrainer) -> None:
-    "Train to the end or to Ctrl-C; what was learnt until then is a checkpoint already."
+def train_until_stopped(trainer: CMDPTrainer) -> bool:
+    """Train to the end or to Ctrl-C; what was learnt until then is a checkpoint already.
+
+    Returns whether it was the end.
+    """
     try:
         trainer.train()
     except KeyboardInterrupt:
         print("evaluating and saving what was learnt; Ctrl-C again leaves at once", file=sys.stderr)
+        return False
+    return True
 
 # %% ../nbs/19_distil.ipynb #certificate
 def certificate_of_end(trainer: CMDPTrainer) -> Certificate | None:

@@ -315,7 +315,7 @@ def with_task(args: JudgeArguments) -> JudgeArguments:
     "The options with the student, teacher and length of an embedded task where none are given."
     if args.task is None:
         return args
-    folder, settings = EMBEDDED[args.task].folder, recipe(recipe_of(None, args.task))
+    folder, settings = EMBEDDED[args.task].folder, recipe(recipe_of({"task": args.task}))
     brought = {
         "student": str(folder / "student"),
         "teacher": str(folder / "teacher"),

@@ -43,6 +43,7 @@ from cmdp_nbdev.config import (
     ranges,
     read_fields,
     recipe,
+    settings_kept,
     refuse,
     setting,
     with_ranges,
@@ -52,12 +53,12 @@ from .methods import METHODS, method_settings
 # %% auto #0
 __all__ = ['Engine', 'AtLeastTwenty', 'AtLeastOne', 'NotBelowZero', 'Task', 'Aggregate', 'CHAIN_SUM', 'METHODS_ABOUT', 'EXAMPLES',
            'DISTILL', 'PREPARE', 'EVALUATE', 'CERTIFY', 'PLAN', 'REPEAT', 'EVERY', 'COMMANDS', 'PLACEHOLDERS',
-           'WORDS_OF', 'FIRST', 'RECIPE_OF', 'UNSAID', 'RunArguments', 'PrepareArguments', 'argument_problems',
-           'JudgeArguments', 'EvaluateArguments', 'CertifyArguments', 'PlanArguments', 'RepeatArguments', 'Command',
-           'method_lines', 'defaults_of', 'reader', 'item_kinds', 'add_option', 'headings', 'Parser', 'build_parser',
-           'unknown_option', 'read_options', 'one_spelling', 'word_problems', 'Typed', 'recipe_of', 'base_settings',
-           'layered', 'read_values', 'parse', 'check_folder', 'parse_args', 'config_text', 'command_of',
-           'completion_script', 'choices']
+           'WORDS_OF', 'FIRST', 'RECIPE_OF', 'TAUGHT', 'UNSAID', 'RunArguments', 'PrepareArguments',
+           'argument_problems', 'JudgeArguments', 'EvaluateArguments', 'CertifyArguments', 'PlanArguments',
+           'RepeatArguments', 'Command', 'method_lines', 'defaults_of', 'reader', 'item_kinds', 'add_option',
+           'headings', 'Parser', 'build_parser', 'unknown_option', 'read_options', 'one_spelling', 'word_problems',
+           'Typed', 'recipe_of', 'base_settings', 'layered', 'read_values', 'parse', 'check_folder', 'parse_args',
+           'config_text', 'command_of', 'completion_script', 'choices']
 
 # %% ../nbs/18_options.ipynb #types
 Engine = Annotated[str, one_of("native", "trl")]
@@ -609,37 +610,43 @@ class Typed:
 
     values: dict  # option -> value
     sources: dict  # option -> default, recipe NAME, file PATH or command line
+    recipe: dict  # what the recipe says; {} without one
     print_config: bool = False
 
 
 RECIPE_OF = {"words": "words"}  # of an embedded task; the others have "embedded"
 
 
-def recipe_of(student: str | None, task: str | None) -> str | None:
-    "The name of the recipe that a run follows; None for a student of one's own."
-    return RECIPE_OF.get(task, "embedded") if student is None else None
+TAUGHT = {"method": "cmdp-rate", "engine": "native"}  # whose run begins with the teacher's texts
 
 
-def base_settings(student: str | None, task: str | None, method: str | None) -> dict:
-    "What a run of this student changes in the defaults of CMDPConfig, before anything is said."
-    name = recipe_of(student, task)
-    return recipe(name, method) if name else {}
+def recipe_of(said: dict) -> str | None:
+    "The recipe that a run follows, by its options; None for a student of one's own."
+    if said.get("student") is not None:
+        return None
+    if said.get("task") in RECIPE_OF:
+        return RECIPE_OF[said["task"]]
+    return "embedded-taught" if {**TAUGHT, **said}.items() >= TAUGHT.items() else "embedded"
+
+
+def base_settings(said: dict) -> dict:
+    "What a run with these options changes in the defaults of CMDPConfig, before all else is said."
+    name = recipe_of(said)
+    return recipe(name, said.get("method")) if name else {}
 
 
 def layered(command: Command, file: dict, typed: dict, path: str = "") -> Typed:
     "The layers of a command's values, later ones winning."
     layers = {"default": defaults_of(command)}
-    said = file | typed
-    if RunArguments in command.records and (
-        name := recipe_of(said.get("student"), said.get("task"))
-    ):
-        layers[f"recipe {name}"] = recipe(name, said.get("method"))
+    said, base = file | typed, {}
+    if RunArguments in command.records and (name := recipe_of(said)):
+        layers[f"recipe {name}"] = base = base_settings(said)
     layers |= {f"file {path}": file, "command line": typed}
     values, sources = {}, {}
     for source, layer in layers.items():
         values |= layer
         sources |= dict.fromkeys(layer, source)
-    return Typed(values, sources)
+    return Typed(values, sources, base)
 
 # %% ../nbs/18_options.ipynb #problems
 def read_values(record: type, values: dict) -> Iterator[str]:
@@ -674,6 +681,7 @@ def parse(command: Command, argv: list[str], prog: str | None = None) -> Typed:
     for record in command.records:
         problems += read_values(record, found.values)
     refuse(problems)
+    found.values.update(settings_kept(found.recipe, found.values))
     return found
 
 # %% ../nbs/18_options.ipynb #check-folder
@@ -719,7 +727,7 @@ UNSAID = ("eval_on_start", "resume_from_checkpoint", "disable_tqdm")
 def command_of(run: RunArguments, config: CMDPConfig) -> str:
     "The command line of a run: every option that is not at its default."
     words = ["cmdp-distill"]
-    given = changed(run, {}) | changed(config, base_settings(run.student, run.task, config.method))
+    given = changed(run, {}) | changed(config, base_settings(vars(run) | vars(config)))
     for name, value in given.items():
         if name not in UNSAID:
             words += [f"--{name}", *_words(value)]

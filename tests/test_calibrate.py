@@ -44,8 +44,9 @@ def trainer(folder, **settings):
 
 
 @pytest.fixture(autouse=True)
-def short_stretches(monkeypatch):
-    monkeypatch.setattr("cmdp_nbdev.calibrate.STRETCH", 8)
+def long_stretches(monkeypatch):
+    "As long as the run, which is short."
+    monkeypatch.setattr(calibrate, "OF", 1)
 
 
 def weights(run):
@@ -103,7 +104,7 @@ def test_a_run_ends_between_two_students_and_alike_when_resumed(tmp_path):
     whole.train()
     found = whole.run_info["calibration"]
     assert len(found["looks"]) == 4 and 0 <= found["place"] <= 1
-    assert found["updates"] % 8 == 0 and whole.global_step == 3 + found["updates"]
+    assert found["updates"] % 3 == 0 and whole.global_step == 3 + found["updates"]
     assert whole.strictness == 1 and json.loads(json.dumps(found)) == found
     names = {p.name for p in (tmp_path / "whole").glob("checkpoint-*")}
     assert names == {"checkpoint-1", "checkpoint-2", "checkpoint-3"}  # none in between two students
@@ -122,7 +123,7 @@ def test_a_run_ends_between_two_students_and_alike_when_resumed(tmp_path):
 def test_a_student_whose_budget_does_not_bind_stays_as_it_was(tmp_path, monkeypatch):
     "Lower prices bring nothing, and further updates only noise."
     monkeypatch.setattr(calibrate, "look_at", lambda run, data, place, *stream: Look(place, 60, 64))
-    monkeypatch.setattr(calibrate, "STRETCH", 1)
+    monkeypatch.setattr(calibrate, "OF", 16)  # a stretch of a short run is one update
     run = trainer(tmp_path / "run", method_kwargs={"target": 0.5})
     run.train()
     found = run.run_info["calibration"]

@@ -87,6 +87,7 @@ import cmdp_nbdev.cli
 assert cmdp_nbdev.__file__.startswith(sys.argv[1]), cmdp_nbdev.__file__
 assert version("cmdp_nbdev") == cmdp_nbdev.__version__
 options = "--max_steps 2 --n_eval 16 --per_device_train_batch_size 16"
+options += " --calibration_prompts 32 --certificate_prompts 256"
 options += " --output_dir out --device cpu --disable_tqdm"
 raise SystemExit(cmdp_nbdev.cli.main(options.split()))
 """

@@ -400,6 +400,7 @@ def test_the_command_without_verdicts(tmp_path, monkeypatch, capsys, boards):
     monkeypatch.setitem(distil.EMBEDDED, "chains", chains)
     out = tmp_path / "run"
     options = "--max_steps 1 --n_eval 8 --per_device_train_batch_size 8 --report_to tensorboard"
+    options += " --calibration_prompts 0 --certificate_prompts 0"
     assert cli.main(f"--output_dir {out} --device cpu --budget inf {options}".split()) == 0
     summary = strict(out / "summary.json")[0]
     assert (summary["accuracy"], summary["start_accuracy"], summary["n_verdict"]) == (None, None, 0)

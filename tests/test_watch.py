@@ -496,6 +496,7 @@ def test_the_command_says_it_too(tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(distil.EMBEDDED, "chains", chains)
     out = tmp_path / "run"
     options = "--max_steps 4 --n_eval 8 --per_device_train_batch_size 32 --num_generations 4"
+    options += " --calibration_prompts 0 --certificate_prompts 0"
     assert main(f"--output_dir {out} --device cpu --eval_on_start false {options}".split()) == 0
     summary = json.loads((out / "summary.json").read_text())
     (problem,) = [p for p in summary["problems"] if "earned the same" in p]

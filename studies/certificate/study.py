@@ -117,7 +117,7 @@ def certified_students(seeds: int) -> None:
     for name, budgets in TASKS.items():
         task = EMBEDDED[name]
         student, teacher, tokenizer = task.pair()
-        length = recipe(recipe_of(None, name))["max_completion_length"]
+        length = recipe(recipe_of({"task": name}))["max_completion_length"]
         every = task.prompts(8000, "test")
         first, others = every.select(range(4000)), every.select(range(4000, 8000))
         given = (student, teacher, first, tokenizer, no_verdict)
