@@ -1100,9 +1100,9 @@ def from_recipe(cls: CMDPConfig, name: str, **changes) -> CMDPConfig:
 
 
 def settings_kept(base: dict, changes: dict) -> dict:
-    "The method's settings: those of a recipe that `changes` do not name stay as they are."
+    "The method's settings: those of a recipe that `changes` do not name stay; {} takes them all away."
     kept, given = base.get("method_kwargs"), changes.get("method_kwargs")
-    if not kept or given is None:
+    if not kept or not given:
         return {}
     return {"method_kwargs": Settings(kept | as_settings(given))}
 

@@ -726,8 +726,12 @@ UNSAID = ("eval_on_start", "resume_from_checkpoint", "disable_tqdm")
 
 def command_of(run: RunArguments, config: CMDPConfig) -> str:
     "The command line of a run: every option that is not at its default."
-    words = ["cmdp-distill"]
-    given = changed(run, {}) | changed(config, base_settings(vars(run) | vars(config)))
+    words, base = ["cmdp-distill"], base_settings(vars(run) | vars(config))
+    given = changed(run, {}) | changed(config, base)
+    if given.get("method_kwargs"):  # those of the recipe would stay
+        known = METHODS[config.method].settings
+        own = {name: known[name] for name in base.get("method_kwargs", {})}
+        given["method_kwargs"] = own | given["method_kwargs"]
     for name, value in given.items():
         if name not in UNSAID:
             words += [f"--{name}", *_words(value)]

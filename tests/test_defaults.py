@@ -27,9 +27,14 @@ MAIN_JOB = dict(
     budget=0.8,
     aggregate="sum",
     divergence="reverse_kl",
-    learning_rate=1.5e-3,
-    lr_scheduler_type="cosine_with_min_lr",
-    lr_scheduler_kwargs={"min_lr_rate": 0.1},
+    method_kwargs={"price": "prompt", "max_scale": 8.0},
+    distill_steps=0.25,
+    seq_kd=True,
+    distill_learning_rate=3e-3,
+    learning_rate=5e-4,
+    lr_scheduler_type="cosine",
+    lr_scheduler_kwargs={},
+    adam_beta2=0.95,
     warmup_steps=0,
     weight_decay=0.0,
     max_grad_norm=1.0,
@@ -40,6 +45,8 @@ MAIN_JOB = dict(
     gradient_accumulation_steps=1,
     temperature=1.0,
     kl_chunk_size=None,
+    calibration_prompts=2048,
+    certificate_prompts=16384,
     per_device_eval_batch_size=256,
     eval_temperature=1.0,
     eval_on_start=True,
@@ -57,7 +64,7 @@ def test_the_main_job_stays_what_it_is():
     "Other defaults must not move the numbers that are published."
     config = parsed("")
     assert {k: getattr(config, k) for k in MAIN_JOB} == MAIN_JOB
-    assert config == embedded(eval_on_start=True)
+    assert config == CMDPConfig.from_recipe("embedded-taught", eval_on_start=True)
 
 
 def test_a_person_s_model_gets_gentle_settings(tmp_path):
@@ -67,9 +74,26 @@ def test_a_person_s_model_gets_gentle_settings(tmp_path):
     config = parsed(f"--config {tmp_path}/a.yaml --learning_rate 1e-6")
     assert config == CMDPConfig(budget=5, learning_rate=1e-6, eval_on_start=True)
     (tmp_path / "b.yaml").write_text("learning_rate: 1e-4\n")
-    assert parsed(f"--config {tmp_path}/b.yaml --budget 0.5") == embedded(
-        learning_rate=1e-4, budget=0.5, eval_on_start=True
+    assert parsed(f"--config {tmp_path}/b.yaml --budget 0.5") == CMDPConfig.from_recipe(
+        "embedded-taught", learning_rate=1e-4, budget=0.5, eval_on_start=True
     )
+
+
+def test_other_methods_learn_from_their_own_completions():
+    "What methods are compared with each other on, and what the other engine has."
+    for line in ("--method cmdp", "--method grpo", "--engine trl"):
+        method = dict(parse_args(shlex.split(line))[1])["method"]
+        assert parsed(line) == embedded(method=method, eval_on_start=True)
+
+
+def test_a_setting_of_the_method_leaves_the_recipe_s_others():
+    "Another rate must not take the price of every prompt away; another method has none of them."
+    kept = {"price": "prompt", "max_scale": 8.0, "target": 0.9}
+    assert parsed("--method_kwargs target=0.9").method_kwargs == kept
+    assert parsed("--method_kwargs price=global").method_kwargs["price"] == "global"
+    same = CMDPConfig.from_recipe("embedded-taught", method_kwargs="target=0.9")
+    assert same.method_kwargs == kept
+    assert parsed("--method soft --method_kwargs lam=2").method_kwargs == {"lam": 2}
 
 
 def test_a_missing_budget_is_one_sentence(tmp_path, capsys, monkeypatch):

@@ -34,12 +34,14 @@ RUNS = Runs(HERE / "runs.csv", ("name", "settings", "config", "seed"))
 SEEDS, N_EVAL = 5, 4096
 TAUGHT, FORMER, SUPERVISED = "embedded-taught", "embedded", "supervised"
 UNTAUGHT = {"distill_steps": 0, "seq_kd": False, "distill_learning_rate": None}
+NO_END = {"calibration_prompts": 0, "certificate_prompts": 0}  # but for the default itself
 
 # name -> (recipe, settings of cmdp-rate, further fields of CMDPConfig)
 VARIANTS = {
+    "default": (TAUGHT, {"price": "prompt", "max_scale": 8.0}, {}),
     "taught": (TAUGHT, {"price": "prompt", "max_scale": 8.0}, {}),
     "asked for 96%": (TAUGHT, {"price": "prompt", "max_scale": 8.0, "target": 0.96}, {}),
-    "one price": (TAUGHT, {"price": "global"}, {}),
+    "one price": (TAUGHT, {"price": "global", "max_scale": 4.0}, {}),
     "not taught": (FORMER, {"price": "prompt", "max_scale": 8.0}, {}),
     "slow, not taught": (TAUGHT, {"price": "prompt", "max_scale": 8.0}, UNTAUGHT),
     "fast throughout": (TAUGHT, {"price": "prompt", "max_scale": 8.0}, {"learning_rate": 1.5e-3}),
@@ -91,11 +93,13 @@ def distilled(job: dict, prompts) -> tuple[float, int, list[dict]]:
     "Budget, updates and completions of a student of our method."
     student, teacher, tokenizer = default_pair()
     with tempfile.TemporaryDirectory() as folder:
-        args = CMDPConfig.from_recipe(job["recipe"], device="cpu", **settings_of(job, folder))
-        data = chain_dataset(16000)
+        settings = ({} if job["name"] == "default" else NO_END) | settings_of(job, folder)
+        args = CMDPConfig.from_recipe(job["recipe"], device="cpu", **settings)
+        data = chain_dataset(16000 + args.calibration_prompts + args.certificate_prompts)
         trainer = CMDPTrainer(student, teacher, chain_reward, args, data, prompts, tokenizer)
         trainer.train()
-        return args.budget, args.max_steps, trainer.evaluate(return_records=True)[1]
+        found = trainer.evaluate(return_records=True)[1]
+        return args.budget, trainer.global_step, found
 
 
 def supervised(job: dict, prompts) -> tuple[float, int, list[dict]]:
