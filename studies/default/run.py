@@ -57,13 +57,13 @@ def plan() -> list[dict]:
     for seed in range(SEEDS):
         for name, (recipe, settings, config) in VARIANTS.items():
             jobs.append(job(name, recipe, settings, config, seed))
-        for name in ("taught", "former"):
+        for name in ("default", "former"):
             recipe, settings, config = VARIANTS[name]
             jobs.append(job(name, recipe, settings, {**config, "budget": 0.4}, seed))
         for budget in (0.8, 0.4):
             jobs.append(job(SUPERVISED, "", {"budget": budget, **TOLD}, {}, seed))
     longer = {"max_steps": 2400}
-    return jobs + [job("taught", *VARIANTS["taught"][:2], longer, seed) for seed in range(2)]
+    return jobs + [job("default", *VARIANTS["default"][:2], longer, seed) for seed in range(2)]
 
 
 def job(name: str, recipe: str, settings: dict, config: dict, seed: int) -> dict:
