@@ -1,8 +1,8 @@
-"""A student that is taught first, and a price for every prompt: the parts and the yardstick.
+"""The default: a student that is taught first, a price for every prompt, an end at its rate.
 
     python studies/default/run.py                what runs.csv does not hold yet
     python studies/default/run.py --only TEXT    the runs whose name contains TEXT; --seeds N
-    python studies/default/run.py --show         the table, from runs.csv
+    python studies/default/run.py --show         the tables of the README, from runs.csv
 
 Every run is a row of runs.csv: 4096 test prompts, one completion each; a run that is in the file
 is not repeated, the most wanted come first. `--workers N` at a time, one thread each, about two
@@ -27,11 +27,13 @@ from cmdp_nbdev.model import default_pair
 from cmdp_nbdev.task import chain_dataset, chain_reward
 from cmdp_nbdev.trainer import CMDPConfig, CMDPTrainer
 from studies.default.yardstick import fit
-from studies.lab import Runs, groups, made_with, settings_of, table
+from studies.lab import Runs, made_with, markdown, paired, plus_minus, put_between
+from studies.lab import settings_of, with_interval
 
 HERE = Path(__file__).resolve().parent
 RUNS = Runs(HERE / "runs.csv", ("name", "settings", "config", "seed"))
 SEEDS, N_EVAL = 5, 4096
+MARKS = ("<!-- runs -->", "<!-- /runs -->")
 TAUGHT, FORMER, SUPERVISED = "embedded-taught", "embedded", "supervised"
 UNTAUGHT = {"distill_steps": 0, "seq_kd": False, "distill_learning_rate": None}
 NO_END = {"calibration_prompts": 0, "certificate_prompts": 0}  # but for the default itself
@@ -126,6 +128,48 @@ def say(row: dict) -> str:
     return f"{row['name']} {row['config']} seed {row['seed']}: {rates}"
 
 
+def settings(row: dict) -> str:
+    "What tells a group of runs in the table: its name, and its budget and updates if they are other."
+    further = {} if row["budget"] == 0.8 else {"d": row["budget"]}
+    if "max_steps" in row["config"]:
+        further["updates"] = json.loads(row["config"])["max_steps"]
+    return ", ".join([row["name"], *(f"{k} = {v:g}" for k, v in further.items())])
+
+
+def runs_table(runs: dict) -> str:
+    "A line a group of seeds."
+    head = ["run", "seeds", "accuracy", "satisfaction", "both", "one", "two"]
+    rates = ("accuracy", "satisfaction_rate", "accuracy_within_budget")
+    lines = []
+    for name, group in runs.items():
+        flawed = [f"{group[f'both_{k}_flawed'].mean():.3f}" for k in (1, 2)]
+        lines.append([name, len(group), *(plus_minus(group[rate]) for rate in rates), *flawed])
+    return markdown(head, lines)
+
+
+def differences(runs: dict) -> str:
+    "More of both than others of the same seeds have."
+    column, lines = "accuracy_within_budget", []
+    for name, group in runs.items():
+        budget, other = f"d = {group['budget'].iloc[0]:g}", name.partition(",")[0]
+        ours = runs["default" if budget == "d = 0.8" else f"default, {budget}"]
+        more = paired(ours, group, column, column)
+        if other != "default" and len(more) > 1:
+            lines.append(f"- default − {name}: {with_interval(more)} ({len(more)} seeds)")
+    return "\n".join(lines)
+
+
+def show() -> None:
+    "Write tables and differences into the README."
+    rows = RUNS.read()
+    labels = [settings(row) for row in rows.to_dict("records")]
+    runs = dict(list(rows.groupby(labels, sort=False)))
+    runs = {name: runs[name] for name in sorted(runs, key=lambda name: ("," in name, name))}
+    text = f"\n{runs_table(runs)}\n\nMore of both, 95% t-interval over paired seeds:\n\n"
+    put_between(HERE / "README.md", MARKS, f"{text}{differences(runs)}\n")
+    print(runs_table(runs))
+
+
 def main() -> None:
     "See the top of this file."
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
@@ -134,13 +178,10 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--show", action="store_true")
     args = parser.parse_args()
-    if args.show:
-        rates = {"accuracy": "accuracy", "satisfaction": "satisfaction_rate"}
-        rates["both"] = "accuracy_within_budget"
-        print(table(groups(RUNS.read(), "name"), rates, {"KL mean": ("kl_mean", 2)}))
-        return
-    jobs = [j for j in plan() if args.only in j["name"] and j["seed"] < args.seeds]
-    RUNS.work(jobs, run, say, args.workers)
+    if not args.show:
+        jobs = [j for j in plan() if args.only in j["name"] and j["seed"] < args.seeds]
+        RUNS.work(jobs, run, say, args.workers)
+    show()
 
 
 if __name__ == "__main__":

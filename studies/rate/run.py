@@ -1,18 +1,16 @@
-"""Does a run end at the rate it is asked for? Main runs, and the end of each at four rates.
+"""Does a run end at the rate it is asked for? Single runs, four rates, three budgets.
 
     python studies/rate/run.py            what runs.csv does not hold yet, then the README's table
-    python studies/rate/run.py --show     the README's table and picture, from runs.csv
+    python studies/rate/run.py --show     the README's table, from runs.csv
 
-A main run is the recipe `embedded-taught` without its end: 600 updates x 128, asked for one rate.
-Its last state (weights, optimiser, controller) then goes through `calibrate` once for every rate
-in TARGETS: that is what a run that is asked for this rate does at its end, and most of the four
-have further to go than a run of their own would have. A row has what 4096 test prompts say
-before the end and after it, and the certificate from prompts that were used for nothing else.
+A run is the recipe `embedded-taught`: 600 updates x 128, asked for one rate; then `calibrate` moves
+it there, and a certificate is asked for, from prompts that were used for nothing else. In between
+its state (weights, optimiser, controller) is kept, so that a change of the end alone repeats no
+training. A row has what test prompts say before the end and after it.
 """
 
 import argparse
 import copy
-import math
 import sys
 import tempfile
 from pathlib import Path
@@ -32,20 +30,21 @@ from studies.lab import Runs, made_with, markdown, put_between
 HERE = Path(__file__).resolve().parent
 RUNS = Runs(HERE / "runs.csv", ("budget", "asked", "seed", "target"))
 STATES = HERE / "states"  # of main runs, so that a stopped study goes on; not kept in git
-MAIN = [(0.4, 0.9, 0), (0.8, 0.98, 0), (1.0, 0.8, 0), (0.4, 0.99, 0)]
 TARGETS = (0.8, 0.9, 0.95, 0.99)
-N_TRAIN, N_EVAL = 16000, 4096
+SINGLE = [(d, target, 0) for target in TARGETS for d in (0.4, 0.8, 1.0)]
+SINGLE += [(0.4, target, 1) for target in TARGETS]
+SINGLE += [(0.8, target, 1) for target in TARGETS[1:]] + [(1.0, 0.99, 1)]
+N_TRAIN = 16000
+N_EVAL = {0.8: 13500}  # test prompts (all of them), else 4096: in a low rate chance is largest
 MARKS = ("<!-- ends -->", "<!-- /ends -->")
 # Prompts for calibration and certificate: a low rate is known less exactly than a high one.
-HELD = {0.8: (4096, 16384), 0.9: (4096, 16384)}
+HELD = {0.8: (8192, 32768), 0.9: (8192, 32768)}
 
 
 def plan() -> list[dict]:
-    "Every main run's end at every rate, those next to its own rate first."
+    "Twenty single runs, each asked for its own rate: four rates, three budgets, some seeds twice."
     names = ("budget", "asked", "seed", "target")
-    ends = [(*main, target) for main in MAIN for target in TARGETS]
-    ends.sort(key=lambda end: abs(math.log((1 - end[1]) / (1 - end[3]))))
-    return [dict(zip(names, end)) for end in ends]
+    return [dict(zip(names, (*single, single[1]))) for single in SINGLE]
 
 
 def trainer(budget: float, target: float, seed: int, n_train: int, **settings) -> CMDPTrainer:
@@ -88,7 +87,8 @@ def take_up(run: CMDPTrainer, state: dict) -> None:
 
 def measure(run: CMDPTrainer, when: str) -> dict[str, float]:
     "What test prompts say."
-    judged = (run.student, run.teacher, chain_dataset(N_EVAL, "test"), run.processing_class)
+    prompts = chain_dataset(N_EVAL.get(run.args.target, 4096), "test")
+    judged = (run.student, run.teacher, prompts, run.processing_class)
     how = dict(seed=run.args.seed, max_completion_length=32, disable_tqdm=True)
     found = summarize(evaluate_records(*judged, chain_reward, run.budget, **how))
     names = ("accuracy", "satisfaction_rate", "accuracy_within_budget")
@@ -125,19 +125,19 @@ def end(job: dict) -> dict:
 def say(row: dict) -> str:
     "A row in one line."
     rates = " -> ".join(f"{row[f'{w}_satisfaction_rate']:.3f}" for w in ("before", "after"))
-    about = f"d={row['budget']} asked {row['asked']} seed {row['seed']}"
-    return f"{about}, end at {row['target']}: {rates}, {row['certificate']}"
+    about = f"d={row['budget']} asked {row['target']} seed {row['seed']}"
+    return f"{about}: {rates}, {row['certificate']}"
 
 
 def ends_table(rows: pd.DataFrame) -> str:
     "A line a row: where the run stood, where it ended, what it cost, and whether it is certified."
-    head = ["d", "main run asked", "end asked", "before", "after", "accuracy", "updates", "verdict"]
+    head = ["d", "asked", "seed", "trained", "ended", "accuracy", "updates", "verdict"]
     lines = []
-    for r in rows.sort_values(["budget", "asked", "target"]).to_dict("records"):
+    for r in rows.sort_values(["budget", "target", "seed"]).to_dict("records"):
         accuracy = f"{r['before_accuracy']:.3f} → {r['after_accuracy']:.3f}"
         rates = [f"{r[f'{when}_satisfaction_rate']:.3f}" for when in ("before", "after")]
         verdict = f"{r['certificate']} ({r['certificate_prompts']} prompts)"
-        asked = [f"{r[name]:g}" for name in ("budget", "asked", "target")]
+        asked = [f"{r[name]:g}" for name in ("budget", "target", "seed")]
         lines.append([*asked, *rates, accuracy, r["updates"], verdict])
     return markdown(head, lines)
 
@@ -152,8 +152,8 @@ def counts(rows: pd.DataFrame) -> str:
     certified = int((rows["certificate"] == "certified").sum())
     kept = int((rows["after_satisfaction_rate"] >= rows["target"]).sum())
     return (
-        f"Of {len(rows)} ends {near['after']} are within two points of the rate that was asked for "
-        f"(without calibration {near['before']}, for most were trained for another rate), "
+        f"Of {len(rows)} runs {near['after']} end within two points of the rate that they were "
+        f"asked for (before their end {near['before']}), "
         f"{kept} keep it on the test prompts, {certified} are certified; the mean miss is "
         f"{100 * miss['after'].mean():.1f} points, the largest {100 * miss['after'].max():.1f}."
     )
