@@ -135,9 +135,7 @@ BROKEN_OFF = {
     "a signal at a look": ("records", 1, ended, SystemExit),
     "a reward that fails": ("reward", 4, failing, FunctionFailed),
 }
-SHORT = dict(
-    max_steps=1, calibration_prompts=8, per_device_train_batch_size=4, num_generations=2
-)
+SHORT = dict(max_steps=1, calibration_prompts=8, per_device_train_batch_size=4, num_generations=2)
 
 
 def lines_of(run) -> list[dict]:
