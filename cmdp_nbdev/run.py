@@ -88,7 +88,7 @@ __all__ = ['RESUMABLE', 'EVALUATION', 'CARD', 'UNPROVEN', 'OF_A_STUDENT', 'FUSED
            'first_stretch', 'rate_factor', 'hold_last_rate', 'follow', 'an_earlier_run_is_this_one', 'earlier_run',
            'the_folder_can_be_written', 'check_inputs', 'run_config', 'check_weights', 'model_name', 'measured_rows',
            'bound_text', 'repeat_code', 'model_card', 'make_accelerator', 'Run', 'as_logged', 'leave', 'here',
-           'uninterrupted', 'terminable', 'completion_rows', 'completion_line', 'judged_generation',
+           'uninterrupted', 'terminable', 'first_noted', 'completion_rows', 'completion_line', 'judged_generation',
            'tokenizer_settings', 'restore_tokenizer', 'saving_probe', 'full_precision', 'probe_logps', 'policy_gap',
            'rounding', 'load_back', 'unwrapped', 'check_saved', 'put_in_place', 'claim_student', 'make_optimizer']
 
@@ -810,6 +810,33 @@ def terminable() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+@contextmanager
+def first_noted(said: str) -> Iterator[list[int]]:
+    """Within the block the first Ctrl-C or SIGTERM says `said` on stderr, and is put in the list.
+
+    The next one is answered as before the block.
+    """
+    ours = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}
+    before = {n: handler for n, handler in ours.items() if here(n, handler)}
+    noted = []
+
+    def put_back() -> None:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+    def note(number: int, frame) -> None:
+        noted.append(number)
+        put_back()
+        print(said, file=sys.stderr)
+
+    for number in before:
+        signal.signal(number, note)
+    try:
+        yield noted
+    finally:
+        put_back()
 
 # %% ../nbs/12_run.ipynb #keeping
 @patch
