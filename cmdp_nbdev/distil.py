@@ -582,6 +582,7 @@ def run_command(values: dict) -> None:
 
 
 def leave_if_stopped(summary: dict, values: dict) -> None:
-    "Raise KeyboardInterrupt after a run that Ctrl-C has ended before its last update."
-    if summary["steps"] < values["max_steps"]:
+    "Raise KeyboardInterrupt after a run that Ctrl-C has ended: before its last update, or since."
+    further = bool(values["calibration_prompts"])  # updates after max_steps
+    if summary["steps"] < values["max_steps"] + further:
         raise KeyboardInterrupt
