@@ -34,6 +34,7 @@ from cmdp_nbdev.rollout import (
     as_rollout,
     choose,
     completion_logits,
+    core,
     draw_noise,
     encode_prompts,
     generate,
@@ -42,6 +43,7 @@ from cmdp_nbdev.rollout import (
     reading,
     sample,
     sample_token,
+    still,
     teacher_rows,
     teacher_says,
 )
@@ -181,6 +183,35 @@ def test_what_no_short_trial_shows_is_not_offered(name):
     assert reading(model, *encode_prompts(PROMPTS, TOKENS)) == Reading()
     with pytest.raises(TypeError, match="is not read layer by layer"):
         Decoder(model, *encode_prompts(PROMPTS, TOKENS))
+
+
+def test_models_are_still_and_then_as_they_were():
+    "Every part in its own mode again, also after an error; what is no model may stand among them."
+    model = torch.nn.Sequential(torch.nn.Dropout(0.5), torch.nn.Linear(2, 2).eval()).eval()
+    model.training = model[0].training = True
+    with pytest.raises(KeyError), still(model, "a function"):
+        assert not any(part.training for part in model.modules())
+        raise KeyError
+    assert [part.training for part in model.modules()] == [True, True, False]
+
+
+def test_the_model_inside_of_wrappers():
+    "A transformers model wherever it is, else the first that is told a mask, else itself."
+
+    class Masked(torch.nn.Module):
+        def forward(self, ids, attention_mask):
+            return ids
+
+    own, known = Masked(), build(*FAST["llama"])
+    wrapped = torch.nn.Sequential(torch.nn.Identity(), own)
+    assert core(wrapped) is own and core(torch.nn.Sequential(own, known)) is known
+    assert core(plain := torch.nn.Sequential(torch.nn.Identity())) is plain
+
+
+def test_without_a_cache_and_without_padding():
+    "What knows nothing but ids is read without either, row by row."
+    model = MODELS["deaf"]()
+    assert reading(model, *encode_prompts(PROMPTS, TOKENS)) == Reading(False, "none")
 
 
 def test_a_subclass_may_do_anything():
