@@ -650,6 +650,7 @@ def begin(self: Run, resume_from_checkpoint: str | os.PathLike | bool | None = N
         self.take_up(folder, checkpoint)
         self.take_up_files(folder)
     except BaseException:
+        self.inputs = {}
         unlock_folder(folder)
         raise
     self.output_dir = folder
@@ -665,7 +666,7 @@ def claim(self: Run, resuming: bool) -> Path:
 @patch
 def take_up(self: Run, folder: Path, checkpoint: str | None) -> None:
     "Load a checkpoint if one is asked for. Raises ValueError for another run's, or a damaged one."
-    self.inputs = inputs_of(self.job)
+    self.inputs = self.inputs or inputs_of(self.job)
     if checkpoint == "auto":
         checkpoint = self.newest(folder)
     elif checkpoint:
