@@ -25,7 +25,7 @@ from cmdp_nbdev.options import COMMANDS, DISTILL, RunArguments, build_parser, pa
 from cmdp_nbdev.trainer import CMDPConfig, CMDPTrainer
 
 CPU = "--device cpu --disable_tqdm".split()
-NO_END = ["--calibration_prompts", "0", "--certificate_prompts", "0"]  # it takes longer than all else
+NO_END = "--calibration_prompts 0 --certificate_prompts 0".split()  # it takes longer than all else
 FAST = ["--max_steps", "3", "--n_eval", "48", "--per_device_train_batch_size", "16", *CPU, *NO_END]
 
 
