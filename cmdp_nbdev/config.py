@@ -1100,7 +1100,7 @@ def from_recipe(cls: CMDPConfig, name: str, **changes) -> CMDPConfig:
 
 
 def settings_kept(base: dict, changes: dict) -> dict:
-    "The method's settings: those of a recipe that `changes` do not name stay; {} takes them all away."
+    "The method's settings: those of a recipe that `changes` do not name stay; {} takes all away."
     kept, given = base.get("method_kwargs"), changes.get("method_kwargs")
     if not kept or not given:
         return {}

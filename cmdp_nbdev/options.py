@@ -43,9 +43,9 @@ from cmdp_nbdev.config import (
     ranges,
     read_fields,
     recipe,
-    settings_kept,
     refuse,
     setting,
+    settings_kept,
     with_ranges,
 )
 from .methods import METHODS, method_settings

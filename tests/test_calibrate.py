@@ -150,6 +150,7 @@ def unbroken(tmp_path_factory):
     run = trainer(tmp_path_factory.mktemp("unbroken"), **SHORT)
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(calibrate, "STRETCH", 2)
+        patched.setattr(calibrate, "OF", 0.1)  # no limit
         run.train()
     return run
 
@@ -158,6 +159,7 @@ def unbroken(tmp_path_factory):
 def test_broken_off_it_is_begun_again(name, unbroken, tmp_path, monkeypatch, capsys):
     "The student is the one that was trained; train() again, here or later, ends as if unbroken."
     monkeypatch.setattr(calibrate, "STRETCH", 2)
+    monkeypatch.setattr(calibrate, "OF", 0.1)
     where, at, breaks, error = BROKEN_OFF[name]
     run, folder = trainer(tmp_path / "run", **SHORT), tmp_path / "run"
     inner, calls = getattr(run, where), []

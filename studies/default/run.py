@@ -27,8 +27,16 @@ from cmdp_nbdev.model import default_pair
 from cmdp_nbdev.task import chain_dataset, chain_reward
 from cmdp_nbdev.trainer import CMDPConfig, CMDPTrainer
 from studies.default.yardstick import fit
-from studies.lab import Runs, made_with, markdown, paired, plus_minus, put_between
-from studies.lab import settings_of, with_interval
+from studies.lab import (
+    Runs,
+    made_with,
+    markdown,
+    paired,
+    plus_minus,
+    put_between,
+    settings_of,
+    with_interval,
+)
 
 HERE = Path(__file__).resolve().parent
 RUNS = Runs(HERE / "runs.csv", ("name", "settings", "config", "seed"))
@@ -129,7 +137,7 @@ def say(row: dict) -> str:
 
 
 def settings(row: dict) -> str:
-    "What tells a group of runs in the table: its name, and its budget and updates if they are other."
+    "What a group of runs is called in the table: its name, another budget, other updates."
     further = {} if row["budget"] == 0.8 else {"d": row["budget"]}
     if "max_steps" in row["config"]:
         further["updates"] = json.loads(row["config"])["max_steps"]
