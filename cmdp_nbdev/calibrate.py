@@ -121,14 +121,16 @@ def calibrate(run: Run) -> None:
     aim = calibration_aim(args.target, len(data), args.certificate_prompts)
     say(f"calibrating: {aim:.3f} of {len(data)} held-out prompts", args.disable_tqdm)
     if run.saved_at != run.global_step:
-        run.save_checkpoint()
-    trained = weights_of(run)
-    start, end, looks = to_the_other_side(run, data, aim)
-    if all(look.rate > aim for look in looks):
-        place, start = 0.0, trained
-    else:
-        place = between(run, data, aim, start, end, looks)
-    put_between(run, start, end, place)
+        with run.keeping():
+            run.save_checkpoint()
+    with run.or_back("the calibration"):
+        trained = weights_of(run)
+        start, end, looks = to_the_other_side(run, data, aim)
+        if all(look.rate > aim for look in looks):
+            place, start = 0.0, trained
+        else:
+            place = between(run, data, aim, start, end, looks)
+        put_between(run, start, end, place)
     found = [{"place": look.place, "rate": look.rate, "n": look.n} for look in looks]
     about = {"target": args.target, "aim": aim, "updates": run.global_step - args.max_steps}
     run.run_info["calibration"] = about | {"looks": found, "place": place}

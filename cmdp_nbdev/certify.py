@@ -5,7 +5,6 @@
 # %% ../nbs/19_certify.ipynb #imports
 from __future__ import annotations
 
-import json
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -25,7 +24,7 @@ from cmdp_nbdev.certificate import (
     prompt_text,
     prompts_hash,
 )
-from .checkpoint import read_jsonl
+from .checkpoint import read_json, read_jsonl, sha256
 from .cost import Cost
 from cmdp_nbdev.distil import (
     EMBEDDED,
@@ -37,10 +36,10 @@ from cmdp_nbdev.distil import (
 )
 from .evaluate import evaluate_records, loaded_pair
 from .examine import completion_length, no_verdict, with_task
-from .inputs import versions
+from .inputs import model_identity, versions
 from .model import load_tokenizer, outline
 from .options import CERTIFY, CertifyArguments, RunArguments, check_folder
-from .processor import say, suitable_threads
+from .processor import name_of, say, suitable_threads
 from .rollout import Sampling
 from .run import fold_seed
 from .sequential import CERTIFIED, REFUSED, UNDECIDED, check_claim
@@ -48,7 +47,7 @@ from .tasks import task_kind, with_template
 
 # %% auto #0
 __all__ = ['MEASURED', 'LARGE', 'RARE', 'EXIT', 'run_of', 'config_of', 'trained_on', 'refuse_known', 'drift', 'measured_before',
-           'certify', 'check_arguments', 'prompts_of', 'put_to', 'trained_of', 'run_command']
+           'described', 'certify', 'check_arguments', 'prompts_of', 'put_to', 'trained_of', 'run_command']
 
 # %% ../nbs/19_certify.ipynb #run-of
 def run_of(student) -> Path | None:
@@ -62,13 +61,9 @@ def run_of(student) -> Path | None:
 
 def config_of(folder: Path) -> dict:
     "config.json of a folder. Raises ValueError, naming the file, if it is no JSON object."
-    path = folder / "config.json"
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as e:
-        raise ValueError(f"{str(path)!r}, beside the student, is no JSON: {e}") from e
+    config = read_json(folder / "config.json")
     if not isinstance(config, dict):
-        raise ValueError(f"{str(path)!r}, beside the student, is no JSON object")
+        raise ValueError(f"{str(folder / 'config.json')!r} is no JSON object")
     return config
 
 
@@ -83,8 +78,9 @@ def trained_on(folder: Path) -> list:
     names = {f.name for f in fields(RunArguments)} & config["run"].keys()
     run = RunArguments(**{name: config["run"][name] for name in names})
     if run.student is None:
-        task = embedded_task(run.task)
-        return task.prompts(task.n_train, "train")["prompt"][:]
+        task, held_out = embedded_task(run.task), ("calibration_prompts", "certificate_prompts")
+        n = task.n_train + sum(config.get(name) or 0 for name in held_out)
+        return task.prompts(n, "train")["prompt"][:]
     data = load_prompts(run.dataset, "dataset", "train", run.n_train)
     put, _ = with_prompts(run, data, data)
     return [*data["prompt"][:], *put["prompt"][:]]
@@ -135,6 +131,15 @@ def measured_before(run: Path | None) -> tuple[list[dict], list[str]]:
         return [], [f"{path.name} of the student's run was not compared: {type(e).__name__}: {e}"]
     return records, []
 
+# %% ../nbs/19_certify.ipynb #described
+def described(model) -> dict:
+    "What a model is, and the SHA-256 of its weight files, where they are local."
+    about = describe_teacher(model)
+    if not about.get("path"):
+        return about
+    files = sorted(Path(about["path"]).glob("*.safetensors"))
+    return {**about, "sha256": sha256(*files) if files else None}
+
 # %% ../nbs/19_certify.ipynb #certify
 def certify(
     student,  # a model, a folder or a name
@@ -178,7 +183,7 @@ def certify(
         return evaluate_records(*given, seed=fold_seed(seed, k), **how)
 
     records = ask_until_clear(sample, dataset, target, alpha, portion, seed)
-    models = {"student": describe_teacher(student), "teacher": describe_teacher(teacher)}
+    models = {"student": described(student), "teacher": described(teacher)}
     about = {f"{name}_{k}": v for name, found in models.items() for k, v in found.items()}
     about |= {
         "dataset_sha256": prompts_hash(dataset),
@@ -198,7 +203,7 @@ def certify(
         seconds=round(time.perf_counter() - began, 3),
         about=about,
     )
-    found.warnings += [*unknown, *unread, *_other_teacher(run, models["teacher"])]
+    found.warnings += [*unknown, *unread, *_other_teacher(run, teacher)]
     found.warnings += drift(records, before) if before else []
     return found
 
@@ -216,12 +221,28 @@ def _refuse_trained(dataset: Dataset, trained: Iterable, run: Path | None) -> li
     return []
 
 
-def _other_teacher(run: Path | None, teacher: dict) -> Iterator[str]:
-    "One sentence if the teacher is not that of the student's run."
-    known = config_of(run).get("teacher") if run else None
-    before = known.get("sha256") if isinstance(known, dict) else None
-    if before and teacher.get("sha256") not in (None, before):
+def _other_teacher(run: Path | None, teacher) -> Iterator[str]:
+    "One sentence if the teacher is not that of the student's run, or may be another."
+    config = config_of(run) if run else {}
+    known, numbers = (_dict_of(config.get(name)) for name in ("inputs", "numbers"))
+    before = _dict_of(known.get("teacher")).get("sha256")
+    if before is None:
+        return
+    then, now = numbers.get("teacher_dtype"), None
+    if isinstance(teacher, torch.nn.Module):
+        now = name_of(next(teacher.parameters()).dtype)
+    if then and then != now:
+        yield (
+            f"the teacher was not compared with that of the student's run: it was read in {then} "
+            f"then, in {now} now"
+        )
+    elif model_identity(teacher)["sha256"] not in (None, before):
         yield "the teacher is another than that of the student's run"
+
+
+def _dict_of(value) -> dict:
+    "What a file says, where that is a dict."
+    return value if isinstance(value, dict) else {}
 
 # %% ../nbs/19_certify.ipynb #check-arguments
 EXIT = {CERTIFIED: 0, REFUSED: 1, UNDECIDED: 3}
@@ -275,13 +296,15 @@ def run_command(values: dict) -> int:
     folder = check_arguments(args)
     hide_bars(args.disable_tqdm)
     data, trained = prompts_of(args), trained_of(args)
-    _refuse_trained(data, trained, run_of(args.student))
+    put = put_to(args, data)
+    if put is not data:  # as they are in the data, too
+        _refuse_trained(data, trained, run_of(args.student))
     torch.set_num_threads(args.num_threads or suitable_threads(outline(args.student)[0]))
     say(f"asking {args.student} at most {len(data)} prompts", args.disable_tqdm)
     found = certify(
         args.student,
         args.teacher,
-        put_to(args, data),
+        put,
         budget=args.budget,
         target=args.target,
         alpha=args.alpha,

@@ -231,10 +231,13 @@ def write_manifest(folder: Path, **about) -> None:
     sync(folder)
 
 
-def sha256(path: str | os.PathLike) -> str:
-    "The SHA-256 of a file, in hexadecimal digits."
-    with open(path, "rb") as f:
-        return hashlib.file_digest(f, "sha256").hexdigest()
+def sha256(*paths: str | os.PathLike) -> str:
+    "The SHA-256 of a file, or of several one after another, in hexadecimal digits."
+    digest = hashlib.sha256()
+    for path in paths:
+        with open(path, "rb") as f:
+            hashlib.file_digest(f, lambda: digest)
+    return digest.hexdigest()
 
 # %% ../nbs/11_checkpoint.ipynb #write-checkpoint
 def write_checkpoint(final: Path, parts: dict, **about) -> Path:
@@ -343,7 +346,7 @@ def newest_checkpoint(
 
 # %% ../nbs/11_checkpoint.ipynb #lock
 LOCK = "run.lock"
-_HELD: dict[tuple[int, str], object] = {}  # (process, folder) -> the open file
+_HELD: dict[tuple[int, str], int] = {}  # (process, folder) -> the open file's number
 
 
 def lock_folder(folder: str | os.PathLike) -> bool:
@@ -354,24 +357,22 @@ def lock_folder(folder: str | os.PathLike) -> bool:
     key = os.getpid(), os.path.realpath(folder)
     if key in _HELD or fcntl is None:
         return False
-    file = open(Path(folder) / LOCK, "a+", encoding="utf-8")
+    file = os.open(Path(folder) / LOCK, os.O_RDWR | os.O_CREAT, 0o666)
     try:
         fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except (BlockingIOError, PermissionError) as e:
-        file.seek(0)
-        holder = file.read().strip() or "another process"
-        file.close()
+        holder = os.read(file, 1000).decode("utf-8", "replace").strip() or "another process"
+        os.close(file)
         raise BlockingIOError(
             f"output_dir={str(folder)!r} is written by {holder}; wait until that has ended, or "
             "choose another folder"
         ) from e
     except OSError as e:
-        file.close()
+        os.close(file)
         warnings.warn(f"{str(folder)!r} cannot be locked ({e}): start no second run into it")
         return False
-    file.truncate(0)
-    file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
-    file.flush()
+    os.ftruncate(file, 0)
+    os.write(file, f"process {os.getpid()} on {socket.gethostname()}\n".encode())
     _HELD[key] = file
     return True
 
@@ -380,4 +381,4 @@ def unlock_folder(folder: str | os.PathLike) -> None:
     "Let other processes write into a folder again."
     file = _HELD.pop((os.getpid(), os.path.realpath(folder)), None)
     if file is not None:
-        file.close()
+        os.close(file)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import csv
 import dataclasses
-import hashlib
 import importlib.util
 import math
 import os
@@ -295,28 +294,13 @@ def own_trainer(run: RunArguments, config: CMDPConfig) -> CMDPTrainer:
 
 # %% ../nbs/19_distil.ipynb #teacher
 def describe_teacher(teacher) -> dict:
-    "Path, revision, bytes, and the SHA-256 of the weight files where they are local."
+    "Path, revision and bytes of a model; how a function calls itself."
     if not isinstance(teacher, torch.nn.Module):
         return {"callable": repr(teacher)}
-    path = teacher.name_or_path
-    files = sorted(Path(path).glob("*.safetensors")) if path else []
-    about = {
-        "path": path,
-        "revision": getattr(teacher.config, "_commit_hash", None),
-        "sha256": _sha256(files) if files else None,
-    }
+    revision = getattr(teacher.config, "_commit_hash", None)
+    about = {"path": teacher.name_or_path, "revision": revision}
     size = sum(p.numel() * p.element_size() for p in teacher.parameters())
     return {**about, "bytes": size} if size else about  # DeepSpeed leaves nothing to count
-
-# %% ../nbs/19_distil.ipynb #sha256
-def _sha256(files: list[Path]) -> str:
-    "One SHA-256 of all files, one after another."
-    digest = hashlib.sha256()
-    for path in files:
-        with open(path, "rb") as f:
-            while block := f.read(1 << 20):
-                digest.update(block)
-    return digest.hexdigest()
 
 # %% ../nbs/19_distil.ipynb #build
 def build_trainer(run: RunArguments, config: CMDPConfig) -> CMDPTrainer:
@@ -582,6 +566,7 @@ def run_command(values: dict) -> None:
 
 
 def leave_if_stopped(summary: dict, values: dict) -> None:
-    "Raise KeyboardInterrupt after a run that Ctrl-C has ended before its last update."
-    if summary["steps"] < values["max_steps"]:
+    "Raise KeyboardInterrupt after a run that Ctrl-C has ended: before its last update, or since."
+    further = bool(values["calibration_prompts"])  # updates after max_steps
+    if summary["steps"] < values["max_steps"] + further:
         raise KeyboardInterrupt

@@ -95,8 +95,8 @@ def beside(folder: Path) -> Path:
 
 def check_same_inputs(record: dict, trainer) -> None:
     "Raise ValueError for other inputs than recorded; say what else is not what it was."
-    now = inputs_of(trainer.job)
-    if different := input_differences(record.get("inputs", {}), now, held_out=True):
+    trainer.inputs = inputs_of(trainer.job)
+    if different := input_differences(record.get("inputs", {}), trainer.inputs, held_out=True):
         raise ValueError(f"the run cannot be repeated: {'; '.join(different)}")
     start = start_of(0, trainer.accelerator.device)
     for line in start_differences(record.get("starts", [start])[0], start):

@@ -88,7 +88,7 @@ __all__ = ['RESUMABLE', 'EVALUATION', 'CARD', 'UNPROVEN', 'OF_A_STUDENT', 'FUSED
            'first_stretch', 'rate_factor', 'hold_last_rate', 'follow', 'an_earlier_run_is_this_one', 'earlier_run',
            'the_folder_can_be_written', 'check_inputs', 'run_config', 'check_weights', 'model_name', 'measured_rows',
            'bound_text', 'repeat_code', 'model_card', 'make_accelerator', 'Run', 'as_logged', 'leave', 'here',
-           'uninterrupted', 'terminable', 'completion_rows', 'completion_line', 'judged_generation',
+           'uninterrupted', 'terminable', 'first_noted', 'completion_rows', 'completion_line', 'judged_generation',
            'tokenizer_settings', 'restore_tokenizer', 'saving_probe', 'full_precision', 'probe_logps', 'policy_gap',
            'rounding', 'load_back', 'unwrapped', 'check_saved', 'put_in_place', 'claim_student', 'make_optimizer']
 
@@ -492,6 +492,7 @@ class Run:
         self.unlogged: dict = {}  # metrics of an update that a checkpoint was written before
         self.inputs, self.starts, self.saved_at = {}, [], None
         self.half_made = 0  # optimiser steps of an update that is not counted yet
+        self.provisional = False  # whether the updates being made are none to go on from
         self.keep_trackers = False  # open at the end of the training, for what comes after it
         self.written = None  # the last completions, what they earned and what they spent
         self.watch, self.stretches = Watch(job.args), [first_stretch(asdict(job.args))]
@@ -649,6 +650,7 @@ def begin(self: Run, resume_from_checkpoint: str | os.PathLike | bool | None = N
         self.take_up(folder, checkpoint)
         self.take_up_files(folder)
     except BaseException:
+        self.inputs = {}
         unlock_folder(folder)
         raise
     self.output_dir = folder
@@ -664,7 +666,7 @@ def claim(self: Run, resuming: bool) -> Path:
 @patch
 def take_up(self: Run, folder: Path, checkpoint: str | None) -> None:
     "Load a checkpoint if one is asked for. Raises ValueError for another run's, or a damaged one."
-    self.inputs = inputs_of(self.job)
+    self.inputs = self.inputs or inputs_of(self.job)
     if checkpoint == "auto":
         checkpoint = self.newest(folder)
     elif checkpoint:
@@ -810,6 +812,33 @@ def terminable() -> Iterator[None]:
     finally:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
+
+@contextmanager
+def first_noted(said: str) -> Iterator[list[int]]:
+    """Within the block the first Ctrl-C or SIGTERM says `said` on stderr, and is put in the list.
+
+    The next one is answered as before the block.
+    """
+    ours = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}
+    before = {n: handler for n, handler in ours.items() if here(n, handler)}
+    noted = []
+
+    def put_back() -> None:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+    def note(number: int, frame) -> None:
+        noted.append(number)
+        put_back()
+        print(said, file=sys.stderr)
+
+    for number in before:
+        signal.signal(number, note)
+    try:
+        yield noted
+    finally:
+        put_back()
+
 # %% ../nbs/12_run.ipynb #keeping
 @patch
 @contextmanager
@@ -837,6 +866,34 @@ def keep(self: Run) -> None:
             self.save_checkpoint()
         said = f"stopped after update {step}; {again} from checkpoint-{step}"
     print(said, file=sys.stderr)
+
+# %% ../nbs/12_run.ipynb #or-back
+@patch
+@contextmanager
+def or_back(self: Run, what: str) -> Iterator[None]:
+    "Whatever breaks off the block leaves the run as its last checkpoint has it, and is said so."
+    self.provisional = True
+    with terminable():
+        try:
+            yield
+        except BaseException:
+            with uninterrupted():
+                self.go_back()
+            step, again = self.global_step, "resume_from_checkpoint='auto' begins it again"
+            said = f"{what} was broken off; {again} from checkpoint-{step}"
+            print(said, file=sys.stderr)
+            raise
+        finally:
+            self.provisional = False
+
+
+@patch
+def go_back(self: Run) -> None:
+    "Be again what the last checkpoint holds; later lines of metrics.jsonl go."
+    self.half_made, self.strictness, self.due = 0, 1.0, []
+    self.load_checkpoint(self.output_dir / f"checkpoint-{self.saved_at}")
+    self.watch = Watch(self.args)
+    self.take_up_files(self.output_dir)
 
 # %% ../nbs/12_run.ipynb #count
 @patch
@@ -1247,7 +1304,8 @@ def card(self: Run) -> str:
 @patch
 def about(self: Run) -> dict:
     "What a checkpoint says beside its numbers."
-    return {
+    calibrated = {k: v for k, v in self.run_info.items() if k == "calibration"}
+    return calibrated | {
         "global_step": self.global_step,
         "budget": self.budget.limit,
         "args": self.settings(),
@@ -1343,6 +1401,7 @@ def go_on_from(self: Run, saved: dict, method_state: dict) -> None:
     "Take up a checkpoint's number of updates, the method's state, and a budget that was chosen."
     self.method_state, self.global_step = method_state, saved["global_step"]
     self.saved_at = self.global_step
+    self.run_info |= {k: v for k, v in saved.items() if k == "calibration"}
     restore_callbacks(self.callbacks, saved.get("callbacks", []))
     self.go_further(saved["args"], saved.get("stretches"))
     if self.args.budget_quantile is not None and self.global_step > self.args.distilled_updates:

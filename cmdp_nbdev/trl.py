@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import json
 import os
+import signal
+import sys
 import time
 import warnings
 from collections.abc import Iterator
@@ -29,7 +31,7 @@ from torch.utils.data import Sampler
 from transformers import PreTrainedModel, PrinterCallback, TrainerCallback
 from transformers.integrations import is_deepspeed_zero3_enabled, is_fsdp_enabled
 
-from .checkpoint import read_part, write_manifest, write_part
+from .checkpoint import newest_checkpoint, read_part, write_manifest, write_part
 from .config import CMDPConfig, Rules, refuse
 from .cost import Score, score_tokens
 from .evaluate import Earned, earned_metrics, step_metrics, to_json
@@ -59,7 +61,7 @@ from cmdp_nbdev.rollout import (
     reading,
     teacher_rows,
 )
-from .run import check_resumable, hold_last_rate, prompt_order
+from .run import check_resumable, first_noted, hold_last_rate, leave, prompt_order
 from .trainer import CMDPTrainer
 from .watch import guarded
 
@@ -72,11 +74,11 @@ except ImportError as error:
     ) from error
 
 # %% auto #0
-__all__ = ['TESTED', 'HOOKS', 'SAME', 'FIXED', 'LEFT_TO_TRL', 'trl_rule', 'WHOLE', 'check_trl', 'foreign_problems', 'grpo_config',
-           'quiet', 'students_are_told_nothing', 'completions_are_the_students_own', 'trl_takes_every_step',
-           'calibration_is_ours', 'groups_have_two_or_more', 'portions_are_trls', 'launch_problems', 'fsdp_problems',
-           'BudgetGRPOTrainer', 'TRLTrainer', 'place_teacher', 'common_ids', 'beside_prompts', 'PromptOrder',
-           'BeforeUpdate', 'read_run_state', 'in_order', 'TogetherReader']
+__all__ = ['TESTED', 'HOOKS', 'SAME', 'FIXED', 'LEFT_TO_TRL', 'trl_rule', 'WHOLE', 'WAITS', 'check_trl', 'foreign_problems',
+           'grpo_config', 'quiet', 'students_are_told_nothing', 'completions_are_the_students_own',
+           'trl_takes_every_step', 'calibration_is_ours', 'groups_have_two_or_more', 'portions_are_trls',
+           'launch_problems', 'fsdp_problems', 'BudgetGRPOTrainer', 'TRLTrainer', 'place_teacher', 'common_ids',
+           'beside_prompts', 'PromptOrder', 'BeforeUpdate', 'read_run_state', 'in_order', 'TogetherReader']
 
 # %% ../nbs/14_trl.ipynb #hooks
 TESTED = "1.16"
@@ -306,7 +308,7 @@ class TRLTrainer(CMDPTrainer):
         # before models are loaded: DeepSpeed divides weights while they are read
         self.grpo_args = grpo_config(args, **(trl_kwargs or {}))
         refuse(launch_problems(args, self.grpo_args))
-        self.checkpoint, self.begun = None, False
+        self.checkpoint, self.begun, self.signals, self.signalled = None, False, [], 0
         super().__init__(model, teacher, reward_funcs, args, *given, **named)
 
 # %% ../nbs/14_trl.ipynb #prepare
@@ -664,6 +666,7 @@ def after_update(self: TRLTrainer, loss: float, grad_norm: float) -> dict[str, f
     self.count_update(metrics | self.metrics | {"seconds": time.perf_counter() - self.began})
     self.catch_up()
     self.show(self.bar)
+    self.end_if_asked()
     if self.should_stop:
         self.grpo.control.should_training_stop = True
     return self.last
@@ -691,6 +694,38 @@ def track(self: TRLTrainer, metrics: dict) -> None:
     if "loss" not in metrics:
         self.grpo.log({k: v for k, v in metrics.items() if k != "step"})
 
+# %% ../nbs/14_trl.ipynb #signal
+WAITS = "the run ends after this update, with a checkpoint; the next signal ends it at once"
+
+
+@patch
+def end_if_asked(self: TRLTrainer) -> None:
+    "Have TRL write a checkpoint and return, if a signal came to one of the processes."
+    self.signalled = max(gather_object([max(self.signals, default=0)]))
+    if self.signalled:
+        self.save_checkpoint()
+        self.stop()
+
+
+@patch
+def answer_signal(self: TRLTrainer) -> None:
+    "Answer the signal that ended the training, if one did, as our loop does."
+    if self.signalled:
+        self.keep()
+        if self.signalled == signal.SIGINT:
+            raise KeyboardInterrupt
+        leave(self.signalled)
+
+
+@patch
+def keep(self: TRLTrainer) -> None:
+    "Say on stderr what the run goes on from: TRL writes checkpoints within its loop only."
+    if self.is_main_process:
+        newest = newest_checkpoint(self.output_dir)
+        again = f"resume_from_checkpoint='auto' goes on from {newest.name}" if newest else ""
+        again = again or "there is no checkpoint to go on from"
+        print(f"stopped after update {self.global_step}; {again}", file=sys.stderr)
+
 # %% ../nbs/14_trl.ipynb #train
 @patch
 def train(self: TRLTrainer, resume_from_checkpoint: str | None = None) -> dict[str, float]:
@@ -712,9 +747,10 @@ def train(self: TRLTrainer, resume_from_checkpoint: str | None = None) -> dict[s
         return self.finish()
     self.begun = True
     self.grpo.add_callback(BeforeUpdate(self))
-    with self.training_bar() as self.bar, quiet():
+    with self.training_bar() as self.bar, quiet(), first_noted(WAITS) as self.signals:
         with guarded(self):
             self.grpo.train(self.checkpoint)
+    self.answer_signal()
     return self.finish()
 
 # %% ../nbs/14_trl.ipynb #step

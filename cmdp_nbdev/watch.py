@@ -348,7 +348,7 @@ def guarded(run, save: Callable | None = None) -> Iterator[None]:
 
 def _saved(run, save: Callable | None) -> str:
     "Write a checkpoint where there is something to lose; what to do next, in words."
-    if save is None or run.half_made or not run.global_step:
+    if save is None or run.half_made or run.provisional or not run.global_step:
         return ""
     try:
         save()

@@ -1,10 +1,12 @@
 "A run that ends at its rate: where it aims, where it looks, and what it leaves as it was."
 
 import json
+import signal
 from dataclasses import replace
 
 import pytest
 import torch
+from conftest import read_lines
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -12,8 +14,10 @@ from cmdp_nbdev import calibrate
 from cmdp_nbdev.calibrate import Look, calibration_aim, log_odds, meeting_place
 from cmdp_nbdev.cli import main
 from cmdp_nbdev.config import CMDPConfig
+from cmdp_nbdev.distil import leave_if_stopped
 from cmdp_nbdev.model import default_pair
 from cmdp_nbdev.preflight import hold_out
+from cmdp_nbdev.reward import FunctionFailed
 from cmdp_nbdev.sequential import CERTIFIED, REFUSED, UNDECIDED, verdict_of
 from cmdp_nbdev.task import chain_dataset, chain_reward
 from cmdp_nbdev.trainer import CMDPTrainer
@@ -117,6 +121,71 @@ def test_a_run_ends_between_two_students_and_alike_when_resumed(tmp_path):
     for a, b in zip(*rows):
         assert {**a, "seconds": 0} == {**b, "seconds": 0}
     assert "calibration" not in plain.run_info
+
+
+def ended():
+    signal.raise_signal(signal.SIGTERM)
+
+
+def failing():
+    raise FunctionFailed("the server is down")
+
+
+BROKEN_OFF = {
+    "a signal at a look": ("records", 1, ended, SystemExit),
+    "a reward that fails": ("reward", 4, failing, FunctionFailed),
+}
+SHORT = dict(max_steps=1, calibration_prompts=8, per_device_train_batch_size=4, num_generations=2)
+
+
+def lines_of(run) -> list[dict]:
+    "metrics.jsonl without seconds."
+    return [row | {"seconds": 0} for row in read_lines(run.output_dir / "metrics.jsonl")]
+
+
+@pytest.fixture(scope="module")
+def unbroken(tmp_path_factory):
+    "A run of one update and its calibration, stretches of two updates."
+    run = trainer(tmp_path_factory.mktemp("unbroken"), **SHORT)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(calibrate, "STRETCH", 2)
+        run.train()
+    return run
+
+
+@pytest.mark.parametrize("name", BROKEN_OFF)
+def test_broken_off_it_is_begun_again(name, unbroken, tmp_path, monkeypatch, capsys):
+    "The student is the one that was trained; train() again, here or later, ends as if unbroken."
+    monkeypatch.setattr(calibrate, "STRETCH", 2)
+    where, at, breaks, error = BROKEN_OFF[name]
+    run, folder = trainer(tmp_path / "run", **SHORT), tmp_path / "run"
+    inner, calls = getattr(run, where), []
+
+    def spoilt(*given, **named):
+        calls.append(run.global_step)
+        if sum(step > 0 for step in calls) == at:
+            breaks()
+        return inner(*given, **named)
+
+    monkeypatch.setattr(run, where, spoilt)
+    with pytest.raises(error) as seen:
+        run.train()
+    said = "the calibration was broken off; resume_from_checkpoint='auto' begins it again from"
+    assert f"{said} checkpoint-1\n" in capsys.readouterr().err and "was written" not in str(seen)
+    assert [p.name for p in folder.glob("checkpoint-*")] == ["checkpoint-1"]
+    assert (run.global_step, run.strictness, len(lines_of(run))) == (1, 1.0, 1)
+    again = trainer(folder, **SHORT)
+    again.begin("auto")
+    assert weights(again).equal(weights(run))
+    run.train()
+    assert lines_of(run) == lines_of(unbroken) and weights(run).equal(weights(unbroken))
+    run.save_checkpoint()  # as Ctrl-C in the evaluation after it does
+    again = trainer(folder, **SHORT)
+    again.train("auto")
+    assert again.run_info["calibration"] == run.run_info["calibration"]
+    assert weights(again).equal(weights(run))
+    with pytest.raises(KeyboardInterrupt):  # the command ends as interrupted ones do
+        leave_if_stopped({"steps": 1}, {"max_steps": 1, "calibration_prompts": 8})
 
 
 def test_a_student_whose_budget_does_not_bind_stays_as_it_was(tmp_path, monkeypatch):

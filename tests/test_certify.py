@@ -243,7 +243,7 @@ def run(tmp_path_factory):
     prompts.select(range(250, 300)).to_json(folder / "train.jsonl")
     prompts.select(range(200, 300)).to_json(folder / "both.jsonl")
     said = {"student": "s", "dataset": str(folder / "train.jsonl"), "of_another_release": 1}
-    config = {"max_steps": 1, "run": said, "teacher": {"sha256": "of another"}}
+    config = {"max_steps": 1, "run": said, "inputs": {"teacher": {"sha256": "0"}}}
     (folder / "run" / "config.json").write_text(json.dumps(config), encoding="utf-8")
     row = {"prompt": "1+1+1+1+1+1=", "completion_ids": [1] * 25, "spent": 0.5}
     (folder / "run" / "eval.jsonl").write_text((json.dumps(row) + "\n") * 200, encoding="utf-8")
@@ -320,7 +320,7 @@ def test_what_cannot_be_compared_is_said(run, tmp_path):
         records, (warning,) = measured_before(tmp_path)
         assert records == [] and said in warning
     (tmp_path / "config.json").write_text("no json", encoding="utf-8")
-    with pytest.raises(ValueError, match="config.json', beside the student, is no JSON"):
+    with pytest.raises(ValueError, match="config.json' is no JSON"):
         run_of(tmp_path / "student")
     rng = np.random.default_rng(0)
     same = [{"prompt": "p", "completion_ids": [0], "spent": x} for x in rng.random(400)]

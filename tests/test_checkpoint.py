@@ -16,7 +16,7 @@ import torch
 from conftest import ROOT, SMALL, embedded, flat, read_lines
 
 from cmdp_nbdev import checkpoint as room
-from cmdp_nbdev import cli, repeat
+from cmdp_nbdev import cli, inputs, repeat
 from cmdp_nbdev.checkpoint import (
     append_line,
     lock_folder,
@@ -392,11 +392,15 @@ def test_killed_again_and_again():
 
 def test_a_run_is_repeated_from_its_record(tmp_path, capsys, monkeypatch):
     "The same numbers; a difference is exit status 1; other rewards than then are refused."
-    folder = tmp_path / "run"
+    folder, read = tmp_path / "run", []
+    identity = inputs.model_identity
+    monkeypatch.setattr(inputs, "model_identity", lambda m: read.append(m) or identity(m))
     config = embedded(**TINY | {"max_steps": 2, "output_dir": str(folder)})
     build_trainer(RunArguments(n_eval=4), config).train()
+    assert len(read) == 2  # of each model all weights, once a start
     assert cli.cmdp(["repeat", str(folder)]) == 0
     assert f"again in {folder}-again: 2 lines of metrics, all the same" in capsys.readouterr().out
+    assert len(read) == 4
     config = folder / "config.json"
     record = json.loads(config.read_text())
     record["inputs"]["reward_funcs"] = {"chain_reward": "0"}

@@ -109,7 +109,7 @@ def test_config_repeats_the_run(finished, tmp_path):
     "config.json must be all that is needed: fed back, it gives the same numbers."
     config = read(finished / "config.json")
     assert {"cmdp_nbdev", "torch", "transformers"} <= set(config["versions"])
-    assert len(config["teacher"]["sha256"]) == 64
+    assert len(config["inputs"]["teacher"]["sha256"]) == 64
     settings = {f.name: config[f.name] for f in dataclasses.fields(CMDPConfig)}
     settings |= config["run"] | {"output_dir": str(tmp_path / "again")}
     given = {k: v for k, v in settings.items() if v is not None}

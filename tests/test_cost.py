@@ -2,26 +2,36 @@
 
 import math
 import warnings
+from types import SimpleNamespace
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cmdp_nbdev import cost as module
 from cmdp_nbdev.cost import (
     COSTS,
     KINDS,
+    RESOLUTION,
     Cost,
     DenseRows,
+    Head,
+    HiddenRows,
+    TopKRows,
     align_vocab,
     check_top_k,
+    chunk_rows,
     kl,
+    merge_rest,
     register_cost,
     sampled_divergence,
     score_tokens,
     token_cost,
     token_divergence,
     token_logps,
+    top_k,
+    warn_cropped,
     with_floor,
 )
 from cmdp_nbdev.mdp import masked
@@ -377,6 +387,17 @@ def test_a_cost_refuses_nonsense(settings, match):
         Cost(**settings)
 
 
+def test_the_cost_that_is_reported_beside():
+    "Reverse KL at temperature 1 with the same floor; a cost that is just that is not asked twice."
+    cost = Cost("jsd", beta=0.1, student_temperature=2.0, chunk_size=7)
+    assert cost.reported == Cost(chunk_size=7) and cost.is_kl is False
+    assert Cost(floor=0.1, beta=0.2).reported == Cost(floor=0.1) and Cost(floor=0.1).is_kl is True
+    assert Cost(student_temperature=2.0).is_kl is Cost("forward_kl").is_kl is False
+    assert cost.of("forward_kl") == Cost(
+        "forward_kl", beta=0.1, student_temperature=2.0, chunk_size=7
+    )
+
+
 @pytest.fixture
 def own_costs():
     "Undo what a test registers."
@@ -453,3 +474,202 @@ def test_a_top_k_teacher_names_an_id_once():
     for wrong in (torch.zeros(2, 1, 2).long(), ids(5, 0, 4).double()):
         with pytest.raises(ValueError, match="names ids and as many log-probabilities"):
             check_top_k(wrong, third)
+
+
+def shares(*rows):
+    "Log-probabilities (1, n, k)."
+    return torch.tensor([rows]).log()
+
+
+def test_what_a_top_k_teacher_does_not_name_is_the_rest():
+    "In numbers; where nothing is left a little stays, since 1 - sum is not known that well."
+    rows = TopKRows(
+        torch.tensor([[[3, 0], [1, -1], [2, 4]]]), shares([0.5, 0.2], [0.25, 9], [1, 0])
+    )
+    left = torch.tensor([[0.3, 0.75, RESOLUTION]])
+    torch.testing.assert_close(rows.rest.exp(), left, rtol=1e-5, atol=1e-9)
+    named = torch.tensor([[[0.5, 0.2], [0.25, 0], [1, 0]]])
+    torch.testing.assert_close(rows.values.exp(), named)
+    assert (
+        rows.shape == (1, 3, 2) and rows.bound == "lower bound (teacher known by its top 2 tokens)"
+    )
+    (first, second), part = rows[0].split(2), rows[0][1:]
+    assert first.ids.tolist() == [[3, 0], [1, -1]] and second.ids.tolist() == [[2, 4]]
+    assert torch.equal(second.values, rows.values[0, 2:]) and second.rest == rows.rest[0, 2]
+    assert torch.equal(part.rest, rows.rest[0, 1:]) and part.ids.tolist() == [[1, -1], [2, 4]]
+
+
+def test_ids_that_nobody_has_leave_their_share_to_all_others():
+    "Those from a size on, and holes; of a position that names no others nothing is left."
+    ids = torch.tensor([[[3, 0], [1, 2], [4, 3]]])
+    rows = TopKRows(ids, shares([0.5, 0.2], [0.25, 0.25], [0.5, 0.5]), shares(0.3, 0.5, 0.0)[0])
+    kept = rows.only(3)
+    assert kept.ids.tolist() == [[[-1, 0], [1, 2], [-1, -1]]] and kept.vocab_size == 3
+    named = torch.tensor([[[0, 0.4], [0.25, 0.25], [0, 0]]])
+    torch.testing.assert_close(kept.values.exp(), named)
+    torch.testing.assert_close(kept.rest.exp(), torch.tensor([[0.6, 0.5, 0.0]]))
+    holes = rows.only(None, (0, 4))
+    assert holes.ids.tolist() == [[[3, -1], [1, 2], [-1, 3]]] and holes.vocab_size is None
+    named = torch.tensor([[[0.625, 0], [0.25, 0.25], [0, 1]]])
+    torch.testing.assert_close(holes.values.exp(), named)
+    torch.testing.assert_close(holes.rest.exp(), torch.tensor([[0.375, 0.5, 0.0]]))
+    assert rows.only(9).vocab_size == 9 and holes.only(5).only(7).vocab_size == 5
+
+
+def test_the_rest_of_a_student_is_what_the_teacher_does_not_name():
+    "One position and many ids, so that no axis can stand for another; -1 is impossible."
+    logps = shares([0.1, 0.2, 0.3, 0.15, 0.25])[0]
+    merged = merge_rest(logps, torch.tensor([[4, -1, 1]])).exp()
+    torch.testing.assert_close(merged, torch.tensor([[0.25, 0.0, 0.2, 0.55]]))
+    all_of_them = merge_rest(logps, torch.arange(5)[None])
+    assert all_of_them[0, 5] == -math.inf and torch.equal(all_of_them[:, :5], logps)
+
+
+def test_a_top_k_teacher_and_a_student_over_the_same_events():
+    "By hand; ids that the student does not have are left out."
+    student = shares([0.1, 0.2, 0.3, 0.4], [0.25, 0.25, 0.1, 0.4])[0]
+    rows = TopKRows(
+        torch.tensor([[2, 7, 0], [1, 3, -1]]), shares([0.5, 0.25, 0.15], [0.6, 0.3, 9])[0]
+    )
+    met = rows.meet(student, torch.tensor([0, 3]), Cost())
+    said = torch.tensor([[0.3, 0.0, 0.1, 0.6], [0.25, 0.4, 0.0, 0.35]])
+    torch.testing.assert_close(met.student.exp(), said)
+    teacher = torch.tensor([[0.5 / 0.75, 0.0, 0.15 / 0.75, 0.1 / 0.75], [0.6, 0.3, 0.0, 0.1]])
+    torch.testing.assert_close(met.teacher.exp(), teacher)
+    assert met.chosen.tolist() == [2, 1] and met.uniform is None
+    floored = rows.meet(student, None, Cost(floor=0.1))
+    uniform = torch.tensor([[0.25, 0.0, 0.25, 0.5], [0.25, 0.25, 0.0, 0.5]])
+    torch.testing.assert_close(floored.uniform.exp(), uniform)
+    assert floored.chosen is None
+    all_named = TopKRows(torch.tensor([[2, 1, 0, 3]]), shares([0.5, 0.25, 0.15, 0.1])[0])
+    assert all_named.rest.isfinite().all()  # 1 - sum may be rounding
+    assert all_named.meet(student[:1], None, Cost()).teacher[0, -1] == -math.inf
+    almost = TopKRows(torch.tensor([[2, 1, 0, 3]]), shares([0.5, 0.25, 0.15, 0.05])[0])
+    kept = almost.meet(student[:1], None, Cost()).teacher[0, -1].exp().item()
+    assert kept == pytest.approx(0.05)  # said, so an impossible event has to be paid for
+    aligned, fewer, lost = rows.align(student)
+    assert aligned.shape == (2, 4) and fewer.ids.tolist() == [[2, -1, 0], [1, 3, -1]] and lost == 0
+
+
+def test_what_a_top_k_teacher_says_of_the_sampled_token():
+    "Wherever it stands among the named; nothing outside the mask, where it need not be named."
+    rows = TopKRows(
+        torch.tensor([[[2, 7, 0], [5, 4, 3]]]), shares([0.5, 0.2, 0.1], [0.3, 0.2, 0.4])
+    )
+    ids, mask = torch.tensor([[0, 4]]), torch.tensor([[1, 1]])
+    torch.testing.assert_close(rows.logps(ids, mask).exp(), torch.tensor([[0.1, 0.2]]))
+    assert rows.index_of(ids).tolist() == [[2, 1]]
+    ids, mask = torch.tensor([[7, 0]]), torch.tensor([[1, 0]])
+    torch.testing.assert_close(rows.logps(ids, mask), shares([0.2], [1])[..., 0])
+    with pytest.raises(ValueError, match="top 3 tokens leave out the sampled token 0"):
+        rows.index_of(ids)
+    with pytest.raises(ValueError, match="top 3 tokens leave out the sampled token 0"):
+        rows.logps(ids, torch.ones(1, 2))
+
+
+def test_the_top_k_of_logits():
+    "The most probable, the sampled one in place of the last of them, and all others as the rest."
+    said = shares([0.1, 0.2, 0.3, 0.4], [0.1, 0.2, 0.3, 0.4])
+    rows = top_k(said + 3.0, torch.tensor([[3, 0]]), 2)
+    assert rows.ids.tolist() == [[[3, 2], [3, 0]]] and (rows.vocab_size, rows.k) == (4, 2)
+    torch.testing.assert_close(rows.values.exp(), torch.tensor([[[0.4, 0.3], [0.4, 0.1]]]))
+    torch.testing.assert_close(rows.rest.exp(), torch.tensor([[0.3, 0.5]]))
+    everything = top_k(said, torch.tensor([[3, 0]]), 9)
+    assert everything.shape == (1, 2, 4) and (everything.rest == -math.inf).all()
+    assert everything.bound == "lower bound (teacher known by its top 9 tokens)"
+
+
+def test_how_much_a_wrong_pair_loses(monkeypatch):
+    "The mean over all positions, in pieces of unequal size; from 0.1% on it is said."
+    monkeypatch.setattr(module, "chunk_rows", lambda *unused: 2)
+    student = torch.zeros(1, 3, 4)
+
+    def teacher(*lost):
+        kept = (1 - torch.tensor([lost])).log()[..., None] - math.log(4)
+        return torch.cat([kept.expand(1, len(lost), 4), torch.tensor([lost]).log()[..., None]], -1)
+
+    with pytest.warns(UserWarning, match="the 4 ids common .* loses 30.0% of"):
+        warn_cropped(DenseRows(student), DenseRows(teacher(0.5, 0.25, 0.15)))
+    with pytest.warns(UserWarning, match="loses 30.0% of"):
+        warn_cropped(DenseRows(teacher(0.15, 0.5, 0.25)), DenseRows(student))
+    with pytest.warns(UserWarning, match="loses 0.1% of"):
+        warn_cropped(DenseRows(student), DenseRows(teacher(0.0011, 0.0011, 0.0011)))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        warn_cropped(DenseRows(student), DenseRows(teacher(0.0009, 0.0009, 0.0009)))
+        warn_cropped(DenseRows(student), top_k(student, torch.zeros(1, 3).long(), 2))
+
+
+def test_a_chunk_is_a_part_of_the_memory(monkeypatch):
+    "Of a GPU an 80th, if that is more than a CPU's 16 MB; at least 64 positions."
+    memory = 80 * 160_000_000
+    told = lambda device: SimpleNamespace(total_memory=memory)  # noqa: E731
+    monkeypatch.setattr(torch.cuda, "get_device_properties", told)
+    assert chunk_rows(100_000) == 64 and chunk_rows(1000) == 4000
+    assert chunk_rows(1000, "cuda") == 40_000
+    memory = 80
+    assert chunk_rows(1000, "cuda") == 4000
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_gradients_of_a_head_are_summed_in_float32(dtype):
+    "A thousand chunks of a bfloat16 head: summed up in bfloat16 they would stop growing."
+    torch.manual_seed(0)
+    head = torch.nn.Linear(2, 5).to(dtype)
+    states = torch.ones(1, 600, 2).to(dtype)
+    told = torch.zeros(1, 600).long(), torch.ones(1, 600)
+    said = DenseRows(torch.randn(1, 1, 5).expand(1, 600, 5))
+
+    def gradients(size):
+        rows, costs = (
+            HiddenRows(states, Head(head, 5, dtype)),
+            {"divergence": Cost(chunk_size=size)},
+        )
+        loss = score_tokens(rows, said, *told, costs).costs["divergence"].sum()
+        return torch.autograd.grad(loss, [head.weight, head.bias])
+
+    one_by_one, at_once = gradients(1), gradients(600)
+    exact = torch.nn.Linear(2, 5)
+    exact.load_state_dict(head.state_dict())
+    loss = token_cost(exact(states.float()), said, None).sum()
+    for a, b, c in zip(one_by_one, at_once, torch.autograd.grad(loss, list(exact.parameters()))):
+        assert a.dtype == dtype
+        torch.testing.assert_close(a.float(), c, rtol=0.03, atol=0.03 * c.abs().max().item())
+        torch.testing.assert_close(
+            a.float(), b.float(), rtol=0.03, atol=0.03 * c.abs().max().item()
+        )
+
+
+def test_a_cost_without_a_gradient_in_chunks():
+    "Surprisal knows no slope: zeros, and no error of autograd, closed form or not."
+    s = logits(0, 1, 5, 7).requires_grad_()
+    told = torch.zeros(1, 5).long(), torch.ones(1, 5)
+    for floor in (0.0, 0.1):
+        cost = Cost("surprisal", floor=floor, chunk_size=2)
+        score = score_tokens(s, logits(1, 1, 5, 7), *told, {"divergence": cost})
+        (found,) = torch.autograd.grad(score.costs["divergence"].sum(), s)
+        assert found.shape == s.shape and not found.any()
+    head, states = torch.nn.Linear(2, 7), torch.ones(1, 5, 2, requires_grad=True)
+    rows = HiddenRows(states, Head(head, 7, torch.float32))
+    score = score_tokens(rows, logits(1, 1, 5, 7), *told, {"divergence": cost})
+    found = torch.autograd.grad(
+        score.costs["divergence"].sum(), [states, *head.parameters()], allow_unused=True
+    )
+    assert not found[0].any() and found[1:] == (None, None)
+
+
+def test_hidden_rows_are_logits_that_are_not_there_yet():
+    "In parts and in pieces, without ids that have no token."
+    head, states = torch.nn.Linear(2, 7), logits(0, 5, 2, dtype=torch.float32)
+    rows = HiddenRows(states, Head(head, 7, torch.float32, vocab_size=6, holes=(2,)))
+    whole = head(states)[:, :6].index_fill(1, torch.tensor(2), -1e4)
+    assert rows.shape == whole.shape and torch.equal(rows.logits, whole)
+    pieces = rows.split(2)
+    assert [len(piece.states) for piece in pieces] == [2, 2, 1]
+    torch.testing.assert_close(torch.cat([piece.logits for piece in pieces]), whole)
+    torch.testing.assert_close(rows[1:3].logits, whole[1:3])
+    assert HiddenRows(states[None], Head(head, 7, torch.float32)).shape == (1, 5, 7)
+    ids, mask = torch.tensor([[5, 0, 1, 3, 4]]), torch.tensor([[1, 1, 0, 1, 1]])
+    found = HiddenRows(states[None], rows.head).logps(ids, mask)
+    expected = masked(whole.log_softmax(-1)[None].gather(-1, ids[..., None])[..., 0], mask)
+    torch.testing.assert_close(found, expected)

@@ -230,20 +230,22 @@ class Fails:
 
 def test_a_reward_that_raises_loses_nothing(make_trainer):
     "A checkpoint of the updates before is written, and the run goes on from it."
-    settings = dict(max_steps=4, save_steps=0, **FEW)
-    fails = Fails(0)
-    trainer = make_trainer(**settings, reward_funcs=fails)
-    fails.at = fails.calls + 3
+    few = dict(per_device_train_batch_size=2, num_generations=2, max_completion_length=3)
+    settings = dict(max_steps=38, save_steps=0, **few)
+    trainer = make_trainer(**settings, reward_funcs=Fails(37))
+    asked = trainer.reward_funcs[0].calls  # before the run, whether it answers
+    last = 36 - asked
     with pytest.raises(
         FunctionFailed,
-        match=r"update 3: reward function 'my_reward' raised ConnectionError: the server is down; "
-        r"nothing was updated, its completions are in .*update_00003.json; a checkpoint of update "
-        r"2 was written: once the function is mended, resume_from_checkpoint='auto' goes on",
+        match=rf"update {last + 1}: reward function 'my_reward' raised ConnectionError: the server "
+        rf"is down; nothing was updated, its completions are in .*update_000{last + 1}.json; a "
+        rf"checkpoint of update {last} was written: once the function is mended, "
+        "resume_from_checkpoint='auto' goes on",
     ) as seen:
         trainer.train()
-    show("a reward that raises", seen)
+    show("a reward that raises at call 37", seen)
     again = make_trainer(**settings, reward_funcs=Fails(0))
-    assert again.train("auto")["step"] == trainer.train()["step"] == 4
+    assert again.train("auto")["step"] == trainer.train()["step"] == 38
     assert torch.equal(flat(again.student), flat(trainer.student))
 
 

@@ -23,7 +23,7 @@ from cmdp_nbdev.cli import main
 from cmdp_nbdev.cost import Cost, token_cost, token_logps
 from cmdp_nbdev.evaluate import evaluate
 from cmdp_nbdev.mdp import Rollout, masked
-from cmdp_nbdev.methods import METHODS, method_settings, register_method
+from cmdp_nbdev.methods import METHODS, method_settings, rate_controller, register_method
 from cmdp_nbdev.model import char_tokenizer
 from cmdp_nbdev.objective import STD_OFFSET, Batch, Signal, group_advantage, signal_loss
 from cmdp_nbdev.options import parse_args
@@ -319,6 +319,47 @@ def test_the_price_per_prompt_against_a_loop(budget):
             gates = [1 / (1 + math.exp(-e / w)) if w else float(e > 0) for e, w in over]
             expected = (0.1 + sum(gates) / len(gates)) * signal.multiplier[i, :n]
             torch.testing.assert_close(priced.multiplier[i, :n], expected)
+
+
+@pytest.mark.parametrize("more, damping, settle", [({}, 3.0, 100), ((1.5, 3), 1.5, 3)])
+def test_the_rate_controller_against_a_loop(more, damping, settle):
+    "Two averages of violations, error and trend in logs, steps that shrink in time, two bounds."
+    more = dict(zip(("damping", "settle"), more))
+    state, target, log_scale, met = {}, 0.9, math.log(3), set()
+    fast = slow = 0.25  # the averages begin with the first batch
+    for n in range(150):
+        violations = 0.0 if 5 < n < 40 else [0.25, 0.0, 0.1, 0.5][n % 4]
+        found = rate_controller(
+            state, violations, target, rate=0.2, init=3.0, low=0.5, high=4.0, **more
+        )
+        fast, slow = 0.95 * fast + 0.05 * violations, 0.98 * slow + 0.02 * violations
+        error = min(max(math.log((fast + 0.01) / (0.1 + 0.01)), -1), 1)
+        trend = min(max(math.log((fast + 0.01) / (slow + 0.01)), -1), 1)
+        step = 0.2 * min(1, settle / (n + 1)) * (error + damping * trend)
+        log_scale = min(max(log_scale + step, math.log(0.5)), math.log(4))
+        assert found == pytest.approx(math.exp(log_scale), rel=1e-9)
+        met.add(round(found, 6))
+    assert {0.5, 4.0} <= met or settle == 3  # both bounds were met
+
+
+def test_the_default_starts_at_three_with_half_a_forward_kl():
+    "Multipliers of the first update, of which nobody knows a trend; the least scale is said."
+    b = batch(0)
+    b.costs["forward_kl"] = b.cost + 1
+    rate = method_settings("cmdp-rate")["rate"]
+    signal = METHODS["cmdp-rate"](b, Budget(0.0), {})  # all violate: the error is bound to 1
+    assert signal.metrics == {"lam": pytest.approx(3 * math.exp(rate)), "at_minimum": 0.0}
+    ones = b.mask.double()
+    main, forward = (signal.multipliers[name] for name in ("divergence", "forward_kl"))
+    torch.testing.assert_close(masked(main, b.mask), signal.metrics["lam"] * ones)
+    torch.testing.assert_close(forward, 0.5 * main)
+    least = METHODS["cmdp-rate"](b, Budget(1e6), {}, init=0.1, min_scale=0.1)
+    assert least.metrics == {"lam": pytest.approx(0.1), "at_minimum": 1.0}
+    fixed = METHODS["cmdp-rate"](b, Budget(1.0), {}, target=0, forward=0)
+    assert fixed.metrics["lam"] == 1 and list(fixed.multipliers) == ["divergence"]
+    for wrong in (1.0, -0.1):
+        with pytest.raises(ValueError, match=r"target must lie in \[0, 1\)"):
+            METHODS["cmdp-rate"](b, Budget(1.0), {}, target=wrong)
 
 
 def weights_of(b, budget):

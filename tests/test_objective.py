@@ -223,6 +223,23 @@ def test_advantage_is_centred_and_free_of_the_unit(seed, unit):
 # ---- the loss ------------------------------------------------------------------------------------
 
 
+def test_scales_by_hand():
+    "A group's deviation and a quarter of the batch's; one row, one value or none: 1."
+    x, groups = torch.tensor([1.0, 3.0, 2.0, 6.0]), torch.tensor([0, 0, 1, 1])
+    whole = math.sqrt((4 + 0 + 1 + 9) / 3)
+    by_group = [math.sqrt(2) + whole / 4] * 2 + [math.sqrt(8) + whole / 4] * 2
+    close(group_scale(x, groups), torch.tensor(by_group))
+    close(group_scale(x, groups, "batch"), torch.full((4,), whole))
+    close(group_scale(x, groups, "none"), torch.ones(4))
+    for kind in ("group", "batch"):
+        for flat in ([0.7] * 4, [NAN] * 4, [NAN, 5.0, NAN, NAN]):
+            assert group_scale(torch.tensor(flat), groups, kind).tolist() == [1.0] * 4
+    mean, std = group_stats(torch.tensor([2.0, NAN, NAN, NAN, 4.0]), torch.tensor([0, 0, 1, 1, 2]))
+    assert mean.tolist() == [2, 2, 0, 0, 4] and std.tolist() == [0] * 5
+    with pytest.raises(ValueError, match="scale_rewards 'token' is unknown; choose one of group"):
+        group_scale(x, groups, "token")
+
+
 def numbers(*rows):
     "A float64 table that can be differentiated."
     return torch.tensor(rows, dtype=torch.float64, requires_grad=True)
@@ -265,6 +282,13 @@ def test_clipped_ratio_by_hand(ratio, advantage, expected, slope):
     loss.backward()
     assert loss.item() == pytest.approx(expected)
     assert logp.grad.item() == pytest.approx(slope)
+
+
+def test_epsilon_is_a_fifth_where_nobody_says():
+    "On both sides."
+    old = torch.zeros(1, 1, dtype=torch.float64)
+    assert clipped_loss(old + 2, old, 1.0).item() == pytest.approx(-1.2)
+    assert clipped_loss(old - 2, old, -1.0).item() == pytest.approx(0.8)
 
 
 def test_epsilon_high_widens_the_upper_clip_only():

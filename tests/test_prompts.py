@@ -20,7 +20,13 @@ from cmdp_nbdev.judge import likelihood, text_of
 from cmdp_nbdev.model import char_tokenizer, load_tokenizer, tiny_model
 from cmdp_nbdev.options import parse_args
 from cmdp_nbdev.prepare import WEIGHTS, collate, worked_dataset
-from cmdp_nbdev.rollout import encode_prompts, generate, given_rollout, prompt_texts
+from cmdp_nbdev.rollout import (
+    encode_prompts,
+    generate,
+    given_rollout,
+    prompt_texts,
+    read_messages,
+)
 from cmdp_nbdev.widgets.records import record_rollout
 
 CHATML = (
@@ -506,6 +512,25 @@ def test_content_in_parts():
         assert prompt_texts([chat], chatty(template)) == prompt_texts([FINE], chatty(template))
     assert prompt_texts([chat], chatty(LLAVA)) == ["USER: 3+8=? ASSISTANT:"]
     assert text_of(chat) == "3+8=?"
+
+
+def test_messages_that_call_tools():
+    "Without content they stay as they are; content in parts becomes a text with or without calls."
+    calls = [{"function": {"name": "add", "arguments": {"a": 3, "b": None}}}]
+    called = [{"function": {"name": "add", "arguments": {"a": 3}}}]
+    parts, written = [{"type": "text", "text": "11"}], {"role": "assistant", "content": "11"}
+    chat = [*FINE, {"role": "assistant", "tool_calls": calls, "content": None}]
+    both = {"role": "assistant", "content": parts, "tool_calls": calls}
+    chat += [both, {"role": "tool", "content": parts}, {"role": "assistant", "content": parts}]
+    assert read_messages(chat, CHATML) == [
+        *FINE,
+        {"role": "assistant", "tool_calls": called},
+        {**written, "tool_calls": called},
+        {"role": "tool", "content": "11"},
+        written,
+    ]
+    kept = read_messages(chat, LLAVA)
+    assert kept[2] == {**both, "tool_calls": called} and kept[3]["content"] == parts
 
 
 def test_a_prompt_without_tokens():

@@ -8,6 +8,8 @@ from conftest import embedded
 from peft import LoraConfig, get_peft_model
 from test_reading import MODELS, PROMPTS, TOKENS, V, loud
 from transformers import (
+    Gemma2Config,
+    Gemma2ForCausalLM,
     LlamaConfig,
     LlamaForCausalLM,
     MistralConfig,
@@ -19,6 +21,7 @@ from transformers import (
 )
 
 from cmdp_nbdev import rollout
+from cmdp_nbdev.cost import DenseRows, HiddenRows, TopKRows, top_k
 from cmdp_nbdev.mdp import Sampling
 from cmdp_nbdev.rollout import (
     FEW,
@@ -28,15 +31,23 @@ from cmdp_nbdev.rollout import (
     PackedDecoder,
     Reader,
     Reading,
+    Written,
     as_rollout,
     choose,
+    completion_logits,
+    core,
     draw_noise,
     encode_prompts,
     generate,
     is_packable,
+    is_large,
+    nucleus,
     reading,
     sample,
     sample_token,
+    still,
+    teacher_rows,
+    teacher_says,
 )
 from cmdp_nbdev.trainer import CMDPTrainer
 
@@ -131,6 +142,19 @@ def test_log_probabilities_of_what_was_chosen(dtype, temperature):
     )
 
 
+def test_the_nucleus_by_hand():
+    "The smallest set that holds the share, in whatever order the ids stand."
+    probs = torch.tensor([[0.1, 0.5, 0.15, 0.25], [0.4, 0.1, 0.3, 0.2]])
+    kept = torch.tensor([[0.0, 0.5, 0.0, 0.25], [0.4, 0.0, 0.3, 0.0]])
+    torch.testing.assert_close(nucleus(probs, 0.7), kept)
+    torch.testing.assert_close(nucleus(probs, 0.45)[0], torch.tensor([0.0, 0.5, 0.0, 0.0]))
+    assert torch.equal(nucleus(probs, 1.0), probs)
+    ids, logps = sample_token(probs.log().repeat(200, 1), top_p=0.45, generator=seeded())
+    assert set(ids[::2].tolist()) == {1} and set(ids[1::2].tolist()) == {0, 2}
+    expected = probs.log().repeat(200, 1).gather(1, ids[:, None])[:, 0]
+    torch.testing.assert_close(logps, expected)  # those before top_p
+
+
 # ---- the fast lane -----------------------------------------------------------------------
 
 
@@ -222,6 +246,35 @@ def test_what_no_short_trial_shows_is_not_offered(name):
         Decoder(model, *encode_prompts(PROMPTS, TOKENS))
 
 
+def test_models_are_still_and_then_as_they_were():
+    "Every part in its own mode again, also after an error; what is no model may stand among them."
+    model = torch.nn.Sequential(torch.nn.Dropout(0.5), torch.nn.Linear(2, 2).eval()).eval()
+    model.training = model[0].training = True
+    with pytest.raises(KeyError), still(model, "a function"):
+        assert not any(part.training for part in model.modules())
+        raise KeyError
+    assert [part.training for part in model.modules()] == [True, True, False]
+
+
+def test_the_model_inside_of_wrappers():
+    "A transformers model wherever it is, else the first that is told a mask, else itself."
+
+    class Masked(torch.nn.Module):
+        def forward(self, ids, attention_mask):
+            return ids
+
+    own, known = Masked(), build(*FAST["llama"])
+    wrapped = torch.nn.Sequential(torch.nn.Identity(), own)
+    assert core(wrapped) is own and core(torch.nn.Sequential(own, known)) is known
+    assert core(plain := torch.nn.Sequential(torch.nn.Identity())) is plain
+
+
+def test_without_a_cache_and_without_padding():
+    "What knows nothing but ids is read without either, row by row."
+    model = MODELS["deaf"]()
+    assert reading(model, *encode_prompts(PROMPTS, TOKENS)) == Reading(False, "none")
+
+
 def test_a_subclass_may_do_anything():
     class Other(LlamaForCausalLM):
         pass
@@ -253,6 +306,35 @@ def test_adapters_are_followed():
         torch.testing.assert_close(fast.logits, plain.logits, atol=1e-4, rtol=0)
 
 
+@torch.no_grad()
+def test_hooks_are_followed():
+    "Of a norm and of a matrix: the short cut is for layers that nobody has changed."
+    model = build(*FAST["qwen3"])
+    ids, mask = encode_prompts(PROMPTS, TOKENS)
+    first, last = model.model.layers
+    for module in (
+        first.input_layernorm,
+        last.self_attn.k_norm,
+        last.mlp.up_proj,
+        model.model.norm,
+    ):
+        handle = module.register_forward_hook(lambda module, given, made: 1.5 * made)
+        plain, fast = Reader(model, ids, mask, 2), Decoder(model, ids, mask, 2)
+        for reader in (plain, fast):
+            reader.feed(torch.arange(3, 9))
+        torch.testing.assert_close(fast.logits, plain.logits, atol=1e-4, rtol=0)
+        handle.remove()
+        if module is not model.model.norm:
+            module.register_forward_pre_hook(lambda module, given: (0.5 * given[0],))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_is_rough_and_still_read(dtype):
+    "Rounding moves log-probabilities by hundredths of a nat: no reason to go without a cache."
+    model = build(*FAST["llama"]).to(dtype)
+    assert reading(model, *encode_prompts(PROMPTS, TOKENS)) == Reading(cache="preallocated")
+
+
 def test_a_graph_needs_a_gpu():
     with pytest.raises(RuntimeError, match="a CUDA graph needs a GPU"):
         GraphDecoder(build(*FAST["llama"]), *encode_prompts(PROMPTS, TOKENS))
@@ -279,7 +361,7 @@ def test_a_graph_says_what_the_model_says(name):
 @pytest.mark.parametrize("name", ["llama", "gpt2", "mamba", "qwen3.5", "rwkv", "deaf"])
 def test_what_a_completion_says_does_not_depend_on_when_others_end(name, monkeypatch):
     model = MODELS[name]()
-    settings = dict(num_generations=8, max_completion_length=12, temperature=1.5)
+    settings = dict(num_generations=8, max_completion_length=12, temperature=0.9)
     read, kept = [], []
     made = rollout.sample
 
@@ -303,6 +385,81 @@ def test_all_rows_end_at_once():
     reader = Decoder(model, *encode_prompts(PROMPTS, TOKENS))
     ids, logps, ended = sample(reader, list(range(V)), 0, Sampling(max_completion_length=5))
     assert ids.shape == logps.shape == (3, 1) and ended.all()
+
+
+def test_what_was_written_by_rows_that_left():
+    "Two tokens of three rows, one of the last two; row 1 had ended before its second token."
+    written, every, some = Written(3, 9), torch.arange(3), torch.tensor([0, 2])
+    none, ended = torch.zeros(3, dtype=torch.bool), torch.tensor([False, True, False])
+    first = written.add(every, torch.tensor([4, 1, 5]), torch.tensor([-1.0, -2.0, -3.0]), none)
+    second = written.add(every, torch.tensor([6, 6, 7]), torch.tensor([-0.5, -0.5, -0.5]), ended)
+    assert first.tolist() == [4, 1, 5] and second.tolist() == [6, 9, 7]
+    written.add(some, torch.tensor([8, 1]), torch.tensor([-0.1, -0.2]), none[:2])
+    ids, logps, over = written.whole(some, torch.tensor([False, True]))
+    assert ids.tolist() == [[4, 6, 8], [1, 9, 9], [5, 7, 1]] and over.tolist() == [
+        False,
+        True,
+        True,
+    ]
+    said = torch.tensor([[-1.0, -0.5, -0.1], [-2.0, 0.0, 0.0], [-3.0, -0.5, -0.2]])
+    assert torch.equal(logps, said)
+
+
+# ---- what a teacher says -------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def rows_of():
+    "Two rows of five tokens each, and of how many that is."
+    model = build(*FAST["llama"])
+    r = generate(model, TOKENS, PROMPTS[:2], max_completion_length=5, generator=seeded(1))
+    return r, r.completion_ids.numel()
+
+
+def test_large_is_more_than_a_chunk(rows_of):
+    "Of all parts together; without a size in positions it is a number of bytes."
+    r, n = rows_of
+    assert is_large([r, r], 2 * n - 1) and not is_large([r, r], 2 * n) and not is_large([r], n)
+    assert not is_large([r, r])
+
+
+@pytest.mark.filterwarnings("ignore:Gemma2ForCausalLM")
+def test_what_is_kept_of_a_teachers_answer(rows_of):
+    "Logits of what fits into a chunk, else hidden states; nothing of several large parts without."
+    r, n = rows_of
+    plain = build(*FAST["llama"])
+    pressed = loud(Gemma2ForCausalLM(Gemma2Config(**SIZE, **HEADS)), 2.0)
+    for parts, size, said in [([r], n, DenseRows), ([r], 1, HiddenRows), ([r, r], 1, HiddenRows)]:
+        assert {type(rows) for rows in teacher_says(plain, parts, size)} == {said}
+    assert teacher_says(pressed, [r, r], 1) == [None, None]
+    for parts, size in [([r], 1), ([r, r], 2 * n)]:
+        answers = teacher_says(pressed, parts, size)
+        assert [type(rows) for rows in answers] == [DenseRows] * len(parts)
+
+
+def test_teachers_that_are_no_model(rows_of):
+    "A function answers for every token, the one before included; an object says its rows."
+    r, _ = rows_of
+    model = build(*FAST["llama"])
+    B, T = r.completion_ids.shape
+    expected = completion_logits(model, r)
+    assert expected.shape == (B, T, V) and B != T
+    with torch.no_grad():
+        said = model(r.input_ids, attention_mask=r.attention_mask).logits
+    for answer in (said, {"logits": said}, (said, None)):
+        rows = teacher_rows(lambda ids, mask: answer, r)  # noqa: B023
+        assert torch.equal(rows.logits, said[:, -T - 1 : -1])
+    k = top_k(said, r.input_ids, 3)
+    named = teacher_rows(lambda ids, mask: TopKRows(k.ids, k.values, k.rest), r)
+    assert torch.equal(named.ids, k.ids[:, -T - 1 : -1]) and named.vocab_size == V
+
+    class Fixed:
+        rows = staticmethod(lambda rollout: "rows")
+
+    assert teacher_rows(Fixed(), r) == "rows"
+    for answer in (None, [], "text", {"scores": said}):
+        with pytest.raises(TypeError, match="must answer with logits or log-probabilities"):
+            teacher_rows(lambda ids, mask: answer, r)  # noqa: B023
 
 
 # ---- in portions, and by others ------------------------------------------------------------

@@ -4,6 +4,7 @@ import copy
 import importlib
 import json
 import math
+import signal
 import sys
 import warnings
 
@@ -24,7 +25,7 @@ from cmdp_nbdev.distil import describe_teacher  # noqa: E402
 from cmdp_nbdev.methods import METHODS  # noqa: E402
 from cmdp_nbdev.reward import length_cost  # noqa: E402
 from cmdp_nbdev.task import ChainTask, chain_dataset, chain_reward  # noqa: E402
-from cmdp_nbdev.trl import FIXED, TRLTrainer, check_trl, grpo_config  # noqa: E402
+from cmdp_nbdev.trl import FIXED, WAITS, TRLTrainer, check_trl, grpo_config  # noqa: E402
 
 GRADIENT = 1e-5  # what was promised; measured: 3e-7
 OWN_METHODS = [name for name, method in METHODS.items() if method.student is None]
@@ -220,6 +221,38 @@ def test_a_resumed_run_is_the_same_run(make, tmp_path):
     for a, b in zip(*lines, strict=True):
         assert {**a, "seconds": 0} == {**b, "seconds": 0}
     assert resumed.train() == last  # nothing left to do
+
+
+def test_a_signal_ends_it_after_its_update(make, tmp_path, capsys):
+    "With a checkpoint and one sentence; gone on with, it is the run that nobody stopped."
+    few = dict(max_steps=3, per_device_train_batch_size=4, num_generations=2)
+    few |= dict(max_completion_length=8)
+    whole = make(**few, output_dir=str(tmp_path / "whole"))
+    whole.train()
+    stops = {1: (signal.SIGTERM, SystemExit), 2: (signal.SIGINT, KeyboardInterrupt)}
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        for update, (number, error) in stops.items():
+            trainer = make(**few)
+            rewarded = trainer.reward
+            trainer.reward = lambda rollout: signal.raise_signal(number) or rewarded(rollout)
+            with pytest.raises(error) as left:
+                trainer.train("auto")
+            assert error is KeyboardInterrupt or left.value.code == 143
+            again = f"resume_from_checkpoint='auto' goes on from checkpoint-{update}"
+            ends, said = capsys.readouterr().err.splitlines()[-2:]
+            assert ends == WAITS and said == f"stopped after update {update}; {again}"
+            assert signal.getsignal(number) in (signal.default_int_handler, signal.SIG_DFL)
+        trainer.keep()  # as Ctrl-C in an evaluation after the training does
+        assert capsys.readouterr().err == said + "\n"
+    finally:
+        signal.signal(signal.SIGINT, before)
+    resumed = make(**few)
+    resumed.train("auto")
+    assert torch.equal(flat(resumed.student), flat(whole.student))
+    lines = (read_lines(tmp_path / x / "metrics.jsonl") for x in ("run", "whole"))
+    run, other = ([{**row, "seconds": 0} for row in rows] for rows in lines)
+    assert run == other
 
 
 class Diary:

@@ -38,10 +38,16 @@ TESTS = (
     "trainer lean invariance defaults bad_input teachers prompts settings preflight reading "
     "stop_and_go_on saving what_people_set tabular words examine"
 ).split()
-SEED, NUMBER = 0, 350
-ENOUGH = 12.0  # seconds of tests for one mutant, fastest first
+DRAWN, SEED, NUMBER = "d0540b7", 0, 350  # the modules of this commit were drawn from
+ENOUGH, MORE = 12.0, 40.0  # seconds of tests for one mutant, fastest first; for a survivor
 COLUMNS = "module function line operator before after nth verdict test tests seconds commit".split()
 KEY = ("module", "function", "before", "after", "nth")
+
+
+def git(*words: str) -> str:
+    "What git says."
+    told = ["git", "-C", str(hunt.ROOT), *words]
+    return subprocess.run(told, capture_output=True, text=True, check=True).stdout
 
 
 def sources() -> dict[str, str]:
@@ -49,12 +55,21 @@ def sources() -> dict[str, str]:
     return {m: (hunt.PACKAGE / f"{m}.py").read_text(encoding="utf-8") for m in MODULES}
 
 
-def commit() -> str:
-    "Which version this is."
-    words = ["git", "-C", str(hunt.ROOT), "rev-parse", "--short", "HEAD"]
-    done = subprocess.run(words, capture_output=True, text=True)
-    named = hunt.ROOT / "COMMIT"  # in a copy without .git
-    return done.stdout.strip() or (named.read_text().strip() if named.exists() else "")
+def all_mutants() -> list[mutants.Mutant]:
+    "Every mutant of the modules as they are."
+    every = (place for name, text in sources().items() for place in mutants.places(name, text))
+    return [mutant for place in every for mutant in place]
+
+
+def drawn(number: int) -> list[mutants.Mutant]:
+    """The first `number` of the sample in random order, as far as they are there still.
+
+    One more line of code would draw another sample, so it is drawn from the modules of `DRAWN`.
+    """
+    old = {name: git("show", f"{DRAWN}:cmdp_nbdev/{name}.py") for name in MODULES}
+    wanted = itertools.islice(mutants.sample(old, SEED), number)
+    today = {mutant.key: mutant for mutant in all_mutants()}
+    return [today[mutant.key] for mutant in wanted if mutant.key in today]
 
 
 # ---- which tests belong to a line -------------------------------------------------------
@@ -78,18 +93,27 @@ def stretch(source: str, line: int) -> range:
     return best
 
 
-def related(tests: list[dict], module: str, lines: range) -> dict[str, float]:
-    "Seconds of the tests that run one of `lines`, the module's own and the fastest first."
+def related(
+    tests: list[dict], module: str, lines: range, function: str = "", enough: float = ENOUGH
+) -> dict[str, float]:
+    """Seconds of the tests that run one of `lines`, the module's own and the fastest first.
+
+    A test that is about `function` by its name, `[cost.Cost]`, comes before them: a default is read
+    without running a line.
+    """
+    name = f"[{module}.{function.removesuffix('.__init__')}]"
 
     def weight(row):
         own = row["test"].startswith(f"tests/test_{module}.py")
-        return row["seconds"] * (0.3 if own else 1.0)
+        return row["seconds"] * (0.3 if own else 1.0) * (name not in row["test"])
 
-    touch = [row for row in tests if not set(lines).isdisjoint(row["lines"].get(module, ()))]
+    def touches(row):
+        return name in row["test"] or not set(lines).isdisjoint(row["lines"].get(module, ()))
+
     chosen, total = {}, 0.0
-    for row in sorted(touch, key=weight):
+    for row in sorted(filter(touches, tests), key=weight):
         total += row["seconds"]
-        if total > ENOUGH and chosen:
+        if total > enough and chosen:
             break
         chosen[row["test"]] = row["seconds"]
     return chosen
@@ -124,15 +148,18 @@ def key(row: dict) -> tuple:
 class Pass:
     "Judges mutants one after the other, and writes a row for each."
 
-    def __init__(self, chosen: Iterable[mutants.Mutant], tests: list[dict], path: Path):
-        self.chosen, self.path, self.sources = list(chosen), path, sources()
+    def __init__(
+        self, chosen: Iterable[mutants.Mutant], tests: list[dict], path: Path, enough: float
+    ):
+        self.chosen, self.path, self.enough, self.sources = list(chosen), path, enough, sources()
         self.tests = [row for row in tests if row["outcome"] == "passed"]
-        self.commit = commit()
+        self.commit = git("rev-parse", "--short", "HEAD").strip()
 
     def row(self, mutant: mutants.Mutant, judge) -> None:
         "One mutant: `judge(tests)` gives the verdict."
         source = self.sources[mutant.module]
-        tests = related(self.tests, mutant.module, stretch(source, mutant.line))
+        lines = stretch(source, mutant.line)
+        tests = related(self.tests, mutant.module, lines, mutant.function, self.enough)
         began = time.perf_counter()
         verdict, test = judge(tests) if tests else ("survived", "no test runs this line")
         seconds = round(time.perf_counter() - began, 1)
@@ -158,11 +185,13 @@ class Pass:
                 self.row(mutant, lambda tests: hunt.cold_hunt(path, mutant.text(source), tests))
 
 
-def work(chosen: Iterable[mutants.Mutant], measured: Path, path: Path) -> None:
+def work(
+    chosen: Iterable[mutants.Mutant], measured: Path, path: Path, enough: float = ENOUGH
+) -> None:
     "Judge mutants, a hundred at a time: those inside of functions first."
     chosen, tests = iter(chosen), hunt.read(measured)
     while some := list(itertools.islice(chosen, 100)):
-        part = Pass(some, tests, path)
+        part = Pass(some, tests, path, enough)
         files = sorted({row["test"].partition("::")[0] for row in part.tests})
 
         def inside(say):
@@ -176,16 +205,15 @@ def work(chosen: Iterable[mutants.Mutant], measured: Path, path: Path) -> None:
 def run(measured: Path, path: Path, number: int) -> None:
     "The first `number` mutants of the sample, those without a row."
     done = {key(row) for row in read(path)}
-    chosen = itertools.islice(mutants.sample(sources(), SEED), number)
-    work((m for m in chosen if tuple(map(str, m.key)) not in done), measured, path)
+    work((m for m in drawn(number) if tuple(map(str, m.key)) not in done), measured, path)
 
 
 def again(measured: Path, old: Path, path: Path) -> None:
-    "What survived in `old`, as far as it is there still, into another file."
+    "What survived in `old`, as far as it is there still, by more of the tests, into another file."
     left = {key(row) for row in read(old) if row["verdict"] == "survived"}
     left -= {key(row) for row in read(path)}
-    every = [m for name, text in sources().items() for p in mutants.places(name, text) for m in p]
-    work((m for m in every if tuple(map(str, m.key)) in left), measured, path)
+    some = (m for m in all_mutants() if tuple(map(str, m.key)) in left)
+    work(some, measured, path, enough=MORE)
 
 
 def check(functions: list[str], files: list[str], words: str) -> None:
@@ -200,12 +228,14 @@ def check(functions: list[str], files: list[str], words: str) -> None:
         tests, counts = dict.fromkeys(warm.items, 1.0), collections.Counter()
         for m in chosen:
             path, text = hunt.PACKAGE / f"{m.module}.py", m.text(texts[m.module])
+            if not mutants.compiles(text):
+                continue
             changed = hunt.changed_functions(path, texts[m.module], text)
             verdict = warm.hunt(path, changed, tests)[0] if changed else "outside of functions"
             counts[verdict] += 1
             if verdict == "survived":
                 out.write(f"survived: {m.module}.{m.function}, {m.before} -> {m.after}\n")
-        out.write(f"{len(tests)} tests, {len(chosen)} mutants: {dict(counts)}\n")
+        out.write(f"{len(tests)} tests, {counts.total()} mutants: {dict(counts)}\n")
 
     def inside(say):
         hunt.prepare()
