@@ -1007,7 +1007,7 @@ def find_reading(model: torch.nn.Module, prompt_ids: Tensor, prompt_mask: Tensor
             f"text change by {noise:.2g} nats with what stands behind it (attention to later "
             "tokens: is_decoder, or dropout that stays on)"
         )
-    allowed = max(1e-4, 10 * noise)
+    allowed = max(1e-4 if precise else ROUGH / 4, 10 * noise)
     right = (way for way in READINGS if _error(model, rollout, truth, way) <= allowed)
     return next(right, READINGS[-1])
 
