@@ -74,6 +74,7 @@ def test_limits_of_rows():
     "A dataset's own limits replace the one of the run; a row without a limit is named."
     budget = Budget(0.5)
     assert row_budget(budget, {}) == budget
+    assert row_budget(budget, {}, factor=0.25) == budget.scaled(0.25) != budget
     assert row_budget(budget, {"budget": [1, 0.5]}, factor=2.0).limit.tolist() == [2.0, 1.0]
     with pytest.raises(ValueError, match="row 1"):
         row_budget(budget, {"budget": [1.0, None]})

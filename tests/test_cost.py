@@ -387,6 +387,17 @@ def test_a_cost_refuses_nonsense(settings, match):
         Cost(**settings)
 
 
+def test_the_cost_that_is_reported_beside():
+    "Reverse KL at temperature 1 with the same floor; a cost that is just that is not asked twice."
+    cost = Cost("jsd", beta=0.1, student_temperature=2.0, chunk_size=7)
+    assert cost.reported == Cost(chunk_size=7) and cost.is_kl is False
+    assert Cost(floor=0.1, beta=0.2).reported == Cost(floor=0.1) and Cost(floor=0.1).is_kl is True
+    assert Cost(student_temperature=2.0).is_kl is Cost("forward_kl").is_kl is False
+    assert cost.of("forward_kl") == Cost(
+        "forward_kl", beta=0.1, student_temperature=2.0, chunk_size=7
+    )
+
+
 @pytest.fixture
 def own_costs():
     "Undo what a test registers."
@@ -638,3 +649,27 @@ def test_a_cost_without_a_gradient_in_chunks():
         score = score_tokens(s, logits(1, 1, 5, 7), *told, {"divergence": cost})
         (found,) = torch.autograd.grad(score.costs["divergence"].sum(), s)
         assert found.shape == s.shape and not found.any()
+    head, states = torch.nn.Linear(2, 7), torch.ones(1, 5, 2, requires_grad=True)
+    rows = HiddenRows(states, Head(head, 7, torch.float32))
+    score = score_tokens(rows, logits(1, 1, 5, 7), *told, {"divergence": cost})
+    found = torch.autograd.grad(
+        score.costs["divergence"].sum(), [states, *head.parameters()], allow_unused=True
+    )
+    assert not found[0].any() and found[1:] == (None, None)
+
+
+def test_hidden_rows_are_logits_that_are_not_there_yet():
+    "In parts and in pieces, without ids that have no token."
+    head, states = torch.nn.Linear(2, 7), logits(0, 5, 2, dtype=torch.float32)
+    rows = HiddenRows(states, Head(head, 7, torch.float32, vocab_size=6, holes=(2,)))
+    whole = head(states)[:, :6].index_fill(1, torch.tensor(2), -1e4)
+    assert rows.shape == whole.shape and torch.equal(rows.logits, whole)
+    pieces = rows.split(2)
+    assert [len(piece.states) for piece in pieces] == [2, 2, 1]
+    torch.testing.assert_close(torch.cat([piece.logits for piece in pieces]), whole)
+    torch.testing.assert_close(rows[1:3].logits, whole[1:3])
+    assert HiddenRows(states[None], Head(head, 7, torch.float32)).shape == (1, 5, 7)
+    ids, mask = torch.tensor([[5, 0, 1, 3, 4]]), torch.tensor([[1, 1, 0, 1, 1]])
+    found = HiddenRows(states[None], rows.head).logps(ids, mask)
+    expected = masked(whole.log_softmax(-1)[None].gather(-1, ids[..., None])[..., 0], mask)
+    torch.testing.assert_close(found, expected)

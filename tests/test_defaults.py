@@ -211,6 +211,40 @@ LEFT_OUT = {
     "evaluate.above_envelope": (
         "x='satisfaction_rate' y='accuracy' minimize_x=False level=0.95 resamples=500 seed=0"
     ),
+    "cost.CostKind": "gradient='full' bounded=False source=''",
+    "cost.register_cost": "gradient='full' bounded=False source=''",
+    "cost.Question": "temperature=1.0",
+    "cost.chunk_rows": "device='cpu'",
+    "reward.NotFinite": "advice=''",
+    "reward.call_function": "what='reward function'",
+    "objective.check_finite": "norm=0.0",
+    "methods.Look": "color='#CC79A7' dash='solid' symbol='star'",
+    "methods.Method": "source='' pathwise=False rewardless=False off_policy=False",
+    "methods.grpo": "scale_rewards='group'",
+    "methods.rate_controller": "damping=3.0 settle=100",
+    "methods.cmdp_rate": (
+        "target=0.98 price='global' forward=0.5 rate=0.06 "
+        "init=3.0 min_scale=0.1 max_scale=4.0 scale_rewards='batch'"
+    ),
+    "rollout.draw_noise": "device='cpu'",
+    "rollout.Reader": "num_generations=1 shared=True",
+    "rollout.Decoder": "num_generations=1",
+    "rollout.GraphDecoder": "num_generations=1",
+    "rollout.ByLength": "num_generations=1 shared=True",
+    "rollout.Rereader": "num_generations=1",
+    "rollout.Reading": "padded=True cache='shared'",
+    "rollout.open_reader": "num_generations=1",
+    "rollout.completion_rows": "hidden=False",
+    "rollout.teacher_rows": "hidden=False",
+    "rollout.score_rollout": "temperature=1.0",
+    "evaluate.load_fast": "what='model'",
+    "evaluate.evaluate": "return_records=False",
+    "evaluate.nats_by_position": "bins=10",
+    "evaluate.Nats": "shown=5",
+    "evaluate.where_nats_went": "shown=5 bins=10",
+    "evaluate.earn": "truncated_reward=0.0 penalty=1.0",
+    "evaluate.frontier": "x='satisfaction_rate' y='accuracy' minimize_x=False",
+    "evaluate.envelope": "x='satisfaction_rate' y='accuracy' minimize_x=False",
 }
 
 

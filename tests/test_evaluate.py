@@ -19,6 +19,7 @@ from cmdp_nbdev.evaluate import (
     VALUES,
     _error,
     _mean_of_seeds,
+    _point_draws,
     _rate_ends,
     _resample,
     _spread,
@@ -44,6 +45,7 @@ from cmdp_nbdev.model import char_tokenizer
 from cmdp_nbdev.objective import Batch, Signal
 from cmdp_nbdev.plot import nats_figure
 from cmdp_nbdev.reward import OFFERED, length_cost
+from cmdp_nbdev.rollout import generate
 from cmdp_nbdev.task import chain_reward
 
 
@@ -298,6 +300,9 @@ def test_missing_values_leave_their_prompt_out():
     c = compare(a, b, "reward_mean")
     assert (c["a"], c["b"], c["n_prompts"], c["method"]) == (0.5, 0.0, 2, "exact")
     assert summarize_seeds([a, b], ["reward_mean"])["reward_mean"] == pytest.approx(0.25)
+    twice = [record("y", reward=None), record("y", reward=1.0)]  # one of two has a value
+    for sides in ((a[:1] + twice, b + twice[1:]), (b + twice[1:], a[:1] + twice)):
+        assert compare(*(rows[:2] + rows[-1:] for rows in sides), "reward_mean")["n_prompts"] == 2
     none = summarize_seeds([[record("x", reward=None)], [record("x")]], ["reward_mean"])
     assert math.isnan(none["reward_mean_low"])
 
@@ -537,6 +542,16 @@ def test_band_is_students_interval_for_a_single_setting():
     assert np.isnan([middle[1], low[1], high[1]]).all()  # nobody is that safe
 
 
+def test_draws_of_a_mean_point_by_hand():
+    "Of runs at 0, 0 and 3 both ways: means 0 to 3 around 1, widened from z to Student's t."
+    rows = [{"x": x, "y": y} for x, y in ((0, 1), (0, 1), (3, -2))]
+    draws = _point_draws(rows, ("x", "y"), 0.9, 500, np.random.default_rng(0))
+    wider = (3 / 2) ** 0.5 * student_t.ppf(0.95, 2) / norm.ppf(0.95)
+    expected = [1 + wider * k for k in (-1, 0, 1, 2)]
+    assert sorted({round(x, 9) for x in draws[:, 0]}) == pytest.approx(expected)
+    assert draws.shape == (500, 2) and np.allclose(draws.sum(1), 1)
+
+
 def test_gain_over_the_envelope():
     "On the envelope there is no gain, above it there is; where the envelope ends, that is said."
     rng = np.random.default_rng(3)
@@ -594,6 +609,23 @@ def answered(model, tokenizer, data, **more):
     "Records of eight completions."
     few = dict(max_completion_length=20, batch_size=8, **more)
     return evaluate_records(model, model, data.select(range(8)), tokenizer, **few)
+
+
+def test_an_evaluation_in_portions(pair, held_out, monkeypatch):
+    "As many prompts at a time as make `batch_size` completions, one at least; all of them."
+    student, _, tok = pair
+    made, asked = generate, []
+
+    def watched(model, tokenizer, prompts, *more):
+        asked.append(len(prompts))
+        return made(model, tokenizer, prompts, *more)
+
+    monkeypatch.setattr("cmdp_nbdev.evaluate.generate", watched)
+    data, how = held_out.select(range(5)), {"num_generations": 2, "max_completion_length": 2}
+    for size, portions in ((4, [2, 2, 1]), (5, [2, 2, 1]), (1, [1] * 5), (256, [5])):
+        rows = evaluate_records(student, student, data, tok, chain_reward, batch_size=size, **how)
+        assert asked == portions and [r["prompt"] for r in rows[::2]] == data["prompt"][:]
+        asked.clear()
 
 
 def sometimes(completions):

@@ -109,6 +109,8 @@ def test_gates_by_hand():
     torch.testing.assert_close(narrow[[0, 2, 3]], step[[0, 2, 3]])
     with pytest.raises(ValueError, match="width"):
         smooth_gate(spent, 1.0, 0.0)
+    with pytest.raises(ValueError, match="gate width must be > 0"):
+        smooth_gate(torch.ones(2), 1.0, torch.tensor([0.1, 0.0]))
 
 
 def lengths_to_mask(lengths, T):

@@ -39,8 +39,10 @@ def test_step_returns_and_writes_finite_metrics(make_trainer):
 def test_training_improves_the_reward(make_trainer):
     "The one thing everything is for, on a scale a test can afford: divergence falls under gkd."
     many = {"max_steps": 25, "per_device_train_batch_size": 64, "learning_rate": 3e-3}
-    trainer = make_trainer(method="gkd", **many)
-    trainer.train()
+    trainer, shown = make_trainer(method="gkd", **many), []
+    trainer.show = lambda bar: shown.append(trainer.global_step)
+    assert trainer.train() == written(trainer)[-1]
+    assert shown == list(range(1, 26))  # every update
     kl = [m["kl_mean"] for m in written(trainer)]
     assert sum(kl[-5:]) < 0.8 * sum(kl[:5])
 
@@ -461,9 +463,23 @@ def test_models_and_tokenizer_by_path(make_trainer, pair, tmp_path):
     assert torch.equal(a, b)
 
 
-def test_the_callers_teacher_keeps_its_weights(make_trainer):
-    "Training must move the student alone."
-    trainer = make_trainer()
+def test_gradients_from_before_do_not_count(make_trainer, tmp_path):
+    "Of a backward pass of one's own, or of an update that was broken off."
+    fresh, used = make_trainer(), make_trainer(output_dir=str(tmp_path / "used"))
+    for p in used.model.parameters():
+        p.grad = torch.ones_like(p)
+    found, expected = used.step(), fresh.step()
+    assert {**found, "seconds": 0} == {**expected, "seconds": 0}
+    assert torch.equal(flat(used.model), flat(fresh.model))
+    assert all(p.grad is None for p in used.model.parameters())
+
+
+def test_the_callers_teacher_keeps_its_weights(make_trainer, pair):
+    "Training must move the student alone; a teacher is still, and learns nothing."
+    teacher = copy.deepcopy(pair[1]).train().requires_grad_()
+    trainer = make_trainer(teacher=teacher)
+    assert not any(part.training for part in teacher.modules())
+    assert not any(p.requires_grad for p in teacher.parameters())
     before = flat(trainer.teacher)
     trainer.train()
     assert torch.equal(before, flat(trainer.teacher))

@@ -13,11 +13,13 @@ import importlib.machinery
 import importlib.util
 import json
 import os
+import re
 import resource
 import select
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 import types
 from collections.abc import Callable, Iterable
@@ -297,5 +299,47 @@ def cold_hunt(path: Path, text: str, seconds: dict[str, float]) -> tuple[str, st
         files = list(dict.fromkeys(test.partition("::")[0] for test in seconds))
         code = pytest.main([*PYTEST, *files], plugins=[_Chosen(seconds), _Watch(seconds, say)])
         say("survived") if code == 0 else say("caught", "collection")
+
+    return forked(work)
+
+
+# ---- notebooks --------------------------------------------------------------------------
+
+
+def parts(text: str) -> dict[str, str]:
+    "A module's text by the id of the cell that it comes from."
+    _, *rest = re.split(r"^# %% \S+\.ipynb #(\S+)\n", text, flags=re.M)
+    return {name: part.partition("\n# %% ")[0].strip() for name, part in zip(rest[::2], rest[1::2])}
+
+
+def changed_notebook(path: Path, text: str) -> tuple[str, dict]:
+    "Name and content of the notebook of the module at `path`, if that says `text`."
+    source = path.read_text(encoding="utf-8")
+    name = re.search(r"File to edit: \.\./nbs/(\S+)\.ipynb", source)[1] + ".ipynb"
+    book = json.loads((ROOT / "nbs" / name).read_text(encoding="utf-8"))
+    old, new = parts(source), parts(text)
+    for cell in book["cells"]:
+        if new.get(cell["id"]) != old.get(cell["id"]):
+            cell["source"] = f"#| export\n{new[cell['id']]}"
+    return name, book
+
+
+def notebook_hunt(path: Path, text: str, longest: float = 120.0) -> tuple[str, str]:
+    "The verdict of the module's own notebook; `longest`: CPU seconds after which it is timed out."
+
+    def work(say):
+        prepare()
+        from nbdev.test import test_nb
+
+        sys.meta_path.insert(0, _Finder(path, text))
+        signal.signal(signal.SIGPROF, lambda *_: say("timed out", name))
+        signal.setitimer(signal.ITIMER_PROF, longest)
+        name, book = changed_notebook(path, text)
+        with tempfile.TemporaryDirectory() as folder:
+            copy = Path(folder) / name
+            copy.write_text(json.dumps(book), encoding="utf-8")
+            os.chdir(ROOT / "nbs")
+            passed, _ = test_nb(copy, basepath=ROOT, showerr=False)
+        say("survived" if passed else "caught", f"nbs/{name}")
 
     return forked(work)

@@ -39,7 +39,7 @@ TESTS = (
     "stop_and_go_on saving what_people_set tabular words examine"
 ).split()
 DRAWN, SEED, NUMBER = "d0540b7", 0, 350  # the modules of this commit were drawn from
-ENOUGH = 12.0  # seconds of tests for one mutant, fastest first
+ENOUGH, MORE = 12.0, 40.0  # seconds of tests for one mutant, fastest first; for a survivor
 COLUMNS = "module function line operator before after nth verdict test tests seconds commit".split()
 KEY = ("module", "function", "before", "after", "nth")
 
@@ -93,18 +93,27 @@ def stretch(source: str, line: int) -> range:
     return best
 
 
-def related(tests: list[dict], module: str, lines: range) -> dict[str, float]:
-    "Seconds of the tests that run one of `lines`, the module's own and the fastest first."
+def related(
+    tests: list[dict], module: str, lines: range, function: str = "", enough: float = ENOUGH
+) -> dict[str, float]:
+    """Seconds of the tests that run one of `lines`, the module's own and the fastest first.
+
+    A test that is about `function` by its name, `[cost.Cost]`, comes before them: a default is read
+    without running a line.
+    """
+    name = f"[{module}.{function.removesuffix('.__init__')}]"
 
     def weight(row):
         own = row["test"].startswith(f"tests/test_{module}.py")
-        return row["seconds"] * (0.3 if own else 1.0)
+        return row["seconds"] * (0.3 if own else 1.0) * (name not in row["test"])
 
-    touch = [row for row in tests if not set(lines).isdisjoint(row["lines"].get(module, ()))]
+    def touches(row):
+        return name in row["test"] or not set(lines).isdisjoint(row["lines"].get(module, ()))
+
     chosen, total = {}, 0.0
-    for row in sorted(touch, key=weight):
+    for row in sorted(filter(touches, tests), key=weight):
         total += row["seconds"]
-        if total > ENOUGH and chosen:
+        if total > enough and chosen:
             break
         chosen[row["test"]] = row["seconds"]
     return chosen
@@ -139,15 +148,18 @@ def key(row: dict) -> tuple:
 class Pass:
     "Judges mutants one after the other, and writes a row for each."
 
-    def __init__(self, chosen: Iterable[mutants.Mutant], tests: list[dict], path: Path):
-        self.chosen, self.path, self.sources = list(chosen), path, sources()
+    def __init__(
+        self, chosen: Iterable[mutants.Mutant], tests: list[dict], path: Path, enough: float
+    ):
+        self.chosen, self.path, self.enough, self.sources = list(chosen), path, enough, sources()
         self.tests = [row for row in tests if row["outcome"] == "passed"]
         self.commit = git("rev-parse", "--short", "HEAD").strip()
 
     def row(self, mutant: mutants.Mutant, judge) -> None:
         "One mutant: `judge(tests)` gives the verdict."
         source = self.sources[mutant.module]
-        tests = related(self.tests, mutant.module, stretch(source, mutant.line))
+        lines = stretch(source, mutant.line)
+        tests = related(self.tests, mutant.module, lines, mutant.function, self.enough)
         began = time.perf_counter()
         verdict, test = judge(tests) if tests else ("survived", "no test runs this line")
         seconds = round(time.perf_counter() - began, 1)
@@ -173,11 +185,13 @@ class Pass:
                 self.row(mutant, lambda tests: hunt.cold_hunt(path, mutant.text(source), tests))
 
 
-def work(chosen: Iterable[mutants.Mutant], measured: Path, path: Path) -> None:
+def work(
+    chosen: Iterable[mutants.Mutant], measured: Path, path: Path, enough: float = ENOUGH
+) -> None:
     "Judge mutants, a hundred at a time: those inside of functions first."
     chosen, tests = iter(chosen), hunt.read(measured)
     while some := list(itertools.islice(chosen, 100)):
-        part = Pass(some, tests, path)
+        part = Pass(some, tests, path, enough)
         files = sorted({row["test"].partition("::")[0] for row in part.tests})
 
         def inside(say):
@@ -195,10 +209,11 @@ def run(measured: Path, path: Path, number: int) -> None:
 
 
 def again(measured: Path, old: Path, path: Path) -> None:
-    "What survived in `old`, as far as it is there still, into another file."
+    "What survived in `old`, as far as it is there still, by more of the tests, into another file."
     left = {key(row) for row in read(old) if row["verdict"] == "survived"}
     left -= {key(row) for row in read(path)}
-    work((m for m in all_mutants() if tuple(map(str, m.key)) in left), measured, path)
+    some = (m for m in all_mutants() if tuple(map(str, m.key)) in left)
+    work(some, measured, path, enough=MORE)
 
 
 def check(functions: list[str], files: list[str], words: str) -> None:
