@@ -51,7 +51,9 @@ def check_rate(target: float, alpha: float) -> None:
 
 def check_seen(violations, n) -> None:
     "Raises ValueError unless there are that many violations among at least one prompt."
-    if not np.all(np.less_equal(0, violations) & np.less_equal(violations, n) & np.greater_equal(n, 1)):
+    if not np.all(
+        np.less_equal(0, violations) & np.less_equal(violations, n) & np.greater_equal(n, 1)
+    ):
         raise ValueError(
             f"need 0 <= violations <= n and n >= 1, got violations={violations!r}, n={n!r}"
         )

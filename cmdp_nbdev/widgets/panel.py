@@ -73,7 +73,9 @@ def _refuse_other_records(label: str, records: list[dict]) -> None:
     lack = "are empty" if not records else ""
     if not (isinstance(records, list) and all(isinstance(r, dict) for r in records)):
         lack = f"are no list of dicts, but {records!r:.60}"
-    elif records and (missing := {"spent", "reward", "correct", "cost_per_token"} - set(records[0])):
+    elif records and (
+        missing := {"spent", "reward", "correct", "cost_per_token"} - set(records[0])
+    ):
         lack = f"have no {', '.join(sorted(missing))}"
     if lack:
         give = "give what evaluate_records returns, or the lines of eval.jsonl"
