@@ -678,6 +678,7 @@ def test_an_update_without_verdicts():
     assert nothing["frac_reward_zero_std"] == 1.0
     every = step_of([1.0, 1.0, 0.0, 1.0], [0, 0, 1, 1], torch.tensor([True, False, True, True]))
     assert every["accuracy"] == 0.5 and "n_verdict" not in every
+    assert every["truncated_rate"] == 0.25 and found["truncated_rate"] == 0
 
 
 COLLIDING = {

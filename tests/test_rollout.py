@@ -403,9 +403,15 @@ def test_teachers_that_are_no_model(rows_of):
 # ---- in portions, and by others ------------------------------------------------------------
 
 
-def test_portions_of_whole_groups_make_the_same_rollout():
+def test_portions_of_whole_groups_make_the_same_rollout(monkeypatch):
     "Greedily; where chance decides, a portion draws after the one before it."
-    model = build(*FAST["llama"])
+    model, opened, asked = build(*FAST["llama"]), rollout.open_reader, []
+
+    def watched(model, ids, *more):
+        asked.append(len(ids))
+        return opened(model, ids, *more)
+
+    monkeypatch.setattr(rollout, "open_reader", watched)
     columns = {"n": [1, 2, 3]}
     settings = dict(num_generations=2, max_completion_length=9, temperature=0)
     whole = generate(model, TOKENS, PROMPTS, columns, **settings)
@@ -415,6 +421,7 @@ def test_portions_of_whole_groups_make_the_same_rollout():
         torch.testing.assert_close(whole.sampled_logps, parts.sampled_logps, atol=1e-5, rtol=0)
         assert (whole.completions, whole.columns) == (parts.completions, parts.columns)
         assert torch.equal(whole.terminated, parts.terminated)
+    assert asked == [3, 1, 1, 1, 2, 1, 3]  # prompts, with two completions each
 
 
 def test_a_portion_of_everything_changes_nothing():

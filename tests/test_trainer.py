@@ -43,6 +43,21 @@ def test_training_shows_every_update_and_returns_the_last(make_trainer):
     assert trainer.train() == written(trainer)[-1] and shown == [1, 2]
 
 
+def test_where_training_goes_on(make_trainer):
+    "Where `train` is told to, else where the settings say."
+    trainer, asked = make_trainer(resume_from_checkpoint="auto"), []
+
+    def begin(where=None):
+        asked.append(where)
+        raise InterruptedError
+
+    trainer.begin = begin
+    for told in ((), ("there",)):
+        with pytest.raises(InterruptedError):
+            trainer.train(*told)
+    assert asked == ["auto", "there"]
+
+
 def test_training_improves_the_reward(make_trainer):
     "The one thing everything is for, on a scale a test can afford: divergence falls under gkd."
     many = {"max_steps": 25, "per_device_train_batch_size": 64, "learning_rate": 3e-3}
