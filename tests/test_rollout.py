@@ -318,6 +318,44 @@ def test_what_a_completion_says_does_not_depend_on_when_others_end(name, monkeyp
     assert set(read) == {24} and min(fed) < 24
 
 
+def test_rows_leave_once_a_quarter_has_ended():
+    "One of eight that ends goes on being read; the second takes both away."
+
+    class Stub:
+        "Row i ends at step i."
+
+        can_drop, finished = True, Reader.finished
+
+        def __init__(self):
+            self.rows, self.step, self.kept = torch.arange(8), 0, []
+
+        @property
+        def logits(self):
+            return torch.stack([self.rows == self.step, self.rows != self.step], 1) * 9.0
+
+        def keep(self, rows):
+            self.rows = self.rows[rows]
+            self.kept.append((self.step, len(rows)))
+
+        def feed(self, ids, ended):
+            self.step += 1
+
+    reader = Stub()
+    ids, _, ended = sample(reader, [0], 2, Sampling(max_completion_length=12, temperature=0))
+    assert reader.kept == [(1, 6), (3, 4), (4, 3), (5, 2), (6, 1)] and ended.all()
+    assert ids.tolist() == [[1] * i + [0] + [2] * (7 - i) for i in range(8)]
+
+
+def test_a_way_that_loses_rows_is_not_taken(monkeypatch):
+    "The trial lets rows leave as sampling does; who cannot do it is read in another way."
+
+    def wrong(self, rows):
+        raise IndexError
+
+    monkeypatch.setattr(Decoder, "keep", wrong)
+    assert reading(build(*FAST["llama"]), *encode_prompts(PROMPTS, TOKENS)) == Reading()
+
+
 def test_all_rows_end_at_once():
     model = build(*FAST["llama"])
     reader = Decoder(model, *encode_prompts(PROMPTS, TOKENS))

@@ -36,6 +36,16 @@ def test_step_returns_and_writes_finite_metrics(make_trainer):
     assert not torch.equal(before, flat(trainer.model))
 
 
+def test_the_loss_is_a_mean_over_tokens(make_trainer):
+    "Of gkd: the nats of all tokens over their number, however the batch is split."
+    trainer = make_trainer(
+        method="gkd", per_device_train_batch_size=4, gradient_accumulation_steps=4
+    )
+    metrics, lengths = trainer.step(), trainer.rollout.lengths
+    nats = metrics["spent_mean"] * len(lengths) / lengths.sum().item()
+    assert metrics["loss"] == pytest.approx(nats, rel=1e-5)
+
+
 def test_training_shows_every_update_and_returns_the_last(make_trainer):
     "A bar that stands still looks like a run that hangs."
     trainer, shown = make_trainer(max_steps=2), []
