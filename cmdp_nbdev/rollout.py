@@ -43,11 +43,12 @@ from .moved import forwards
 from .reward import NotFinite
 
 # %% auto #0
-__all__ = ['TEMPLATE_COLUMNS', 'FEW', 'ROOM', 'LLAMAS', 'ROPES', 'READINGS', 'SHORT', 'LONG', 'STEPS', 'CANNOT', 'EXACT', 'ROUGH',
-           'DROP', 'is_chat', 'PromptError', 'content_text', 'without_none', 'knows_parts', 'read_messages',
-           'check_written', 'write_chat', 'row_settings', 'prompt_texts', 'ids_before', 'encode_prompts', 'nucleus',
-           'draw_noise', 'choose', 'sample_token', 'core', 'known_names', 'accepted', 'cache_name', 'Reader',
-           'own_preparation', 'llama_inside', 'LayerStep', 'Decoder', 'GraphDecoder', 'aligned', 'logits_at',
+__all__ = ['TEMPLATE_COLUMNS', 'FEW', 'ROOM', 'LLAMAS', 'ROPES', 'PACKED', 'READINGS', 'SHORT', 'LONG', 'STEPS', 'CANNOT',
+           'EXACT', 'ROUGH', 'DROP', 'is_chat', 'PromptError', 'content_text', 'without_none', 'knows_parts',
+           'read_messages', 'check_written', 'write_chat', 'row_settings', 'prompt_texts', 'ids_before',
+           'encode_prompts', 'nucleus', 'draw_noise', 'choose', 'sample_token', 'core', 'known_names', 'accepted',
+           'cache_name', 'Reader', 'own_preparation', 'llama_inside', 'LayerStep', 'Decoder', 'halves_in_turn',
+           'behind_norm', 'is_packable', 'PackedLayer', 'PackedDecoder', 'GraphDecoder', 'aligned', 'logits_at',
            'ByLength', 'Rereader', 'Reading', 'find_reading', 'still', 'read_as', 'reading', 'ToldStudent',
            'open_reader', 'Written', 'sample', 'eos_token_ids', 'as_rollout', 'generate', 'Sampler', 'written_by',
            'given_text', 'given_rollout', 'completion_logits', 'head_of', 'answering', 'find_width', 'head_width',
@@ -461,16 +462,22 @@ def llama_inside(model: torch.nn.Module) -> PreTrainedModel:
     return inside
 
 # %% ../nbs/08_rollout.ipynb #layer-step
+def _is_plain(module: torch.nn.Module) -> bool:
+    "Whether a module is a linear layer or transformers' RMSNorm, with nothing around it."
+    hooked = module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module)
+    theirs = type(module).__module__.startswith("transformers.models.")
+    norm = theirs and type(module).__name__.endswith("RMSNorm")
+    return not hooked and (norm or type(module) is torch.nn.Linear)
+
+
 def _quick(module: torch.nn.Module) -> Callable:
     "What a linear layer or an RMSNorm computes, without the detours of a module; others as is."
-    hooked = module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module)
-    if type(module) is torch.nn.Linear and not hooked:
+    if not _is_plain(module):
+        return module
+    if type(module) is torch.nn.Linear:
         return functools.partial(linear, weight=module.weight, bias=module.bias)
-    ours = type(module).__module__.startswith("transformers.models.")
-    if ours and type(module).__name__.endswith("RMSNorm") and not hooked:
-        weight, eps = module.weight, module.variance_epsilon
-        return lambda x: rms_norm(x, weight.shape, weight, eps)
-    return module
+    weight, eps = module.weight, module.variance_epsilon
+    return lambda x: rms_norm(x, weight.shape, weight, eps)
 
 
 class LayerStep:
@@ -577,6 +584,174 @@ class Decoder:
         "`new` (B, heads, D) becomes the next column of `store`; all columns so far."
         store[:, :, self.length] = new
         return store[:, :, : self.length + 1]
+
+# %% ../nbs/08_rollout.ipynb #behind-norm
+def halves_in_turn(numbers: int, size: int) -> Tensor:
+    "The order in which the two halves of every head of `size` numbers alternate, (numbers,)."
+    return torch.arange(numbers).view(-1, 2, size // 2).transpose(1, 2).flatten()
+
+
+@torch.no_grad()
+def behind_norm(
+    norm: torch.nn.Module, *layers: torch.nn.Linear, order: Tensor | slice = slice(None)
+) -> Callable[[Tensor], Tensor]:
+    """An RMSNorm and the linear layers behind it as one function of `x` (B, hidden).
+
+    order: of their outputs, which stand side by side.
+    """
+    matrix = (torch.cat([layer.weight for layer in layers])[order] * norm.weight).t().contiguous()
+    mean = matrix.new_full((len(matrix), 1), 1 / len(matrix))
+    eps = matrix.new_tensor(norm.variance_epsilon)
+
+    def unit(x):
+        return x * torch.addmm(eps, x * x, mean).rsqrt_()
+
+    if layers[0].bias is None:
+        return lambda x: torch.mm(unit(x), matrix)
+    bias = torch.cat([layer.bias for layer in layers])[order]
+    return lambda x: torch.addmm(bias, unit(x), matrix)
+
+# %% ../nbs/08_rollout.ipynb #is-packable
+PACKED = 2**24  # numbers in all layers and the head, at most
+
+
+def _packs(layer: torch.nn.Module) -> bool:
+    "Whether a layer is nothing but what PackedLayer makes of it."
+    own, mlp = layer.self_attn, layer.mlp
+    norms = layer.input_layernorm, layer.post_attention_layernorm
+    biased = own.q_proj, own.k_proj, own.v_proj, mlp.gate_proj, mlp.up_proj
+    bare = own.o_proj, mlp.down_proj
+    plain = all(map(_is_plain, (*norms, *biased, *bare)))
+    return plain and not hasattr(own, "q_norm") and all(part.bias is None for part in bare)
+
+
+def is_packable(model: torch.nn.Module) -> bool:
+    "Whether PackedDecoder may read `model`. Raises TypeError for one that is no Llama inside."
+    llama = llama_inside(model)
+    inside, numbers = llama.model, list(llama.parameters())
+    kinds = {(p.device.type, p.dtype) for p in numbers}
+    full = kinds in ({("cpu", torch.float32)}, {("cpu", torch.float64)})
+    small = sum(p.numel() for p in numbers) <= PACKED
+    plain = all(map(_is_plain, (inside.norm, llama.lm_head))) and all(map(_packs, inside.layers))
+    embed = type(inside.embed_tokens) is torch.nn.Embedding
+    return full and small and plain and embed and not torch.is_autocast_enabled("cpu")
+
+# %% ../nbs/08_rollout.ipynb #packed-layer
+class PackedLayer:
+    "A layer and its cache (B, 2 x groups, room, D), keys first; `x` is changed in place."
+
+    def __init__(self, layer: torch.nn.Module):
+        own, mlp = layer.self_attn, layer.mlp
+        q, k, v = own.q_proj, own.k_proj, own.v_proj
+        self.size, self.groups = own.head_dim, k.out_features // own.head_dim
+        turned = q.out_features + k.out_features
+        rest = torch.arange(turned, turned + v.out_features)
+        order = torch.cat([halves_in_turn(turned, self.size), rest])
+        self.qkv = behind_norm(layer.input_layernorm, q, k, v, order=order)
+        self.gate_up = behind_norm(layer.post_attention_layernorm, mlp.gate_proj, mlp.up_proj)
+        self.out, self.down = (part.weight.t().contiguous() for part in (own.o_proj, mlp.down_proj))
+        self.act, self.scale = mlp.act_fn, own.scaling
+
+    def turned(self, x: Tensor, turn: Tensor) -> Tensor:
+        "Queries, keys and values (B, heads, D), the first two turned by their positions."
+        qkv = self.qkv(x).view(len(x), -1, self.size)
+        pairs = torch.view_as_complex(qkv.view(len(x), -1, self.size // 2, 2))
+        pairs[:, : -self.groups].mul_(turn)
+        return qkv
+
+    def go_on(self, x: Tensor, y: Tensor) -> Tensor:
+        "The layer's second half, after attention."
+        x.addmm_(y, self.out)
+        gate, up = self.gate_up(x).chunk(2, 1)
+        return x.addmm_(self.act(gate).mul_(up), self.down)
+
+    def read(self, x: Tensor, turn: Tensor, allowed: Tensor) -> Tensor:
+        "Whole prompts, x (B x P, hidden), allowed (B, 1, P, P); begins the cache."
+        B, P, G = len(allowed), allowed.shape[-1], self.groups
+        qkv = self.turned(x, turn).view(B, P, -1, self.size).transpose(1, 2)
+        self.cache = qkv[:, -2 * G :].contiguous()
+        k, v = self.cache[:, :G], self.cache[:, G:]
+        how = dict(attn_mask=allowed, scale=self.scale, enable_gqa=True)
+        y = scaled_dot_product_attention(qkv[:, : -2 * G], k, v, **how)
+        return self.go_on(x, y.transpose(1, 2).reshape(B * P, -1))
+
+    def step(self, x: Tensor, turn: Tensor, unseen: Tensor | None, at: int) -> Tensor:
+        "One token a row, x (B, hidden), in column `at`."
+        B, G = len(x), self.groups
+        qkv = self.turned(x, turn)
+        self.cache[:, :, at] = qkv[:, -2 * G :]
+        k, v = self.cache[:, :G, : at + 1], self.cache[:, G:, : at + 1]
+        q = qkv[:, : -2 * G].view(B, G, -1, self.size)
+        y = scaled_dot_product_attention(q, k, v, attn_mask=unseen, scale=self.scale)
+        return self.go_on(x, y.reshape(B, -1))
+
+# %% ../nbs/08_rollout.ipynb #packed-decoder
+class PackedDecoder:
+    "A Llama in packed layers, see is_packable; `logits` (B, V) are those of the next token."
+
+    can_drop = True
+    finished = Reader.finished
+
+    @torch.inference_mode()
+    def __init__(self, model, prompt_ids: Tensor, prompt_mask: Tensor, num_generations: int = 1):
+        if not is_packable(model):
+            raise TypeError(f"{type(core(model)).__name__} has layers that are not packed")
+        llama, (B, P), n = llama_inside(model), prompt_ids.shape, num_generations
+        inside = llama.model
+        self.embed, self.rotary = inside.embed_tokens.weight, inside.rotary_emb
+        self.head = behind_norm(inside.norm, llama.lm_head)
+        self.layers = [PackedLayer(layer) for layer in inside.layers]
+        self.length = self.room = P
+        self.turns = self._turns(P)
+        positions = position_ids(prompt_mask)
+        allowed = torch.ones(P, P, dtype=torch.bool).tril() & prompt_mask[:, None].bool()
+        allowed |= torch.eye(P, dtype=torch.bool)
+        x, turn = self.embed[prompt_ids.flatten()], self.turns[positions.flatten()]
+        for layer in self.layers:
+            x = layer.read(x, turn, allowed[:, None])
+            layer.cache = layer.cache.repeat_interleave(n, 0)
+        self.logits = self.head(x.view(B, P, -1)[:, -1]).repeat_interleave(n, 0)
+        self.positions = positions[:, -1].repeat_interleave(n, 0)
+        self.unseen = None
+        if not prompt_mask.all():
+            unseen = self.embed.new_zeros(B, P).masked_fill(prompt_mask == 0, -torch.inf)
+            self.unseen = unseen.repeat_interleave(n, 0)[:, None, None]
+
+    def _turns(self, room: int) -> Tensor:
+        "Rotary turns of all positions, complex (room, 1, D / 2)."
+        cos, sin = self.rotary(self.embed, torch.arange(room)[None])
+        half = cos.shape[-1] // 2
+        return torch.complex(cos[0, :, None, :half], sin[0, :, None, :half])
+
+    def _grow(self) -> None:
+        "Room for twice as many tokens."
+        more = max(self.room, ROOM)
+        for layer in self.layers:
+            layer.cache = pad(layer.cache, (0, 0, 0, more))
+        if self.unseen is not None:
+            self.unseen = pad(self.unseen, (0, more))
+        self.room += more
+        self.turns = self._turns(self.room)
+
+    def keep(self, rows: Tensor) -> None:
+        "Go on with `rows` only."
+        for layer in self.layers:
+            layer.cache = layer.cache.index_select(0, rows)
+        self.logits, self.positions = self.logits[rows], self.positions[rows]
+        self.unseen = None if self.unseen is None else self.unseen[rows]
+
+    @torch.inference_mode()
+    def feed(self, ids: Tensor, ended: Tensor | None = None) -> None:
+        "Read one token per row."
+        if self.length == self.room:
+            self._grow()
+        self.positions += 1
+        x, turn = self.embed.index_select(0, ids), self.turns.index_select(0, self.positions)
+        unseen = None if self.unseen is None else self.unseen[..., : self.length + 1]
+        for layer in self.layers:
+            x = layer.step(x, turn, unseen, self.length)
+        self.logits = self.head(x)
+        self.length += 1
 
 # %% ../nbs/08_rollout.ipynb #graph
 @functools.cache
@@ -710,12 +885,14 @@ class Reading:
 
     padded: bool = True  # prompts are padded on the left, with a mask and positions
     # the model's, 'shared' by the completions of a prompt or each their 'own', or 'none';
-    # our own, 'preallocated', with a step that is a 'graph' on a GPU
+    # our own, 'preallocated', with a step that is a 'graph' on a GPU or 'packed' on a CPU
     cache: str = "shared"
 
     def open(self, model, prompt_ids: Tensor, prompt_mask: Tensor, num_generations: int = 1):
         "A reader that has read the prompts."
         ours = {"graph": GraphDecoder, "preallocated": Decoder, "none": Rereader}
+        if self.cache == "packed":  # as long as nobody has put an adapter or a hook into it
+            ours["packed"] = PackedDecoder if is_packable(model) else Decoder
         if self.cache in ours:
             return ours[self.cache](model, prompt_ids, prompt_mask, num_generations)
         kind, shared = (Reader if self.padded else ByLength), self.cache == "shared"
@@ -726,6 +903,7 @@ class Reading:
 
 READINGS = (
     Reading(cache="graph"),
+    Reading(cache="packed"),
     Reading(cache="preallocated"),
     Reading(),
     Reading(cache="own"),
@@ -797,6 +975,8 @@ CANNOT = (AssertionError, AttributeError, IndexError, KeyError, RuntimeError, Ty
 def _error(model, rollout: Rollout, truth: Tensor, way: Reading) -> float:
     "How far a way is from the truth, nats; infinite if the model cannot go it."
     try:
+        if way.cache == "packed" and not is_packable(model):
+            return math.inf
         scored = _scored(model, rollout, way.padded)
         written = _written(model, rollout, way)
     except (*CANNOT, ValueError):

@@ -173,7 +173,7 @@ def test_each_model_is_read_in_the_fastest_way_that_is_right():
     ids, mask = encode_prompts(PROMPTS, TOKENS)
     ways = {name: reading(make(), ids, mask) for name, make in MODELS.items()}
     for name in ("llama", "compiled"):
-        assert ways[name] == Reading(cache="preallocated"), name
+        assert ways[name] == Reading(cache="packed"), name
     for name in ("gpt2", "mamba", "qwen3.5", "wrapper", "wrapper of mamba"):
         assert ways[name] == Reading(), name
     for name in ("rwkv", "deaf", "mask only"):

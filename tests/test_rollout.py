@@ -28,6 +28,7 @@ from cmdp_nbdev.rollout import (
     ROOM,
     Decoder,
     GraphDecoder,
+    PackedDecoder,
     Reader,
     Reading,
     Written,
@@ -39,6 +40,7 @@ from cmdp_nbdev.rollout import (
     encode_prompts,
     generate,
     is_large,
+    is_packable,
     nucleus,
     reading,
     sample,
@@ -68,9 +70,11 @@ FAST = {
         },
     ),
     "mistral": (MistralConfig, MistralForCausalLM, {"sliding_window": None}),
-    "qwen2": (Qwen2Config, Qwen2ForCausalLM, {}),
+    "qwen2": (Qwen2Config, Qwen2ForCausalLM, {"tie_word_embeddings": True}),
     "qwen3": (Qwen3Config, Qwen3ForCausalLM, {}),
+    "llama with biases": (LlamaConfig, LlamaForCausalLM, {"attention_bias": True}),
 }
+UNPACKED = "qwen3", "llama with biases"
 SLOW = {
     "a window": (MistralConfig, MistralForCausalLM, {"sliding_window": 100}),
     "some windows": (
@@ -162,19 +166,76 @@ def test_the_decoder_says_what_the_model_says(name, prompts):
     "With padding, groups, more tokens than there was room for, and rows that leave."
     model = build(*FAST[name])
     ids, mask = encode_prompts(prompts, TOKENS)
-    assert reading(model, ids, mask) == Reading(cache="preallocated")
-    plain, fast = Reader(model, ids, mask, 2), Decoder(model, ids, mask, 2)
+    packed = name not in UNPACKED
+    assert reading(model, ids, mask) == Reading(cache="packed" if packed else "preallocated")
+    kinds = (Reader, Decoder, PackedDecoder)[: 2 + packed]
+    readers = [kind(model, ids, mask, 2) for kind in kinds]
     rows = torch.arange(6)
     for step in range(ROOM + 10):
-        torch.testing.assert_close(fast.logits, plain.logits, atol=1e-4, rtol=0)
+        for fast in readers[1:]:
+            torch.testing.assert_close(fast.logits, readers[0].logits, atol=1e-4, rtol=0)
         token = torch.randint(3, V, (len(rows),), generator=seeded(step))
         if step in (5, ROOM):
             rows = torch.tensor([0, 2, 3][: len(rows) - 2])
             token = token[rows]
-            for reader in (plain, fast):
+            for reader in readers:
                 reader.keep(rows)
-        for reader in (plain, fast):
+        for reader in readers:
             reader.feed(token)
+
+
+@torch.no_grad()
+def test_in_double_precision_packed_layers_say_the_same():
+    "As far as transformers goes: its norms and turns are in float32 always."
+    model = build(*FAST["qwen2"]).double()
+    ids, mask = encode_prompts(PROMPTS, TOKENS)
+    plain, fast = Reader(model, ids, mask, 2), PackedDecoder(model, ids, mask, 2)
+    for reader in (plain, fast):
+        reader.feed(torch.arange(3, 9))
+    torch.testing.assert_close(fast.logits, plain.logits, atol=1e-5, rtol=0)
+
+
+def test_what_is_put_into_a_model_later_ends_its_packing(monkeypatch):
+    "A hook, an adapter, a bias that is still nothing, another dtype, autocast, many weights."
+    model = build(*FAST["llama"])
+    ids, mask = encode_prompts(PROMPTS, TOKENS)
+    assert reading(model, ids, mask) == Reading(cache="packed") and is_packable(model)
+    way, mlp = reading(model, ids, mask), model.model.layers[1].mlp
+    hook = mlp.up_proj.register_forward_hook(lambda module, given, out: 0 * out)
+    opened = way.open(model, ids, mask)
+    assert type(opened) is Decoder
+    with torch.no_grad():
+        plain = Reader(model, ids, mask)
+        for reader in (opened, plain):
+            reader.feed(torch.arange(3, 6))
+    torch.testing.assert_close(opened.logits, plain.logits, atol=1e-4, rtol=0)
+    hook.remove()
+    assert type(way.open(model, ids, mask)) is PackedDecoder
+    with torch.autocast("cpu", torch.bfloat16):
+        assert not is_packable(model)
+    mlp.down_proj.bias = torch.nn.Parameter(torch.zeros(SIZE["hidden_size"]))
+    assert not is_packable(model)
+    mlp.down_proj.bias = None
+    assert is_packable(model) and not is_packable(model.bfloat16())
+    assert is_packable(model.float())
+    assert not is_packable(get_peft_model(model, LoraConfig(target_modules=["q_proj"])))
+    monkeypatch.setattr(rollout, "PACKED", 1000)
+    assert not is_packable(build(*FAST["llama"]))
+
+
+@torch.no_grad()
+def test_packed_layers_follow_weights_that_move():
+    "Copies are made anew for every rollout."
+    model = build(*FAST["llama"])
+    ids, mask = encode_prompts(PROMPTS, TOKENS)
+    way = reading(model, ids, mask)
+    for p in model.parameters():
+        p.mul_(1.1)
+    plain, fast = Reader(model, ids, mask), way.open(model, ids, mask)
+    for reader in (plain, fast):
+        reader.feed(torch.arange(3, 6))
+    assert type(fast) is PackedDecoder
+    torch.testing.assert_close(fast.logits, plain.logits, atol=1e-4, rtol=0)
 
 
 @pytest.mark.parametrize("name", SLOW)
@@ -236,6 +297,7 @@ def test_adapters_are_followed():
     for name, p in model.named_parameters():
         if p.requires_grad:
             p.normal_(0, 0.5, generator=seeded(len(name)))
+    assert not is_packable(model)
     plain, fast = Reader(model, ids, mask, 2), Decoder(model, ids, mask, 2)
     for step in range(3):
         token = torch.randint(3, V, (6,), generator=seeded(step))
