@@ -414,8 +414,10 @@ def test_a_way_that_loses_rows_is_not_taken(monkeypatch):
     def wrong(self, rows):
         raise IndexError
 
-    monkeypatch.setattr(Decoder, "keep", wrong)
-    assert reading(build(*FAST["llama"]), *encode_prompts(PROMPTS, TOKENS)) == Reading()
+    prompts = encode_prompts(PROMPTS, TOKENS)
+    for kind, then in ((PackedDecoder, "preallocated"), (Decoder, "shared")):
+        monkeypatch.setattr(kind, "keep", wrong)
+        assert reading(build(*FAST["llama"]), *prompts) == Reading(cache=then)
 
 
 def test_all_rows_end_at_once():
