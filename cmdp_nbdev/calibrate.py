@@ -99,20 +99,19 @@ STRETCHES = 3  # at most
 def to_the_other_side(run: Run, data: Dataset, aim: float) -> tuple[list, list, list[Look]]:
     """Train until the satisfaction rate is on the other side of `aim`.
 
-    Returns the weights before the last stretch and after it, and a look at each.
+    Returns the weights before and after, and a look at each.
     """
-    looks = [look_at(run, data, 0.0, run.global_step)]
+    start, looks = weights_of(run), [look_at(run, data, 0.0, run.global_step)]
     short = looks[0].rate < aim
     stretch = min(STRETCH, max(1, run.args.max_steps // OF))
     follow(run.scheduler, lambda update: SHARE)
     while len(looks) <= STRETCHES and (looks[-1].rate < aim) == short:
-        start = weights_of(run)
         run.strictness = HARDER ** (len(looks) if short else -len(looks))
         for _ in range(stretch):
             run.step()
         looks.append(look_at(run, data, 1.0, run.global_step))
     run.strictness = 1.0
-    return start, weights_of(run), [looks[-2]._replace(place=0.0), looks[-1]]
+    return start, weights_of(run), [looks[0], looks[-1]]
 
 # %% ../nbs/12_calibrate.ipynb #calibrate
 def calibrate(run: Run) -> None:
@@ -126,11 +125,9 @@ def calibrate(run: Run) -> None:
         with run.keeping():
             run.save_checkpoint()
     with run.or_back("the calibration"):
-        trained = weights_of(run)
         start, end, looks = to_the_other_side(run, data, aim)
-        if all(look.rate > aim for look in looks):
-            place, start = 0.0, trained
-        else:
+        place = 0.0
+        if any(look.rate <= aim for look in looks):
             place = between(run, data, aim, start, end, looks)
         put_between(run, start, end, place)
     found = [{"place": look.place, "rate": look.rate, "n": look.n} for look in looks]
