@@ -36,7 +36,7 @@ def calibration_aim(target: float, calibration: int, certificate: int) -> float:
         middle = (few + many) / 2
         evidence = log_evidence(middle * certificate, certificate, 1 - target)
         few, many = (middle, many) if evidence >= math.log(1 / ALPHA) else (few, middle)
-    unknown = few * (1 - few) * (1 / certificate + 1 / (LOOKS * calibration))
+    unknown = few * (1 - few) * (1 / certificate + 1 / calibration)
     return 1 - few + min(SURE * math.sqrt(unknown), few / 2)
 
 # %% ../nbs/12_calibrate.ipynb #look
