@@ -1164,6 +1164,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                 'cmdp_nbdev.run.Run.parts': ('run.html#run.parts', 'cmdp_nbdev/run.py'),
                                 'cmdp_nbdev.run.Run.problems': ('run.html#run.problems', 'cmdp_nbdev/run.py'),
                                 'cmdp_nbdev.run.Run.records': ('run.html#run.records', 'cmdp_nbdev/run.py'),
+                                'cmdp_nbdev.run.Run.room_for': ('run.html#run.room_for', 'cmdp_nbdev/run.py'),
                                 'cmdp_nbdev.run.Run.save_checkpoint': ('run.html#run.save_checkpoint', 'cmdp_nbdev/run.py'),
                                 'cmdp_nbdev.run.Run.save_if_due': ('run.html#run.save_if_due', 'cmdp_nbdev/run.py'),
                                 'cmdp_nbdev.run.Run.save_model': ('run.html#run.save_model', 'cmdp_nbdev/run.py'),

@@ -731,7 +731,7 @@ def keep(self: TRLTrainer) -> None:
 # %% ../nbs/14_trl.ipynb #tensors-only
 @contextmanager
 def tensors_only(checkpoint: str | os.PathLike | None) -> Iterator[None]:
-    "A file of a checkpoint that is more than tensors: ValueError, naming it; nothing of it was run."
+    "ValueError, naming it, for a file of a checkpoint that is more than tensors; it is not run."
     try:
         yield
     except UnpicklingError:
