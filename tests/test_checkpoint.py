@@ -222,6 +222,10 @@ def test_a_full_disk(run, ends_alike, capsys):
     with capsys.disabled():
         print(f"\n    disk full: {stopped.value}".replace(str(run), "runs/mine"))
     assert "update 4 and goes on from checkpoint-2" in str(stopped.value)
+    left = r"student', could not be written: .*='auto' goes on from checkpoint-2"
+    with files_up_to(20_000), pytest.raises(OSError, match=left):
+        trainer.save_model(run / "student")
+    assert not (run / "student").exists()
     assert sorted(p.name for p in run.glob("checkpoint-*")) == ["checkpoint-2"]
     unlock_folder(run)
     ends_alike(trainer_in(run))

@@ -476,7 +476,7 @@ def test_frontier_and_envelope_by_hand():
     assert np.allclose(envelope(rows, [0.5, 0.75, 0.96]), [0.98, 0.965, 0.865])
     assert np.isnan(envelope(rows, 0.99))  # nobody is that safe
     assert envelope(rows, 0.93) > 0.9365  # above the chord of its neighbours
-    points = [(0.5, 0.98), (0.6, 0.90), (0.7, 0.94), (0.9, 0.90), (0.95, 0.50), (1.0, 0.40)]
+    points = [(0.5, 0.98), (0.6, 0.90), (0.7, 0.92), (0.9, 0.90), (0.95, 0.50), (1.0, 0.40)]
     rows = [{"satisfaction_rate": s, "accuracy": a} for s, a in points]
     at = [0.6, 0.8, 0.95]  # between two that are not neighbours
     assert np.allclose(envelope(rows, at), [0.96, 0.92, 0.65])

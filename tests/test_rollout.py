@@ -408,6 +408,25 @@ def test_rows_leave_once_a_quarter_has_ended():
     assert ids.tolist() == [[1] * i + [0] + [2] * (7 - i) for i in range(8)]
 
 
+@torch.no_grad()
+def test_a_model_that_gives_all_its_logits():
+    "One that cannot be told how many to keep, as older classes: the same before every token."
+
+    class All(torch.nn.Module):
+        def __init__(self, inside):
+            super().__init__()
+            self.inside = inside
+
+        def forward(self, ids, attention_mask=None, position_ids=None, past_key_values=None):
+            return self.inside(ids, attention_mask, position_ids, past_key_values)
+
+    model = build(*FAST["llama"])
+    r = generate(model, TOKENS, PROMPTS, max_completion_length=5, generator=seeded())
+    wrapped = All(model)
+    assert reading(wrapped, r.prompt_ids, r.prompt_mask).padded
+    torch.testing.assert_close(completion_logits(wrapped, r), completion_logits(model, r))
+
+
 def test_a_way_that_loses_rows_is_not_taken(monkeypatch):
     "The trial lets rows leave as sampling does; who cannot do it is read in another way."
 

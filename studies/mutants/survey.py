@@ -311,7 +311,7 @@ def table(before: Path, after: Path, books: Path, judged: Path) -> str:
     "Per module, in Markdown: mutants, noticed before and after, those that compute the same."
     rows, first = noticed(before)
     tests, books = noticed(before, after)[1], noticed(before, after, books)[1]
-    same = {key(row) for row in read(judged) if row["kind"] == "same"} - set(books)
+    same = {key(row) for row in read(judged) if row["kind"] == "same"} & set(rows) - set(books)
     lines = [
         "| module | mutants | noticed before | by tests | and notebooks | compute the same | "
         "of all | of those that differ |",
