@@ -9,6 +9,7 @@ import os
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import fields
+from numbers import Integral
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +26,7 @@ from cmdp_nbdev.certificate import (
     prompts_hash,
 )
 from .checkpoint import read_json, read_jsonl, sha256
+from .config import refuse
 from .cost import Cost
 from cmdp_nbdev.distil import (
     EMBEDDED,
@@ -34,7 +36,7 @@ from cmdp_nbdev.distil import (
     load_prompts,
     with_prompts,
 )
-from .evaluate import evaluate_records, loaded_pair
+from .evaluate import evaluate_records, loaded_pair, prompt_problems
 from .examine import completion_length, no_verdict, with_task
 from .inputs import model_identity, versions
 from .model import load_tokenizer, outline
@@ -42,7 +44,7 @@ from .options import CERTIFY, CertifyArguments, RunArguments, check_folder
 from .processor import name_of, say, suitable_threads
 from .rollout import Sampling
 from .run import fold_seed
-from .sequential import CERTIFIED, REFUSED, UNDECIDED, check_claim
+from .sequential import CERTIFIED, REFUSED, UNDECIDED, check_claim, check_count
 from .tasks import task_kind, with_template
 
 # %% auto #0
@@ -165,7 +167,11 @@ def certify(
     Raises ValueError, before a model is loaded, for a claim that these prompts cannot prove and
     for prompts that the student was trained on.
     """
+    refuse(prompt_problems(dataset))
     check_claim(target, alpha, len(dataset))
+    check_count("portion", portion)
+    if not (isinstance(seed, Integral) and seed >= 0):
+        raise ValueError(f"seed must be a whole number >= 0, got {seed!r}")
     budget = budget if isinstance(budget, Budget) else Budget(budget, aggregate)
     began, run = time.perf_counter(), run_of(student)
     unknown = _refuse_trained(dataset, trained, run)

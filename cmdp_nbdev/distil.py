@@ -427,17 +427,17 @@ COPY_LIMIT = 500_000_000  # bytes
 def write_run(trainer: CMDPTrainer, records: list[dict], summary: dict, went: Nats) -> None:
     "Write teacher/, eval.jsonl, summary.json and report.html into the run's folder."
     out, teacher = trainer.output_dir, trainer.teacher
-    if trainer.run_info["teacher"].get("bytes", math.inf) <= COPY_LIMIT:
-        teacher.save_pretrained(out / "teacher")
-        trainer.processing_class.save_pretrained(out / "teacher")
-    lines = [to_json(r) + "\n" for r in records]
-    (out / "eval.jsonl").write_text("".join(lines), encoding="utf-8")
-    text = to_json(summary, indent=1) + "\n"
-    (out / "summary.json").write_text(text, encoding="utf-8")
-    args = trainer.args
+    args, lines = trainer.args, [to_json(r) + "\n" for r in records]
     title = f"{args.method}, budget {trainer.budget.limit:g} ({args.aggregate})"
     page = report_html(pictures(trainer, records, went), title, numbers_of(summary))
-    (out / "report.html").write_text(page, encoding="utf-8")
+    with trainer.room_for("the results"):
+        if trainer.run_info["teacher"].get("bytes", math.inf) <= COPY_LIMIT:
+            teacher.save_pretrained(out / "teacher")
+            trainer.processing_class.save_pretrained(out / "teacher")
+        (out / "eval.jsonl").write_text("".join(lines), encoding="utf-8")
+        text = to_json(summary, indent=1) + "\n"
+        (out / "summary.json").write_text(text, encoding="utf-8")
+        (out / "report.html").write_text(page, encoding="utf-8")
 
 # %% ../nbs/19_distil.ipynb #pictures
 def pictures(trainer: CMDPTrainer, records: list[dict], went: Nats) -> list:

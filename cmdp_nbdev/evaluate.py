@@ -50,12 +50,13 @@ from cmdp_nbdev.rollout import (
 )
 
 # %% auto #0
-__all__ = ['RECORD', 'VALUES', 'SEED_METRICS', 'measured', 'measure', 'charges', 'judge_budgets', 'verdicts', 'rollout_records',
-           'metric_values', 'name_problems', 'record_column_problems', 'evaluate_records', 'at_budget', 'to_json',
-           'mean_interval', 'summarize', 'load_fast', 'loaded', 'loaded_pair', 'evaluate', 'nats_by_token',
-           'nats_by_position', 'Nats', 'where_nats_went', 'Earned', 'earn', 'earned_metrics', 'step_metrics',
-           'share_of_equal_groups', 'sampling_gap', 'mcnemar', 'difference_interval', 'summarize_seeds', 'compare',
-           'frontier', 'envelope', 'envelope_band', 'above_envelope']
+__all__ = ['RECORD', 'VALUES', 'JUDGED', 'SEED_METRICS', 'measured', 'measure', 'charges', 'judge_budgets', 'verdicts',
+           'rollout_records', 'check_records', 'metric_values', 'name_problems', 'record_column_problems',
+           'prompt_problems', 'evaluate_records', 'at_budget', 'to_json', 'mean_interval', 'summarize', 'load_fast',
+           'loaded', 'loaded_pair', 'evaluate', 'nats_by_token', 'nats_by_position', 'Nats', 'where_nats_went',
+           'Earned', 'earn', 'earned_metrics', 'step_metrics', 'share_of_equal_groups', 'sampling_gap', 'mcnemar',
+           'difference_interval', 'summarize_seeds', 'compare', 'frontier', 'envelope', 'envelope_band',
+           'above_envelope']
 
 # %% ../nbs/09_evaluate.ipynb #measure
 @torch.no_grad()
@@ -163,6 +164,18 @@ VALUES: dict[str, Callable[[dict], float]] = {
 }
 
 
+JUDGED = "correct spent within_budget kl reward completion_ids terminated".split()
+
+
+def check_records(records, needed: Iterable[str]) -> None:
+    "Raises ValueError, naming what is missing, unless these are records of an evaluation."
+    give = "give what evaluate_records returns, or the lines of eval.jsonl"
+    if not (isinstance(records, list) and all(isinstance(r, dict) for r in records)):
+        raise ValueError(f"records must be a list of dicts, got {records!r:.80}; {give}")
+    if missing := [name for name in needed if records and name not in records[0]]:
+        raise ValueError(f"records have no {', '.join(missing)}; {give}")
+
+
 def metric_values(records: list[dict], name: str) -> np.ndarray:
     "What metric `name` (of `VALUES`, or of the records) reads from each record; NaN for None."
     if name not in VALUES and records and name not in records[0]:
@@ -211,13 +224,20 @@ def record_column_problems(
     yield from column_problems(columns)
 
 # %% ../nbs/09_evaluate.ipynb #argument-problems
-def _argument_problems(dataset, funcs, budget, weights, batch_size, seed) -> Iterator[str]:
-    "One sentence for every argument of an evaluation that is not what it should be."
+def prompt_problems(dataset) -> Iterator[str]:
+    "One sentence for a dataset that has no prompts."
     if not isinstance(dataset, Dataset):
         yield f"dataset must be a datasets.Dataset with a column 'prompt', got {dataset!r:.80}"
     elif "prompt" not in dataset.column_names:
         there = ", ".join(dataset.column_names)
         yield f"dataset has no column 'prompt', only {there}; rename one (rename_column)"
+
+
+def _argument_problems(
+    dataset, funcs, budget, weights, batch_size, seed, metrics, constraints
+) -> Iterator[str]:
+    "One sentence for every argument of an evaluation that is not what it should be."
+    yield from prompt_problems(dataset)
     if not isinstance(budget, Budget):
         yield f"budget must be a Budget, such as Budget(0.8), got {budget!r:.80}"
     if not funcs:
@@ -231,6 +251,9 @@ def _argument_problems(dataset, funcs, budget, weights, batch_size, seed) -> Ite
         yield f"reward_weights has {len(weights)} numbers for {len(funcs)} reward functions"
     if not (isinstance(batch_size, Integral) and batch_size >= 1):
         yield f"batch_size must be a whole number >= 1, got {batch_size!r}"
+    for what, named in (("metrics", metrics), ("constraints", constraints)):
+        if not isinstance(named, dict):
+            yield f"{what} must be a dict by name, got {named!r:.80}"
     if not (isinstance(seed, Integral) and seed >= 0):
         yield f"seed must be a whole number >= 0, got {seed!r}"
 
@@ -264,7 +287,8 @@ def evaluate_records(
     """
     funcs = reward_funcs if isinstance(reward_funcs, (list, tuple)) else [reward_funcs]
     asked = metrics or {}, constraints or {}
-    wrong = [*_argument_problems(dataset, funcs, budget, reward_weights, batch_size, seed)]
+    given = (dataset, funcs, budget, reward_weights, batch_size, seed)
+    wrong = [*_argument_problems(*given, *asked)]
     wrong = wrong or [
         *name_problems(*asked),
         *record_column_problems(dataset.column_names, *asked),
@@ -352,6 +376,7 @@ def summarize(
     """
     if not records:
         raise ValueError("no records to summarize: the evaluation dataset is empty")
+    check_records(records, JUDGED)
     if budget is not None:
         records = at_budget(records, budget)
     columns = {name: metric_values(records, name) for name in VALUES}
@@ -636,9 +661,12 @@ def difference_interval(wins: int, losses: int, n: int, level: float = 0.95) -> 
 # %% ../nbs/09_evaluate.ipynb #runs
 def _runs(runs: list) -> list[list[dict]]:
     "A list of runs, from one or from a single run's records. ValueError if a run is empty."
-    runs = runs if runs and isinstance(runs[0], list) else [runs]
+    several = isinstance(runs, list) and runs and isinstance(runs[0], list)
+    runs = runs if several else [runs]
     if not all(runs):
         raise ValueError("no records to compare: a run is empty")
+    for run in runs:
+        check_records(run, ["prompt"])
     return runs
 
 

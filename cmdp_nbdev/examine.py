@@ -18,13 +18,14 @@ from datasets import Dataset
 from fastcore.basics import patch
 
 from .budget import Budget
-from .config import recipe
+from .config import recipe, refuse
 from .cost import Cost
 from .distil import EMBEDDED, hide_bars, load_prompts, load_reward
 from cmdp_nbdev.evaluate import (
     at_budget,
     evaluate_records,
     loaded_pair,
+    prompt_problems,
     summarize,
     summarize_seeds,
     to_json,
@@ -120,6 +121,9 @@ def examine(
     `more`: further arguments of `evaluate.evaluate_records`. Raises ValueError where nothing says
     how long a completion may be.
     """
+    refuse(prompt_problems(dataset))
+    if not isinstance(budgets, Iterable):
+        raise ValueError(f"budgets must be a list of limits, got {budgets!r}; give [{budgets!r}]")
     budgets = [b if isinstance(b, Budget) else Budget(b, aggregate) for b in budgets]
     names = {"student": student, "teacher": teacher}
     if tokenizer is None and isinstance(student, (str, os.PathLike)):

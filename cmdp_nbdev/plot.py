@@ -123,8 +123,15 @@ def _kl_top(rows: list[dict], budget: float | None) -> float:
     return max(4 * (budget or 0.5), float(np.quantile([m["kl_p95"] for m in rows], 0.25)))
 
 # %% ../nbs/15_plot.ipynb #spent-histogram
+def _refuse_none(records: list[dict]) -> None:
+    "Raise ValueError where there is nothing to draw."
+    if not records:
+        raise ValueError("records are empty: there is nothing to draw")
+
+
 def spent_histogram(records: list[dict], budget: Budget, bins: int = 40) -> go.Figure:
     "Histogram of the spent budget with the limit."
+    _refuse_none(records)
     spent, top = np.array([r["spent"] for r in records]), 3 * budget.limit or 1.0
     edges = np.linspace(0, top, bins + 1)
     middle, shown = (edges[:-1] + edges[1:]) / 2, np.minimum(spent, top * (1 - 1e-9))
@@ -144,6 +151,7 @@ def spent_histogram(records: list[dict], budget: Budget, bins: int = 40) -> go.F
 # %% ../nbs/15_plot.ipynb #remaining-fan
 def remaining_fan(records: list[dict], budget: Budget, limit: int = 200) -> go.Figure:
     "Remaining budget z_t along the first `limit` completions; below zero the budget is broken."
+    _refuse_none(records)
     costs = [torch.tensor(r["cost_per_token"], dtype=torch.float32) for r in records[:limit]]
     cost = pad_sequence(costs, batch_first=True)
     mask = pad_sequence([torch.ones(len(c), dtype=torch.int64) for c in costs], batch_first=True)
@@ -177,6 +185,7 @@ def _literal(text: str) -> str:
 # %% ../nbs/15_plot.ipynb #token-heatmap
 def token_heatmap(records: list[dict], tokenizer, limit: int = 12) -> go.Figure:
     "Cost of every token of the first `limit` completions, nats: the darker, the more went there."
+    _refuse_none(records)
     records = records[:limit]
     rows, T = list(range(len(records))), max(len(r["completion_ids"]) for r in records)
 

@@ -38,7 +38,7 @@ def arguments_of(record: dict, output_dir: Path) -> tuple[RunArguments, CMDPConf
     "The options of a recorded run, for another folder; what was decided then is decided."
     given = [f.name for f in dataclasses.fields(RunArguments) if f.name in record["run"]]
     run = RunArguments(**{name: record["run"][name] for name in given})
-    threads = run.num_threads or record["numbers"]["threads"]
+    threads = run.num_threads or record.get("numbers", {}).get("threads")
     settings = [f.name for f in dataclasses.fields(CMDPConfig) if f.name in record]
     where = {"output_dir": str(output_dir), "resume_from_checkpoint": None}
     config = CMDPConfig(**{name: record[name] for name in settings} | where)

@@ -25,6 +25,7 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from datasets import Dataset
 from fastcore.basics import patch
+from safetensors import SafetensorError
 from torch import Tensor
 from tqdm.auto import tqdm
 from transformers import (
@@ -1243,6 +1244,18 @@ def claim_student(path: str | os.PathLike) -> tuple[Path, Path]:
     new.mkdir(parents=True)
     return path, new
 
+# %% ../nbs/12_run.ipynb #room-for
+@patch
+@contextmanager
+def room_for(self: Run, what: str) -> Iterator[None]:
+    "A full disk within the block: OSError, saying what is missing and what the run goes on from."
+    try:
+        yield
+    except (OSError, SafetensorError) as e:
+        last = newest_checkpoint(self.output_dir) if self.output_dir else None
+        left = f"resume_from_checkpoint='auto' goes on from {last.name}" if last else "make room"
+        raise OSError(f"{what} could not be written: {e}; {left}") from e
+
 # %% ../nbs/12_run.ipynb #save-model
 @patch
 def save_model(self: Run, path: str | os.PathLike) -> None:
@@ -1259,7 +1272,8 @@ def save_model(self: Run, path: str | os.PathLike) -> None:
 def write_student(self: Run, student, path: str | os.PathLike) -> None:
     "`student` as a folder of its own, proven before it takes its place."
     path, new = claim_student(path)
-    self.write_files(student, new)
+    with self.room_for(f"the student, {str(path)!r},"):
+        self.write_files(student, new)
     columns = self.train_dataset[:4]
     told = (self.processing_class, columns, self.args.eval_sampling.chat_template_kwargs)
     probe = saving_probe(*encode_prompts(columns.pop("prompt"), *told), self.vocab_size)

@@ -7,14 +7,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from numbers import Integral, Real
 from typing import NamedTuple
 
 import numpy as np
 from scipy.special import xlogy
 
 # %% auto #0
-__all__ = ['FEWER', 'MORE', 'CERTIFIED', 'REFUSED', 'UNDECIDED', 'log_evidence', 'verdict_of', 'violation_bounds',
-           'least_prompts', 'check_claim', 'further_prompts', 'boundaries', 'Chances', 'chances', 'rate_to_aim_at']
+__all__ = ['FEWER', 'MORE', 'CERTIFIED', 'REFUSED', 'UNDECIDED', 'log_evidence', 'check_rate', 'check_seen', 'check_count',
+           'verdict_of', 'violation_bounds', 'least_prompts', 'check_claim', 'further_prompts', 'boundaries', 'Chances',
+           'chances', 'rate_to_aim_at']
 
 # %% ../nbs/09_sequential.ipynb #bets
 FEWER = (0.0, 1 / 2, 3 / 4, 7 / 8)  # odds of a violation, times those of the claim
@@ -32,12 +34,44 @@ def log_evidence(violations, n, rate, bets: tuple[float, ...] = FEWER) -> np.nda
     each = xlogy(k, rho) - n * np.log1p(rate * (rho - 1))
     return np.logaddexp.reduce(each, axis=-1) - math.log(len(bets))
 
+# %% ../nbs/09_sequential.ipynb #asked
+def check_rate(target: float, alpha: float) -> None:
+    "Raises ValueError for a rate or a level with which nothing is certified."
+    for name, value in (("target", target), ("alpha", alpha)):
+        if not isinstance(value, Real):
+            raise ValueError(f"{name} must be a number, got {value!r}")
+    if not 0 < target < 1:
+        meant = f" ({target:g}% is {target / 100:g})" if 1 < target < 100 else ""
+        never = "; a rate of 1 is certified by no number of prompts" if target == 1 else ""
+        wanted = "must lie strictly between 0 and 1"
+        raise ValueError(f"target {wanted}, got {target:g}{meant}{never}")
+    if not 0 < alpha <= 0.5:
+        raise ValueError(f"alpha must be above 0 and at most 0.5, got {alpha:g}")
+
+
+def check_seen(violations, n) -> None:
+    "Raises ValueError unless there are that many violations among at least one prompt."
+    if not np.all(
+        np.less_equal(0, violations) & np.less_equal(violations, n) & np.greater_equal(n, 1)
+    ):
+        raise ValueError(
+            f"need 0 <= violations <= n and n >= 1, got violations={violations!r}, n={n!r}"
+        )
+
+
+def check_count(name: str, value) -> None:
+    "Raises ValueError unless it is a number of prompts."
+    if not (isinstance(value, Integral) and value >= 1):
+        raise ValueError(f"{name} must be a whole number >= 1, got {value!r}")
+
 # %% ../nbs/09_sequential.ipynb #verdict
 CERTIFIED, REFUSED, UNDECIDED = "certified", "not certified", "undecided"
 
 
 def verdict_of(violations: int, n: int, target: float, alpha: float = 0.05) -> str:
     "`certified`, `not certified` or `undecided` after `violations` among `n` prompts."
+    check_rate(target, alpha)
+    check_seen(violations, n)
     enough = math.log(1 / alpha)
     for verdict, bets in ((CERTIFIED, FEWER), (REFUSED, MORE)):
         if log_evidence(violations, n, 1 - target, bets) >= enough:
@@ -47,6 +81,8 @@ def verdict_of(violations: int, n: int, target: float, alpha: float = 0.05) -> s
 # %% ../nbs/09_sequential.ipynb #bounds
 def violation_bounds(violations, n, alpha: float = 0.05) -> tuple[np.ndarray, np.ndarray]:
     "Lower and upper end for the violation rate, each valid at every n with probability 1 - alpha."
+    check_rate(0.5, alpha)
+    check_seen(violations, n)
     enough = math.log(1 / alpha)
     shape = np.broadcast(violations, n).shape
     low, _ = _turn(lambda m: log_evidence(violations, n, m, MORE) < enough, shape)
@@ -66,6 +102,7 @@ def _turn(holds: Callable, shape: tuple[int, ...]) -> tuple[np.ndarray, np.ndarr
 # %% ../nbs/09_sequential.ipynb #least
 def least_prompts(target: float, alpha: float = 0.05) -> int:
     "The smallest number of prompts that certifies a rate if all of them keep the budget."
+    check_rate(target, alpha)
     enough, n = math.log(1 / alpha), 1
     while log_evidence(0, n, 1 - target) < enough:
         n *= 2
@@ -79,13 +116,7 @@ def least_prompts(target: float, alpha: float = 0.05) -> int:
 
 def check_claim(target: float, alpha: float, prompts: int | None = None) -> None:
     "Raises ValueError for a rate, a level or a number of prompts with which nothing is certified."
-    if not 0 < target < 1:
-        meant = f" ({target:g}% is {target / 100:g})" if 1 < target < 100 else ""
-        never = "; a rate of 1 is certified by no number of prompts" if target == 1 else ""
-        wanted = "must lie strictly between 0 and 1"
-        raise ValueError(f"target {wanted}, got {target:g}{meant}{never}")
-    if not 0 < alpha <= 0.5:
-        raise ValueError(f"alpha must be above 0 and at most 0.5, got {alpha:g}")
+    check_rate(target, alpha)
     if prompts is not None and prompts < (least := least_prompts(target, alpha)):
         raise ValueError(
             f"{prompts} prompts are too few to certify a rate of {target:g} at alpha={alpha:g}: at "
@@ -97,6 +128,8 @@ def further_prompts(
     violations: int, n: int, target: float, alpha: float = 0.05
 ) -> tuple[str, int] | None:
     "The verdict that comes at the rate seen so far, and after how many more prompts; None = none."
+    check_rate(target, alpha)
+    check_seen(violations, n)
     seen, enough = violations / n, math.log(1 / alpha)
     for verdict, bets in ((CERTIFIED, FEWER), (REFUSED, MORE)):
 
@@ -121,6 +154,8 @@ def boundaries(prompts: int, target: float, alpha: float = 0.05) -> tuple[np.nda
 
     -1 and n + 1 where no number of violations does.
     """
+    check_rate(target, alpha)
+    check_count("prompts", prompts)
     n, enough = np.arange(1, prompts + 1), math.log(1 / alpha)
 
     def turn(holds):
@@ -153,6 +188,9 @@ def chances(
 
     Exact; the last look is after the last prompt.
     """
+    if not 0 <= rate <= 1:
+        raise ValueError(f"rate must lie between 0 and 1, got {rate!r}")
+    check_count("every", every)
     most, fewest = boundaries(prompts, target, alpha)
     going = np.zeros(min(prompts, fewest[-1]) + 1)  # P(still undecided, so many violations)
     going[0], certified, refused, mean = 1.0, 0.0, 0.0, 0.0

@@ -19,6 +19,7 @@ from importlib import import_module
 from importlib.metadata import version
 from inspect import signature
 from pathlib import Path
+from pickle import UnpicklingError
 from tempfile import gettempdir
 
 import torch
@@ -78,7 +79,8 @@ __all__ = ['TESTED', 'HOOKS', 'SAME', 'FIXED', 'LEFT_TO_TRL', 'trl_rule', 'WHOLE
            'grpo_config', 'quiet', 'students_are_told_nothing', 'completions_are_the_students_own',
            'trl_takes_every_step', 'calibration_is_ours', 'groups_have_two_or_more', 'portions_are_trls',
            'launch_problems', 'fsdp_problems', 'BudgetGRPOTrainer', 'TRLTrainer', 'place_teacher', 'common_ids',
-           'beside_prompts', 'PromptOrder', 'BeforeUpdate', 'read_run_state', 'in_order', 'TogetherReader']
+           'beside_prompts', 'PromptOrder', 'BeforeUpdate', 'tensors_only', 'read_run_state', 'in_order',
+           'TogetherReader']
 
 # %% ../nbs/14_trl.ipynb #hooks
 TESTED = "1.16"
@@ -726,6 +728,29 @@ def keep(self: TRLTrainer) -> None:
         again = again or "there is no checkpoint to go on from"
         print(f"stopped after update {self.global_step}; {again}", file=sys.stderr)
 
+# %% ../nbs/14_trl.ipynb #tensors-only
+@contextmanager
+def tensors_only(checkpoint: str | os.PathLike | None) -> Iterator[None]:
+    "ValueError, naming it, for a file of a checkpoint that is more than tensors; it is not run."
+    try:
+        yield
+    except UnpicklingError:
+        name = next(filter(_is_refused, sorted(Path(checkpoint).glob("*.pt"))), None)
+        raise ValueError(
+            f"resume_from_checkpoint={str(checkpoint)!r}: its {name.name if name else 'rng_state'} "
+            "holds more than numbers, which could be a program, and was not read; go on from "
+            "another checkpoint"
+        ) from None
+
+
+def _is_refused(path: Path) -> bool:
+    "Whether a file is refused as more than tensors."
+    try:
+        torch.load(path, map_location="cpu", weights_only=True)
+    except UnpicklingError:
+        return True
+    return False
+
 # %% ../nbs/14_trl.ipynb #train
 @patch
 def train(self: TRLTrainer, resume_from_checkpoint: str | None = None) -> dict[str, float]:
@@ -748,7 +773,7 @@ def train(self: TRLTrainer, resume_from_checkpoint: str | None = None) -> dict[s
     self.begun = True
     self.grpo.add_callback(BeforeUpdate(self))
     with self.training_bar() as self.bar, quiet(), first_noted(WAITS) as self.signals:
-        with guarded(self):
+        with tensors_only(self.checkpoint), guarded(self):
             self.grpo.train(self.checkpoint)
     self.answer_signal()
     return self.finish()

@@ -14,13 +14,17 @@ from datasets import Dataset
 
 from cmdp_nbdev import distil
 from cmdp_nbdev.budget import Budget
-from cmdp_nbdev.cli import main
+from cmdp_nbdev.certify import certify
+from cmdp_nbdev.cli import ABOUT, cmdp, main
 from cmdp_nbdev.config import CMDPConfig
-from cmdp_nbdev.evaluate import evaluate_records, to_json
+from cmdp_nbdev.evaluate import compare, evaluate_records, summarize, summarize_seeds, to_json
+from cmdp_nbdev.examine import examine
 from cmdp_nbdev.model import char_tokenizer, default_pair, tiny_model
+from cmdp_nbdev.plot import remaining_fan, spent_histogram, token_heatmap
 from cmdp_nbdev.preflight import dataset_problems
 from cmdp_nbdev.reward import length_cost
 from cmdp_nbdev.rollout import generate
+from cmdp_nbdev.sequential import chances, least_prompts, verdict_of, violation_bounds
 from cmdp_nbdev.task import chain_dataset, chain_reward
 from cmdp_nbdev.tasks import with_template
 from cmdp_nbdev.trainer import CMDPTrainer
@@ -742,10 +746,10 @@ def files(tmp_path_factory):
     return {**named, "folder": d}
 
 
-def exit_code(argv) -> int:
+def exit_code(argv, command=main) -> int:
     "What the command answers; argparse leaves by SystemExit."
     try:
-        return main(argv)
+        return command(argv)
     except SystemExit as e:
         return e.code
 
@@ -785,6 +789,26 @@ def test_yaml(text, match, tmp_path, capsys):
     assert exit_code(argv) == 2
     assert re.search(match, capsys.readouterr().err)
     assert not (tmp_path / "run" / "metrics.jsonl").exists()
+
+
+FILES = {
+    "budgett: 1": "unknown option budgett",
+    "- budget": "expected 'option: value'",
+    "config: [1": "--config",
+    "output_dir: [1]": "output_dir",
+}
+
+
+@pytest.mark.parametrize("command", [c for c in ABOUT if c != "distill"])
+def test_yaml_of_every_command(command, tmp_path, capsys):
+    "A file that is none, an option that is none, a value that is none; nothing is begun."
+    for text, match in FILES.items():
+        (tmp_path / "c.yaml").write_text(text)
+        argv = [command, "--config", str(tmp_path / "c.yaml")]
+        assert exit_code(argv, cmdp) == 2, text
+        *_, line = capsys.readouterr().err.strip().splitlines()
+        assert re.search(match, line), (text, line)
+    assert [p.name for p in tmp_path.iterdir()] == ["c.yaml"]
 
 
 def test_cli_does_not_overwrite_a_run(finished, capsys, monkeypatch):
@@ -863,7 +887,45 @@ FUNCTIONS = {
         lambda: EarlyStopping(patience="long"),
         "patience must be a whole number >= 1, got 'long'",
     ),
+    "metrics without names": (lambda: asked(metrics=[len]), "metrics must be a dict by name"),
+    "constraints in words": (lambda: asked(constraints="x"), "constraints must be a dict by name"),
+    "a summary of no records": (lambda: summarize([]), "no records to summarize"),
+    "a summary of other things": (lambda: summarize([{"x": 1}]), "records have no correct, spent"),
+    "a comparison of numbers": (lambda: compare(3, 4), "records must be a list of dicts, got 3"),
+    "seeds of other things": (lambda: summarize_seeds([{"x": 1}]), "records have no prompt; give"),
+    "an examination of a list": (
+        lambda: examine(*PAIR_OF_OURS()[:2], ["1+1="]),
+        "dataset must be a datasets.Dataset",
+    ),
+    "one budget to examine": (
+        lambda: examine(*PAIR_OF_OURS()[:2], chain_dataset(2), budgets=2),
+        r"budgets must be a list of limits, got 2; give \[2\]",
+    ),
+    "a rate in per cent": (lambda: least_prompts(98), r"got 98 \(98% is 0.98\)"),
+    "a rate in words": (lambda: least_prompts("high"), "target must be a number, got 'high'"),
+    "no error allowed": (lambda: least_prompts(0.9, 0), "alpha must be above 0"),
+    "more violations than prompts": (
+        lambda: violation_bounds(11, 10),
+        "need 0 <= violations <= n and n >= 1, got violations=11, n=10",
+    ),
+    "a verdict on nothing": (lambda: verdict_of(0, 0, 0.9), "n >= 1, got violations=0, n=0"),
+    "a rate above one": (lambda: chances(1.5, 100, 0.9), "rate must lie between 0 and 1, got 1.5"),
+    "chances of no prompts": (lambda: chances(0.9, 0, 0.9), "prompts must be a whole number >= 1"),
+    "a certificate from a list": (lambda: certified(["a"]), "dataset must be a datasets.Dataset"),
+    "a certificate of a column": (lambda: certified(data(q=["a"])), "no column 'prompt', only q"),
+    "a certificate without looks": (lambda: certified(portion=0), "portion must be .*>= 1, got 0"),
+    "a certificate's seed": (lambda: certified(seed=-1), "seed must be a whole number >= 0, got"),
+    "a certificate's budget": (lambda: certified(budget="much"), "budget limit .*got 'much'"),
+    "a histogram of nothing": (lambda: spent_histogram([], Budget(1)), "records are empty"),
+    "a fan of nothing": (lambda: remaining_fan([], Budget(1)), "records are empty: there is"),
+    "a heat map of nothing": (lambda: token_heatmap([], None), "records are empty: there is"),
 }
+
+
+def certified(dataset=None, **changes):
+    "Ask for a certificate of a student that must not be loaded."
+    asked = dict(budget=1.0, target=0.9) | changes
+    return certify("not loaded", "nor this", dataset or chain_dataset(60, "test"), **asked)
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)

@@ -52,6 +52,7 @@ def reference(costs: list[float], aggregate: str, burn_in: int):
 def test_running_spend_by_hand():
     "Sum, mean and worst mean; the padding repeats the total; a burn-in forgives the start."
     close(running_spend(COST, MASK), [[0.6, 0.6, 0.9], [0.2, 0.6, 0.6]])
+    assert (running_spend(COST, 0 * MASK, "mean") == 0).all()  # an empty row spends nothing
     close(running_spend(COST, MASK, "mean"), [[0.6, 0.3, 0.3], [0.2, 0.3, 0.3]])
     for burn_in, worst in ((0, [0.6, 0.3]), (1, [0.3, 0.3])):
         close(running_spend(COST, MASK, "prefix_mean", burn_in)[:, -1], worst)

@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import pickle
+import re
 import resource
 import shutil
 import signal
@@ -221,6 +222,10 @@ def test_a_full_disk(run, ends_alike, capsys):
     with capsys.disabled():
         print(f"\n    disk full: {stopped.value}".replace(str(run), "runs/mine"))
     assert "update 4 and goes on from checkpoint-2" in str(stopped.value)
+    left = r"student', could not be written: .*='auto' goes on from checkpoint-2"
+    with files_up_to(20_000), pytest.raises(OSError, match=left):
+        trainer.save_model(run / "student")
+    assert not (run / "student").exists()
     assert sorted(p.name for p in run.glob("checkpoint-*")) == ["checkpoint-2"]
     unlock_folder(run)
     ends_alike(trainer_in(run))
@@ -402,6 +407,8 @@ def test_a_run_is_repeated_from_its_record(tmp_path, capsys, monkeypatch):
     assert f"again in {folder}-again: 2 lines of metrics, all the same" in capsys.readouterr().out
     assert len(read) == 4
     config = folder / "config.json"
+    assert cli.cmdp(["repeat", str(folder), "--output_dir", str(folder)]) == 2
+    assert "holds a run already" in capsys.readouterr().err
     record = json.loads(config.read_text())
     record["inputs"]["reward_funcs"] = {"chain_reward": "0"}
     config.write_text(json.dumps(record))
@@ -417,3 +424,16 @@ def test_what_cannot_be_repeated(run, capsys):
         assert cli.cmdp(["repeat", str(folder)]) == 2
         assert match in capsys.readouterr().err
     assert cli.cmdp(["repeat"]) == 2 and "folder missing" in capsys.readouterr().err
+    record = json.loads((run / "config.json").read_text())
+    told = dict(student="no/such", teacher="t", dataset="d.jsonl", eval_dataset="d.jsonl")
+    damaged = {
+        "{": "config.json' is no JSON",
+        json.dumps(record | {"run": {}, "method": "ppo"}): "method 'ppo' is unknown",
+        json.dumps(record | {"run": {"n_eval": -1}}): "n_eval must be >= 1, got -1",
+        json.dumps(record | {"run": told | {"reward": ["a:b"]}}): "'no/such'|'d.jsonl'",
+    }
+    for text, match in damaged.items():
+        (run / "config.json").write_text(text)
+        assert cli.cmdp(["repeat", str(run)]) == 2
+        assert re.search(match, capsys.readouterr().err), text
+    assert not list(run.parent.glob("run-again*"))

@@ -476,6 +476,10 @@ def test_frontier_and_envelope_by_hand():
     assert np.allclose(envelope(rows, [0.5, 0.75, 0.96]), [0.98, 0.965, 0.865])
     assert np.isnan(envelope(rows, 0.99))  # nobody is that safe
     assert envelope(rows, 0.93) > 0.9365  # above the chord of its neighbours
+    points = [(0.5, 0.98), (0.6, 0.90), (0.7, 0.92), (0.9, 0.90), (0.95, 0.50), (1.0, 0.40)]
+    rows = [{"satisfaction_rate": s, "accuracy": a} for s, a in points]
+    at = [0.6, 0.8, 0.95]  # between two that are not neighbours
+    assert np.allclose(envelope(rows, at), [0.96, 0.92, 0.65])
 
 
 def test_frontier_and_envelope_against_the_kl_by_hand():
@@ -678,6 +682,7 @@ def test_an_update_without_verdicts():
     assert nothing["frac_reward_zero_std"] == 1.0
     every = step_of([1.0, 1.0, 0.0, 1.0], [0, 0, 1, 1], torch.tensor([True, False, True, True]))
     assert every["accuracy"] == 0.5 and "n_verdict" not in every
+    assert every["truncated_rate"] == 0.25 and found["truncated_rate"] == 0
 
 
 COLLIDING = {

@@ -380,6 +380,65 @@ def test_what_a_completion_says_does_not_depend_on_when_others_end(name, monkeyp
     assert set(read) == {24} and min(fed) < 24
 
 
+def test_rows_leave_once_a_quarter_has_ended():
+    "One of eight that ends goes on being read; the second takes both away."
+
+    class Stub:
+        "Row i ends at step i."
+
+        can_drop, finished = True, Reader.finished
+
+        def __init__(self):
+            self.rows, self.step, self.kept = torch.arange(8), 0, []
+
+        @property
+        def logits(self):
+            return torch.stack([self.rows == self.step, self.rows != self.step], 1) * 9.0
+
+        def keep(self, rows):
+            self.rows = self.rows[rows]
+            self.kept.append((self.step, len(rows)))
+
+        def feed(self, ids, ended):
+            self.step += 1
+
+    reader = Stub()
+    ids, _, ended = sample(reader, [0], 2, Sampling(max_completion_length=12, temperature=0))
+    assert reader.kept == [(1, 6), (3, 4), (4, 3), (5, 2), (6, 1)] and ended.all()
+    assert ids.tolist() == [[1] * i + [0] + [2] * (7 - i) for i in range(8)]
+
+
+@torch.no_grad()
+def test_a_model_that_gives_all_its_logits():
+    "One that cannot be told how many to keep, as older classes: the same before every token."
+
+    class All(torch.nn.Module):
+        def __init__(self, inside):
+            super().__init__()
+            self.inside = inside
+
+        def forward(self, ids, attention_mask=None, position_ids=None, past_key_values=None):
+            return self.inside(ids, attention_mask, position_ids, past_key_values)
+
+    model = build(*FAST["llama"])
+    r = generate(model, TOKENS, PROMPTS, max_completion_length=5, generator=seeded())
+    wrapped = All(model)
+    assert reading(wrapped, r.prompt_ids, r.prompt_mask).padded
+    torch.testing.assert_close(completion_logits(wrapped, r), completion_logits(model, r))
+
+
+def test_a_way_that_loses_rows_is_not_taken(monkeypatch):
+    "The trial lets rows leave as sampling does; who cannot do it is read in another way."
+
+    def wrong(self, rows):
+        raise IndexError
+
+    prompts = encode_prompts(PROMPTS, TOKENS)
+    for kind, then in ((PackedDecoder, "preallocated"), (Decoder, "shared")):
+        monkeypatch.setattr(kind, "keep", wrong)
+        assert reading(build(*FAST["llama"]), *prompts) == Reading(cache=then)
+
+
 def test_all_rows_end_at_once():
     model = build(*FAST["llama"])
     reader = Decoder(model, *encode_prompts(PROMPTS, TOKENS))
@@ -465,9 +524,15 @@ def test_teachers_that_are_no_model(rows_of):
 # ---- in portions, and by others ------------------------------------------------------------
 
 
-def test_portions_of_whole_groups_make_the_same_rollout():
+def test_portions_of_whole_groups_make_the_same_rollout(monkeypatch):
     "Greedily; where chance decides, a portion draws after the one before it."
-    model = build(*FAST["llama"])
+    model, opened, asked = build(*FAST["llama"]), rollout.open_reader, []
+
+    def watched(model, ids, *more):
+        asked.append(len(ids))
+        return opened(model, ids, *more)
+
+    monkeypatch.setattr(rollout, "open_reader", watched)
     columns = {"n": [1, 2, 3]}
     settings = dict(num_generations=2, max_completion_length=9, temperature=0)
     whole = generate(model, TOKENS, PROMPTS, columns, **settings)
@@ -477,6 +542,7 @@ def test_portions_of_whole_groups_make_the_same_rollout():
         torch.testing.assert_close(whole.sampled_logps, parts.sampled_logps, atol=1e-5, rtol=0)
         assert (whole.completions, whole.columns) == (parts.completions, parts.columns)
         assert torch.equal(whole.terminated, parts.terminated)
+    assert asked == [3, 1, 1, 1, 2, 1, 3]  # prompts, with two completions each
 
 
 def test_a_portion_of_everything_changes_nothing():

@@ -36,13 +36,43 @@ def test_step_returns_and_writes_finite_metrics(make_trainer):
     assert not torch.equal(before, flat(trainer.model))
 
 
+def test_the_loss_is_a_mean_over_tokens(make_trainer):
+    "Of gkd: the nats of all tokens over their number, however the batch is split."
+    trainer = make_trainer(
+        method="gkd", per_device_train_batch_size=4, gradient_accumulation_steps=4
+    )
+    metrics, lengths = trainer.step(), trainer.rollout.lengths
+    nats = metrics["spent_mean"] * len(lengths) / lengths.sum().item()
+    assert metrics["loss"] == pytest.approx(nats, rel=1e-5)
+
+
+def test_training_shows_every_update_and_returns_the_last(make_trainer):
+    "A bar that stands still looks like a run that hangs."
+    trainer, shown = make_trainer(max_steps=2), []
+    trainer.show = lambda bar: shown.append(trainer.global_step)
+    assert trainer.train() == written(trainer)[-1] and shown == [1, 2]
+
+
+def test_where_training_goes_on(make_trainer):
+    "Where `train` is told to, else where the settings say."
+    trainer, asked = make_trainer(resume_from_checkpoint="auto"), []
+
+    def begin(where=None):
+        asked.append(where)
+        raise InterruptedError
+
+    trainer.begin = begin
+    for told in ((), ("there",)):
+        with pytest.raises(InterruptedError):
+            trainer.train(*told)
+    assert asked == ["auto", "there"]
+
+
 def test_training_improves_the_reward(make_trainer):
     "The one thing everything is for, on a scale a test can afford: divergence falls under gkd."
     many = {"max_steps": 25, "per_device_train_batch_size": 64, "learning_rate": 3e-3}
-    trainer, shown = make_trainer(method="gkd", **many), []
-    trainer.show = lambda bar: shown.append(trainer.global_step)
-    assert trainer.train() == written(trainer)[-1]
-    assert shown == list(range(1, 26))  # every update
+    trainer = make_trainer(method="gkd", **many)
+    trainer.train()
     kl = [m["kl_mean"] for m in written(trainer)]
     assert sum(kl[-5:]) < 0.8 * sum(kl[:5])
 

@@ -4,9 +4,11 @@ import copy
 import importlib
 import json
 import math
+import pickle
 import signal
 import sys
 import warnings
+from pathlib import Path
 
 import pytest
 import torch
@@ -20,6 +22,7 @@ from transformers import AutoModelForCausalLM  # noqa: E402
 from trl import GRPOTrainer  # noqa: E402
 
 from cmdp_nbdev.budget import Budget  # noqa: E402
+from cmdp_nbdev.checkpoint import write_manifest  # noqa: E402
 from cmdp_nbdev.cli import main  # noqa: E402
 from cmdp_nbdev.distil import describe_teacher  # noqa: E402
 from cmdp_nbdev.methods import METHODS  # noqa: E402
@@ -309,6 +312,26 @@ def test_a_checkpoint_belongs_to_its_run_and_engine(make, make_trainer, tmp_path
         make(max_steps=1).train(str(tmp_path / "ours" / "checkpoint-1"))
     with pytest.raises(ValueError, match="engine inside TRL"):
         make_trainer(max_steps=1).train(str(tmp_path / "run" / "checkpoint-1"))
+
+
+def test_a_hostile_checkpoint(make, tmp_path):
+    "Its manifest is right and its optimiser a program: it is named, and not run."
+
+    class Hostile:
+        def __reduce__(self):
+            return Path.touch, (tmp_path / "ran",)
+
+    few = dict(per_device_train_batch_size=4, num_generations=2, max_completion_length=8)
+    make(max_steps=1, save_steps=1, **few).train()
+    folder = tmp_path / "run" / "checkpoint-1"
+    for name in ("scheduler.pt", "rng_state.pth"):
+        kept = (folder / name).read_bytes()
+        (folder / name).write_bytes(pickle.dumps(Hostile()))
+        write_manifest(folder, engine="trl")
+        with pytest.raises(ValueError, match=f"checkpoint-1': its {name[:9]}.* could be a program"):
+            make(max_steps=2, **few).train("auto")
+        (folder / name).write_bytes(kept)
+    assert not (tmp_path / "ran").exists()
 
 
 def test_a_budget_chosen_on_the_way(make, tmp_path):

@@ -34,6 +34,7 @@ from cmdp_nbdev.widgets.panel import BudgetPanel, judge, load_traces
 from cmdp_nbdev.widgets.purse import BudgetPurse, best_purse, greedy_purse
 from cmdp_nbdev.widgets.shootout import ShootOut
 from cmdp_nbdev.widgets.tree import TreeExplorer
+from cmdp_nbdev.widgets.tweak import tweak
 
 
 @pytest.fixture(scope="module")
@@ -139,6 +140,17 @@ def test_what_cannot_be_shown_is_refused(records, tmp_path):
     "Data that a widget cannot draw are named when it is made."
     with pytest.raises(ValueError, match="records of 'mine' are empty"):
         BudgetPanel({"mine": []})
+    for wrong in ({}, 3, [3]):
+        with pytest.raises(ValueError, match="records (are empty|of 'records' are no list)"):
+            BudgetPanel(wrong)
+    with pytest.raises(ValueError, match="rows must be a list of dicts or a CSV"):
+        ShootOut(3)
+    with pytest.raises(ValueError, match="trainer must be a CMDPTrainer, got 3"):
+        LiveTrainer(3)
+    with pytest.raises(ValueError, match="tree must be a tabular.TreeCMDP, got 3"):
+        TreeExplorer(3)
+    with pytest.raises(ValueError, match="setup must be a function of a CMDPConfig, got 3"):
+        tweak(3)
     with pytest.raises(ValueError, match="have no correct"):
         BudgetPanel([{"spent": 1.0, "reward": 0.0, "cost_per_token": [1.0]}])
     with pytest.raises(ValueError, match="one finite limit"):

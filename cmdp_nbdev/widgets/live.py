@@ -185,6 +185,8 @@ class LiveTrainer(View):
         if trainer is None:
             self._folder = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
             trainer = live_setup(self._folder.name)
+        if not isinstance(trainer, CMDPTrainer):
+            raise ValueError(f"trainer must be a CMDPTrainer, got {trainer!r:.80}")
         self.trainer, self.every = trainer, every
         self.methods = only_met(switchable(trainer), methods, "LiveTrainer")
         if trainer.args.method not in self.methods:

@@ -71,7 +71,11 @@ def record_trace(label: str, records: list[dict], budget: Budget, shown: int = 4
 def _refuse_other_records(label: str, records: list[dict]) -> None:
     "Raise ValueError, naming what is missing, unless these are evaluation records."
     lack = "are empty" if not records else ""
-    if records and (missing := {"spent", "reward", "correct", "cost_per_token"} - set(records[0])):
+    if not (isinstance(records, list) and all(isinstance(r, dict) for r in records)):
+        lack = f"are no list of dicts, but {records!r:.60}"
+    elif records and (
+        missing := {"spent", "reward", "correct", "cost_per_token"} - set(records[0])
+    ):
         lack = f"have no {', '.join(sorted(missing))}"
     if lack:
         give = "give what evaluate_records returns, or the lines of eval.jsonl"
@@ -221,6 +225,8 @@ def _own_traces(records, budget: Budget) -> list[dict]:
     "Traces of a reader's own records: a list, the path of an eval.jsonl, or a dict of these."
     runs = records if isinstance(records, dict) else {"records": records}
     paths = (str, os.PathLike)
+    if not runs:
+        raise ValueError("records are empty: give at least one run")
     read = {k: read_jsonl(r) if isinstance(r, paths) else r for k, r in runs.items()}
     return [record_trace(k, r, budget) for k, r in read.items()]
 

@@ -218,6 +218,8 @@ def _refuse_other_rows(rows: list[dict]) -> None:
     "Raise ValueError, naming the row and the column, unless these are results."
     if not rows:
         raise ValueError("rows are empty: there is nothing to compare")
+    if not (isinstance(rows, list) and all(isinstance(r, dict) for r in rows)):
+        raise ValueError(f"rows must be a list of dicts or a CSV file's path, got {rows!r:.80}")
     for k in ("method", "budget", *RATES):
         if missing := [i for i, r in enumerate(rows) if k not in r]:
             need = f"a run needs method, budget, {', '.join(RATES)}"

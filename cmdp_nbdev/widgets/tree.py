@@ -185,6 +185,8 @@ class TreeExplorer(View):
 
     def __init__(self, tree: TreeCMDP | None = None, **values):
         super().__init__("" if tree is None else "tree")
+        if not isinstance(tree, TreeCMDP | None):
+            raise ValueError(f"tree must be a tabular.TreeCMDP, got {tree!r:.80}")
         if tree is not None and len(tree.rewards) > 64:
             most = "tree must have at most 64 trajectories to be drawn"
             raise ValueError(f"{most}, got {len(tree.rewards)}")

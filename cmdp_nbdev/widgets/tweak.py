@@ -212,6 +212,8 @@ class Tweak(ipywidgets.VBox):
         methods: list[str] | None = None,
         **values,
     ):
+        if setup is not None and not callable(setup):
+            raise ValueError(f"setup must be a function of a CMDPConfig, got {setup!r:.80}")
         self.setup, self.recipe = setup or embedded, recipe
         self.base = CMDPConfig.from_recipe(recipe)
         self.runs: list[Run] = []

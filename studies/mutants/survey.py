@@ -3,13 +3,14 @@
     python studies/mutants/survey.py measure    seconds and lines of every test (needs coverage)
     python studies/mutants/survey.py run        mutants without a row yet, in random order
     python studies/mutants/survey.py again      what was not caught, with the tests of today
-    python studies/mutants/survey.py tables     what the rows say
+    python studies/mutants/survey.py notebooks  what was not caught, by its module's notebook
+    python studies/mutants/survey.py tables     what the rows say, and every survivor
     python studies/mutants/survey.py check evaluate._spread evaluate._error \\
         --tests tests/test_evaluate.py -k "percentiles or variances"
 
-`check` judges every mutant of some functions by some tests: for whoever writes a test. `run` takes
-hours where other things run (it is meant for `nice -n 19`), goes on where it was stopped; every
-hundred is a fair sample.
+`check` judges every mutant of some functions by some tests, for whoever writes a test; `alone`
+judges random mutants of what a test runs by that test, for whoever doubts it. `run` takes hours
+where other things run, and goes on where it was stopped; every hundred is a fair sample.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import collections
 import csv
 import itertools
 import os
+import random
 import subprocess
 import sys
 import time
@@ -61,13 +63,13 @@ def all_mutants() -> list[mutants.Mutant]:
     return [mutant for place in every for mutant in place]
 
 
-def drawn(number: int) -> list[mutants.Mutant]:
-    """The first `number` of the sample in random order, as far as they are there still.
+def drawn(number: int, first: int = 0) -> list[mutants.Mutant]:
+    """Of the sample in random order those from `first` to `number`, as far as they are there still.
 
     One more line of code would draw another sample, so it is drawn from the modules of `DRAWN`.
     """
     old = {name: git("show", f"{DRAWN}:cmdp_nbdev/{name}.py") for name in MODULES}
-    wanted = itertools.islice(mutants.sample(old, SEED), number)
+    wanted = itertools.islice(mutants.sample(old, SEED), first, number)
     today = {mutant.key: mutant for mutant in all_mutants()}
     return [today[mutant.key] for mutant in wanted if mutant.key in today]
 
@@ -202,10 +204,10 @@ def work(
         part.outside()
 
 
-def run(measured: Path, path: Path, number: int) -> None:
-    "The first `number` mutants of the sample, those without a row."
+def run(measured: Path, path: Path, number: int, first: int = 0) -> None:
+    "The mutants of the sample from `first` to `number`, those without a row."
     done = {key(row) for row in read(path)}
-    work((m for m in drawn(number) if tuple(map(str, m.key)) not in done), measured, path)
+    work((m for m in drawn(number, first) if tuple(map(str, m.key)) not in done), measured, path)
 
 
 def again(measured: Path, old: Path, path: Path) -> None:
@@ -246,42 +248,135 @@ def check(functions: list[str], files: list[str], words: str) -> None:
     hunt.forked(inside, None)
 
 
-def tables(path: Path) -> str:
-    "Per module: mutants, noticed, not noticed; then every survivor."
-    rows, lines = read(path), []
+def alone(names: list[str], measured: Path, number: int) -> None:
+    """Print how many of `number` random mutants of the lines that a test runs it notices alone.
+
+    For tests that were never the first to notice one: a test that notices none may be vacuous.
+    """
+    texts, tests = sources(), [r for r in hunt.read(measured) if r["outcome"] == "passed"]
+    every, chance = all_mutants(), random.Random(SEED)
+    out = os.fdopen(os.dup(1), "w", buffering=1)
+
+    def judge(warm):
+        for name in names:
+            rows = [r for r in tests if r["test"].partition("[")[0] == name]
+            seconds = {r["test"]: r["seconds"] for r in rows if r["test"] in warm.items}
+            run = {(m, line) for r in rows for m, lines in r["lines"].items() for line in lines}
+            hit = [m for m in every if m.function and (m.module, m.line) in run]
+            verdicts = collections.Counter()
+            for m in chance.sample(hit, min(number, len(hit))):
+                path, text = hunt.PACKAGE / f"{m.module}.py", m.text(texts[m.module])
+                if mutants.compiles(text):
+                    changed = hunt.changed_functions(path, texts[m.module], text)
+                    if changed:
+                        verdicts[warm.hunt(path, changed, seconds)[0]] += 1
+            noticed = verdicts.total() - verdicts["survived"]
+            out.write(f"{name}: {noticed} of {verdicts.total()} noticed\n")
+
+    def inside(say):
+        hunt.prepare()
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        hunt.Warm(sorted({name.partition("::")[0] for name in names}), judge).run()
+        say("done")
+
+    hunt.forked(inside, None)
+
+
+def notebooks(old: Path, path: Path) -> None:
+    "What survived in `old`, by the notebook that its module is exported from, into another file."
+    left = {key(row): row for row in read(old) if row["verdict"] == "survived"}
+    done, texts = {key(row) for row in read(path)}, sources()
+    for mutant in all_mutants():
+        name = tuple(map(str, mutant.key))
+        if name in left and name not in done:
+            began, module = time.perf_counter(), hunt.PACKAGE / f"{mutant.module}.py"
+            verdict, test = hunt.notebook_hunt(module, mutant.text(texts[mutant.module]))
+            seconds = round(time.perf_counter() - began, 1)
+            row = dict(verdict=verdict, test=test, tests=1, seconds=seconds)
+            append(
+                path, left[name] | row | dict(commit=git("rev-parse", "--short", "HEAD").strip())
+            )
+
+
+# ---- what the rows say ------------------------------------------------------------------
+
+
+def noticed(*files: Path) -> tuple[dict[tuple, dict], dict[tuple, dict]]:
+    "Of mutants with rows in several files, the later ones of survivors: all, and those noticed."
+    rows = {key(row): row for path in files for row in read(path)}
+    return rows, {k: row for k, row in rows.items() if row["verdict"] != "survived"}
+
+
+def table(before: Path, after: Path, books: Path, judged: Path) -> str:
+    "Per module, in Markdown: mutants, noticed before and after, those that compute the same."
+    rows, first = noticed(before)
+    tests, books = noticed(before, after)[1], noticed(before, after, books)[1]
+    same = {key(row) for row in read(judged) if row["kind"] == "same"} & set(rows) - set(books)
+    lines = [
+        "| module | mutants | noticed before | by tests | and notebooks | compute the same | "
+        "of all | of those that differ |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
     for module in (*MODULES, "all"):
-        mine = [row for row in rows if module in (row["module"], "all")]
-        left = sum(row["verdict"] == "survived" for row in mine)
-        lines.append(f"{module:10}{len(mine):5} mutants{len(mine) - left:5} noticed{left:4} not")
-    for row in rows:
-        if row["verdict"] == "survived":
-            where = f"{row['module']}.{row['function']} ({row['line']})"
-            lines.append(f"{where}: {row['before']} -> {row['after']} [{row['test']}]")
+
+        def count(keys):
+            return sum(module in (k[0], "all") for k in keys)
+
+        n, found, equal = count(rows), count(books), count(same)
+        cells = [module, n, count(first), count(tests), found, equal]
+        cells += [f"{found / n:.0%}", f"{found / (n - equal):.0%}"] if n > equal else ["", ""]
+        lines.append(f"| {' | '.join(map(str, cells))} |")
     return "\n".join(lines)
+
+
+def survivors(files: list[Path], judged: Path) -> str:
+    "Every mutant that nothing noticed, and what was judged of it."
+    rows, found = noticed(*files)
+    said = {key(row): row for row in read(judged)}
+    lines = []
+    for name, row in rows.items():
+        if name not in found:
+            verdict = said.get(name, {"kind": "not judged", "why": ""})
+            where = f"{row['module']}.{row['function']}".rstrip(".")
+            change = f"`{row['before']}` -> `{row['after']}`".replace("|", "\\|")
+            lines.append(f"| {where} | {change} | {verdict['kind']} | {verdict['why']} |")
+    return "\n".join(["| where | change | judged | why |", "|---|---|---|---|", *sorted(lines)])
+
+
+COMMANDS = ("measure", "run", "again", "notebooks", "tables", "check", "alone")
 
 
 def main(argv: list[str] | None = None) -> None:
     "The command."
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("what", choices=("measure", "run", "again", "tables", "check"))
-    parser.add_argument("functions", nargs="*", metavar="MODULE.FUNCTION", help="of `check`")
+    parser.add_argument("what", choices=COMMANDS)
+    what = "functions of `check`, or tests of `alone`"
+    parser.add_argument("names", nargs="*", metavar="NAME", help=what)
     parser.add_argument("--tests", nargs="+", default=["tests/test_evaluate.py"])
     parser.add_argument("-k", default="", help="which of the tests, as in pytest")
     parser.add_argument("--measured", type=Path, default=HERE / "tests.jsonl")
     parser.add_argument("--rows", type=Path, default=HERE / "before.csv")
     parser.add_argument("--after", type=Path, default=HERE / "after.csv")
+    parser.add_argument("--books", type=Path, default=HERE / "notebooks.csv")
+    parser.add_argument("--judged", type=Path, default=HERE / "judged.csv")
     parser.add_argument("--number", type=int, default=NUMBER)
+    parser.add_argument("--first", type=int, default=0, help="of `run`: leave out those before")
     args = parser.parse_args(argv)
     if args.what == "measure":
         hunt.measure(MODULES, [f"tests/test_{name}.py" for name in TESTS], args.measured)
     elif args.what == "run":
-        run(args.measured, args.rows, args.number)
+        run(args.measured, args.rows, args.number, args.first)
     elif args.what == "again":
         again(args.measured, args.rows, args.after)
     elif args.what == "check":
-        check(args.functions, args.tests, args.k)
+        check(args.names, args.tests, args.k)
+    elif args.what == "alone":
+        alone(args.names, args.measured, 20)
+    elif args.what == "notebooks":
+        notebooks(args.after, args.books)
     else:
-        print(tables(args.rows))
+        files = args.rows, args.after, args.books
+        print(table(*files, args.judged), survivors(files, args.judged), sep="\n\n")
 
 
 if __name__ == "__main__":
