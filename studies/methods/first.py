@@ -32,9 +32,10 @@ OURS, OTHERS, OPTIMUM, TEXT = "#007A5A", "#2F4B6E", "#B5480B", "#444444"
 COLUMNS = {1.07: "accuracy", 1.17: "satisfaction_rate"}  # where on the axis they stand
 ALT = (
     "Accuracy within the budget for each method, five seeds with mean and 95% t-interval: "
-    "the default has 0.90, the best fixed λ 0.89, hinge, told Sauté, the paper's method and KDRL "
+    "the default has 0.92, its method alone 0.90, the best fixed λ 0.89, hinge, told Sauté, the "
+    "paper's method and KDRL "
     "about 0.85, distillation alone 0.78, GRPO 0.72; Sauté's constant penalty and the weakest link "
-    "diverge. The exact optimum is 0.99."
+    "diverge. A student that is told the optimum has 0.93, the exact optimum is 0.99."
 )
 
 
@@ -86,10 +87,10 @@ def draw_optimum(axes: plt.Axes, top: float) -> None:
     prompts = chain_dataset(4096, "test")["prompt"][:]
     optimum = float(chain_frontier(prompts, [BUDGET])[0])  # dynamic programming, nbs/06_task
     told = mean(of_default(TOLD))
-    for at, dashes in ((optimum, (4, 3)), (told, (1, 2))):
+    lines = (("exact", optimum, (4, 3), 0.75), ("told the", told, (1, 2), 0.0))
+    for name, at, dashes, above in lines:
         axes.axvline(at, color=OPTIMUM, linewidth=1.2, linestyle=(0, dashes), zorder=1)
-    about = f"told the optimum {told:.2f}   exact optimum {optimum:.2f}"
-    axes.text(1.0, top, about, color=OPTIMUM, ha="right")
+        axes.text(at, top + above, f"{name} optimum {at:.2f}", color=OPTIMUM, ha="right")
 
 
 def style(axes: plt.Axes, lines: int) -> None:
