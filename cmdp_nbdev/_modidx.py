@@ -1766,6 +1766,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                   'cmdp_nbdev.watch.KeepBest.__init__': ('watch.html#keepbest.__init__', 'cmdp_nbdev/watch.py'),
                                   'cmdp_nbdev.watch.KeepBest.on_evaluate': ('watch.html#keepbest.on_evaluate', 'cmdp_nbdev/watch.py'),
                                   'cmdp_nbdev.watch.Seen': ('watch.html#seen', 'cmdp_nbdev/watch.py'),
+                                  'cmdp_nbdev.watch.Seen.distils': ('watch.html#seen.distils', 'cmdp_nbdev/watch.py'),
                                   'cmdp_nbdev.watch.Seen.enough': ('watch.html#seen.enough', 'cmdp_nbdev/watch.py'),
                                   'cmdp_nbdev.watch.Seen.last': ('watch.html#seen.last', 'cmdp_nbdev/watch.py'),
                                   'cmdp_nbdev.watch.Seen.learns_from_rewards': ( 'watch.html#seen.learns_from_rewards',

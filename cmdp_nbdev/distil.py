@@ -330,7 +330,7 @@ def distil(run: RunArguments, config: CMDPConfig) -> dict:
     finished = train_until_stopped(trainer)
     with trainer.keeping():
         result, records = trainer.evaluate(return_records=True)
-    certificate = certificate_of_end(trainer) if finished else None
+        certificate = certificate_of_end(trainer) if finished else None
     trainer.close()
     optimum = exact_optimum(run, trainer)
     seconds = time.perf_counter() - began

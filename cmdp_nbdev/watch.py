@@ -51,10 +51,15 @@ class Seen:
 
 # %% ../nbs/11_watch.ipynb #learns
 @patch(as_prop=True)
+def distils(self: Seen) -> bool:
+    "Whether the last updates are of the distill_steps."
+    return bool(self.rows) and self.rows[-1]["step"] - FEW < self.args.distilled_updates
+
+
+@patch(as_prop=True)
 def learns_from_rewards(self: Seen) -> bool:
     "Whether the last updates compared the rewards of completions."
-    distilled = self.rows and self.rows[-1]["step"] - FEW < self.args.distilled_updates
-    return METHODS[self.args.method].groups and not distilled
+    return METHODS[self.args.method].groups and not self.distils
 
 
 @patch(as_prop=True)
@@ -111,7 +116,7 @@ def somebody_is_near_the_budget(seen: Seen):
     kept, spent, limit = (seen.last(k) for k in ("satisfaction_rate", "spent_mean", "budget"))
     if not kept or max(kept) > 0 or any(s < 3 * d for s, d in zip(spent, limit)):
         return
-    if spent[-1] < 0.9 * spent[0] or seen.args.method == "grpo":
+    if spent[-1] < 0.9 * spent[0] or seen.args.method == "grpo" or seen.distils:
         return
     times = f", {spent[-1] / limit[-1]:.3g} times as much" if limit[-1] else ""
     at_first = seen.first["spent_mean"]

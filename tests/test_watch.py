@@ -149,6 +149,7 @@ def test_collapses(rows, settings, rule, said):
         (rows_of(200, lam=4.0, satisfaction_rate=0.95), {}),
         ([{**r, "satisfaction_rate": k / 300} for k, r in enumerate(rows_of(200, lam=4.0))], {}),
         ([{"step": 0, "eval_accuracy": 0.1}], {}),
+        (rows_of(4, **FAR), {"distill_steps": 10}),  # it imitates yet
         ([], {}),
     ],
 )
