@@ -41,6 +41,7 @@ from .examine import completion_length, no_verdict, with_task
 from .inputs import model_identity, versions
 from .model import load_tokenizer, outline
 from .options import CERTIFY, CertifyArguments, RunArguments, check_folder
+from .preflight import HELD_OUT
 from .processor import name_of, say, suitable_threads
 from .rollout import Sampling
 from .run import fold_seed
@@ -80,8 +81,8 @@ def trained_on(folder: Path) -> list:
     names = {f.name for f in fields(RunArguments)} & config["run"].keys()
     run = RunArguments(**{name: config["run"][name] for name in names})
     if run.student is None:
-        task, held_out = embedded_task(run.task), ("calibration_prompts", "certificate_prompts")
-        n = task.n_train + sum(config.get(name) or 0 for name in held_out)
+        task = embedded_task(run.task)
+        n = task.n_train + sum(config.get(name) or 0 for name in HELD_OUT)
         return task.prompts(n, "train")["prompt"][:]
     data = load_prompts(run.dataset, "dataset", "train", run.n_train)
     put, _ = with_prompts(run, data, data)

@@ -136,7 +136,7 @@ def say(row: dict) -> str:
     return f"{row['name']} {row['config']} seed {row['seed']}: {rates}"
 
 
-def settings(row: dict) -> str:
+def heading(row: dict) -> str:
     "What a group of runs is called in the table: its name, another budget, other updates."
     further = {} if row["budget"] == 0.8 else {"d": row["budget"]}
     if "max_steps" in row["config"]:
@@ -170,7 +170,7 @@ def differences(runs: dict) -> str:
 def show() -> None:
     "Write tables and differences into the README."
     rows = RUNS.read()
-    labels = [settings(row) for row in rows.to_dict("records")]
+    labels = [heading(row) for row in rows.to_dict("records")]
     runs = dict(list(rows.groupby(labels, sort=False)))
     runs = {name: runs[name] for name in sorted(runs, key=lambda name: ("," in name, name))}
     text = f"\n{runs_table(runs)}\n\nMore of both, 95% t-interval over paired seeds:\n\n"

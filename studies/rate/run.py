@@ -37,8 +37,8 @@ SINGLE += [(0.8, target, 1) for target in TARGETS[1:]] + [(1.0, 0.99, 1)]
 N_TRAIN = 16000
 N_EVAL = {0.8: 13500}  # test prompts (all of them), else 4096: in a low rate chance is largest
 MARKS = ("<!-- ends -->", "<!-- /ends -->")
-# Prompts for calibration and certificate, else 2048 and 8192: how many a rate needs to be told
-# from one that is two points higher, and from one that is half a point higher at 99%.
+# Prompts for calibration and certificate, else 2048 and 8192: what is aimed at comes closer to what
+# is asked for with more of them.
 HELD = {0.8: (8192, 32768), 0.9: (8192, 32768), 0.99: (4096, 16384)}
 
 
