@@ -70,7 +70,7 @@ def runs(tmp_path, monkeypatch):
     while job := study.next_job(jobs, runs):
         rates = RATES[job["name"]]
         if job["split"] == "validation":
-            rates = (0.9, 0.8 + 0.1 * (job["settings"]["lam"] == 0.5))
+            rates = (0.9, 0.8 + 0.1 * (job["settings"].get("lam") == 0.5))
         runs.append(made_up(job, *rates))
     monkeypatch.setattr(study, "HERE", tmp_path)
     monkeypatch.setattr(tables, "PAGE", tmp_path / "README.md")
@@ -95,7 +95,7 @@ def test_no_lambda_is_chosen_before_all_were_tried(tmp_path):
     jobs = study.plan(["chains b"])
     begun = list(iter(lambda: study.next_job(jobs, runs), None))
     trials = [job for job in begun if job["name"] == "soft"]
-    assert {job["split"] for job in trials} == {"validation"} and len(trials) == 4
+    assert {job["split"] for job in trials} == {"validation"} and len(trials) == 5
     assert [job["settings"] for job in jobs] == [study.CHOSEN] * len(study.SEEDS)
 
 
@@ -130,7 +130,7 @@ def test_the_page_is_made_of_the_rows(runs):
     for name in (*study.METHODS, *study.AS_THEY_ARE):
         assert f"| chains b | {tables.NAMES[name]}" in page
     assert "| **yes** |" in page and "yes: 0.00 right, 0.00 within" in page
-    assert "λ = 0.5 chosen" in page
+    assert "λ = 0.5 chosen" in page and "| λ = 0.5, chosen under chains b |" in page
     assert "<title>" in tables.PICTURE.read_text(encoding="utf-8")
 
 
@@ -159,6 +159,19 @@ def test_a_step_that_does_nothing_may_be_left_out():
             assert len(check_steps(prompt, text)) == 4
     assert chains.left_out(["3+8*7-2="], ["1*7=7;7-2=5#5"]) == [1]
     assert chains.left_out(["3+8*7-2="], ["7-2=5;1*7=7#5"]) == [2]
+
+
+def test_the_dialect_of_the_terse_student():
+    "Results alone, the same answer; the checker finds no step."
+    text = chains.bilingual_chain("3+8*2-1=", 1.0, random.Random(0))
+    assert text == "1;2;1#1" and chains.left_out(["3+8*2-1="], [text]) == [3]
+    assert chains.bilingual_chain("3+8*2-1=", 0.0, random.Random(0)) == "3+8=1;1*2=2;2-1=1#1"
+
+
+def test_half_of_the_mixed_steps_are_flawed():
+    "As the study says of its hardest prompts: none to three of them."
+    flawed = chains.mixed_dataset(2000)["num_flawed"][:]
+    assert np.mean(flawed) / 3 == pytest.approx(0.5, abs=0.03) and set(flawed) == {0, 1, 2, 3}
 
 
 def test_a_price_is_paid_by_right_answers_only():

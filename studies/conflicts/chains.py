@@ -1,10 +1,12 @@
-"""Chains with steps that do nothing, and a student of the embedded pair that may leave them out.
+"""Students of the embedded pair that do not write as their teacher does.
 
-    python studies/conflicts/chains.py      writes skipping_student/, two minutes on one core
+    python studies/conflicts/chains.py      writes skipping_student/ and terse_student/, two
+                                            minutes each on one core
 
-`4+0`, `4-0` and `4*1` change nothing, and the teacher writes them like any other step. The student
-is the shipped one, fine-tuned to leave every such step out with probability .5: `3+0*7-2=` becomes
-`3*7=1;1-2=9#9`. So a reward that charges for tokens finds something to shorten.
+`4+0`, `4-0` and `4*1` change nothing, and the teacher writes them like any other step. The skipping
+student is the shipped one, fine-tuned to leave every such step out with probability .5: `3+0*7-2=`
+becomes `3*7=1;1-2=9#9`. So a reward that charges for tokens finds something to shorten. The terse
+one writes four of five chains in a dialect of its own, results alone: `3;1;9#9`.
 """
 
 import random
@@ -20,9 +22,11 @@ import torch.nn.functional as F
 from cmdp_nbdev.model import default_pair
 from cmdp_nbdev.task import ChainTask, chain_dataset, chain_prompts, parse_prompt, write_chain
 
-FOLDER = Path(__file__).resolve().parent / "skipping_student"
+HERE = Path(__file__).resolve().parent
+SKIPPING, BILINGUAL = HERE / "skipping_student", HERE / "terse_student"
 TASK = ChainTask(operands="0000111123456789")  # a quarter of the steps does nothing
-SHARE, STEPS, BATCH, LEARNING_RATE = 0.5, 1200, 128, 4e-3
+MIXED = ChainTask(ops="+-****", operands="00111" + 3 * "56789")  # half of them go wrong
+SHARE, TERSE, STEPS, BATCH, LEARNING_RATE = 0.5, 0.8, 1200, 128, 4e-3
 WRITTEN = re.compile(r"\d([+\-*])(\d)=\d")
 
 
@@ -34,6 +38,11 @@ def does_nothing(op: str, operand: int) -> bool:
 def easy_dataset(n: int, split: str = "train"):
     "Prompts of `TASK`."
     return chain_dataset(n, split, task=TASK)
+
+
+def mixed_dataset(n: int, split: str = "train"):
+    "Prompts of `MIXED`: none to three flawed steps, about as many of each."
+    return chain_dataset(n, split, task=MIXED)
 
 
 def left_out(prompts, completions, **kwargs) -> list[float]:
@@ -96,21 +105,34 @@ def fine_tune(model, tokenizer, batches, steps: int, learning_rate: float, every
             print(f"step {step}: {loss.item():.3f} nats per token", flush=True)
 
 
-def batches(seed: int = 0):
-    "Random prompts of the task, and chains that leave out steps."
-    rng, prompts = random.Random(seed), chain_prompts(16000, "train", 0, TASK)
+def bilingual_chain(prompt: str, share: float, rng: random.Random) -> str:
+    "The teacher's text, with probability `share` its results alone."
+    text = write_chain(prompt, ChainTask().flaw, rng)
+    return re.sub(r"\d[+\-*]\d=", "", text) if rng.random() < share else text
+
+
+STUDENTS = {
+    SKIPPING: (TASK, lambda prompt, rng: skipping_chain(prompt, SHARE, rng)),
+    BILINGUAL: (ChainTask(), lambda prompt, rng: bilingual_chain(prompt, TERSE, rng)),
+}
+
+
+def batches(task: ChainTask, write, seed: int = 0):
+    "Random prompts of a task, and chains as `write` writes them."
+    rng, prompts = random.Random(seed), chain_prompts(16000, "train", 0, task)
     for _ in range(STEPS):
         batch = rng.sample(prompts, BATCH)
-        yield batch, [skipping_chain(p, SHARE, rng) for p in batch]
+        yield batch, [write(p, rng) for p in batch]
 
 
 def main() -> None:
     "See the top of this file."
     torch.set_num_threads(1)
-    model, _, tokenizer = default_pair()
-    fine_tune(model, tokenizer, batches(), STEPS, LEARNING_RATE, 200)
-    model.save_pretrained(FOLDER)
-    tokenizer.save_pretrained(FOLDER)
+    for folder, (task, write) in STUDENTS.items():
+        model, _, tokenizer = default_pair()
+        fine_tune(model, tokenizer, batches(task, write), STEPS, LEARNING_RATE, 200)
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
 
 
 if __name__ == "__main__":

@@ -21,12 +21,12 @@ from studies.conflicts import brief, chains
 
 # ---- what there is to work with ------------------------------------------------------------
 
+NO_END = {"calibration_prompts": 0, "certificate_prompts": 0}
 
 @dataclass(frozen=True)
 class Pair:
     "Prompts, what is rewarded, and what is checked; the functions are called as reward functions."
 
-    recipe: str
     dataset: Callable[[int, str], Dataset]  # number of prompts, split
     reward: Callable  # 1.0 for a right answer
     validity: Callable  # 1.0 where every step is written and right
@@ -34,50 +34,46 @@ class Pair:
     folder: Path = DATA  # with student/ and teacher/
     changes: dict = field(default_factory=dict)  # of the recipe
     num_train: int = 16000
-    num_test: int = 1024
-    lambdas: tuple[float, ...] = (0.25, 0.5, 1.0, 2.0)  # the trials of fixed λ
-    rates: dict = field(default_factory=dict)  # method -> multiple of the learning rate
+    num_test: int = 4096
+    lambdas: tuple[float, ...] = (0.25, 0.5, 0.7, 1.0, 1.4)  # the trials of fixed λ
 
     @property
     def settings(self) -> dict:
-        "Fields of CMDPConfig, whatever the method."
-        return recipe(self.recipe) | self.changes
+        "Fields of CMDPConfig, whatever the method: the shipped recipe without its end."
+        return recipe("embedded-taught") | NO_END | self.changes
 
 
 PAIRS = {
-    "chains": Pair(
-        "embedded",
-        cache(chain_dataset),
-        chain_reward,
-        step_validity,
-        chains.left_out,
-        rates={"grpo": 0.5},
-    ),
+    "chains": Pair(cache(chain_dataset), chain_reward, step_validity, chains.left_out),
     "easy chains": Pair(
-        "embedded",
         cache(chains.easy_dataset),
         chain_reward,
         step_validity,
         chains.left_out,
         changes={"max_steps": 300},
         num_train=8000,
-        rates={"grpo": 0.5},
+    ),
+    "mixed chains": Pair(
+        cache(chains.mixed_dataset),
+        chain_reward,
+        step_validity,
+        chains.left_out,
+        num_train=8000,
     ),
     "words": Pair(
-        "words",
         cache(words_dataset),
         words_reward,
         words_validity,
         brief.left_out,
         folder=DATA / "words",
         changes={
-            "learning_rate": 5e-4,
+            "max_completion_length": 80,
             "max_steps": 100,
             "per_device_train_batch_size": 32,
         },
         num_train=4000,
-        num_test=512,
-        lambdas=(0.25, 0.5, 1.0),
+        num_test=1024,
+        lambdas=(0.25, 0.5, 0.7, 1.0),
     ),
 }
 
@@ -96,16 +92,19 @@ class Conflict:
 
 
 WRONG = "the teacher is wrong at a kind of step"
+OFTEN = "the teacher is wrong at half of all steps"
 CHARGED = "the reward charges for tokens"
+DIALECT = "the student speaks another dialect"
 CONFLICTS = {
     "chains b": Conflict("b", WRONG, "chains", 0.8),
-    "chains c": Conflict("c", CHARGED, "easy chains", 0.8, price=0.02, student=chains.FOLDER),
+    "chains c": Conflict("c", CHARGED, "easy chains", 0.8, price=0.02, student=chains.SKIPPING),
+    "chains d": Conflict("d", DIALECT, "chains", 0.8, student=chains.BILINGUAL),
+    "mixed b": Conflict("b", OFTEN, "mixed chains", 0.8),
+    "mixed c": Conflict("c", CHARGED, "mixed chains", 0.8, price=0.02, student=chains.SKIPPING),
     "words a": Conflict("a", "none: a competent teacher", "words", 0.8, teacher="competent"),
     "words b": Conflict("b", WRONG, "words", 0.8),
     "words c": Conflict("c", CHARGED, "words", 2.0, price=0.01, student=brief.BRIEF),
-    "words d": Conflict(
-        "d", "the student speaks another dialect", "words", 2.0, student=brief.BILINGUAL
-    ),
+    "words d": Conflict("d", DIALECT, "words", 2.0, student=brief.BILINGUAL),
 }
 
 

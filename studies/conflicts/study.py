@@ -19,7 +19,6 @@ import tempfile
 import time
 import zlib
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
-from dataclasses import dataclass, field
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -42,25 +41,17 @@ DEFAULT, CHOSEN = "cmdp-rate", "chosen"
 CORRECT_AT = 0.05  # a right answer earns more, whatever its tokens cost
 
 
-@dataclass(frozen=True)
-class Asked:
-    "What a method is given: its settings, and fields of CMDPConfig."
-
-    settings: dict | str
-    config: dict = field(default_factory=dict)
-
-
-# The settings are those that four trials on validation prompts chose in studies/methods. Fixed λ
-# has three or four trials a conflict.
+# The settings are those that four trials on validation prompts chose in studies/methods, the
+# default's those of its recipe. Fixed λ has four or five trials a conflict.
 METHODS = {
-    DEFAULT: Asked({}),
-    "soft": Asked(CHOSEN),
-    "grpo": Asked({}),
-    "gkd": Asked({}),
-    "cmdp": Asked({"penalty": 1.0, "coef": 1.0}),
-    "saute": Asked({"penalty": 0.3}),
-    "hinge": Asked({"coef": 1.0}),
-    "chance-dual": Asked({"lr": 1.0, "init": 1.0}),
+    DEFAULT: {"price": "prompt", "max_scale": 8.0},
+    "soft": CHOSEN,
+    "grpo": {},
+    "gkd": {},
+    "cmdp": {"penalty": 1.0, "coef": 1.0},
+    "saute": {"penalty": 0.3},
+    "hinge": {"coef": 1.0},
+    "chance-dual": {"lr": 1.0, "init": 1.0},
 }
 FIRST = (DEFAULT, "soft", "grpo", "gkd", "cmdp")  # what the comparison needs
 AS_THEY_ARE = ("start", "teacher")
@@ -95,17 +86,16 @@ def plan(conflicts: list[str], num_seeds: int = len(SEEDS)) -> list[dict]:
 
 
 def tries(conflict: str) -> list[dict]:
-    "The trials of fixed λs."
-    return [
-        job(conflict, "soft", {"lam": lam}, TUNE_SEED, "validation")
-        for lam in PAIRS[CONFLICTS[conflict].pair].lambdas
-    ]
+    "The trials of fixed λs, and the default beside them."
+    given = [("soft", {"lam": lam}) for lam in PAIRS[CONFLICTS[conflict].pair].lambdas]
+    given.append((DEFAULT, METHODS[DEFAULT]))
+    return [job(conflict, *what, TUNE_SEED, "validation") for what in given]
 
 
 def tests(conflicts: list[str], names, seeds) -> list[dict]:
     "Methods on test prompts, seed by seed; one seed is enough to see the constant penalty fail."
     return [
-        job(conflict, name, METHODS[name].settings, seed)
+        job(conflict, name, METHODS[name], seed)
         for seed in seeds
         for name in names
         for conflict in conflicts
@@ -115,7 +105,8 @@ def tests(conflicts: list[str], names, seeds) -> list[dict]:
 
 def trials(rows, conflict: str):
     "The trials of fixed λs under a conflict."
-    return rows[(rows["conflict"] == conflict) & (rows["split"] == "validation")]
+    tried = rows[(rows["conflict"] == conflict) & (rows["split"] == "validation")]
+    return tried[tried["name"] == "soft"]
 
 
 def settle(job: dict, runs: Runs) -> dict | None:
@@ -123,7 +114,7 @@ def settle(job: dict, runs: Runs) -> dict | None:
     if job["settings"] != CHOSEN:
         return job
     tried = trials(runs.read(), job["conflict"])
-    if len(tried) < len(tries(job["conflict"])):
+    if len(tried) < len(PAIRS[CONFLICTS[job["conflict"]].pair].lambdas):
         return None
     best = tried.loc[tried["accuracy_within_budget"].idxmax()]
     return {**job, "settings": json.loads(best["settings"])}
@@ -182,12 +173,9 @@ def run(job: dict) -> dict:
 def trainer_of(job: dict, models: tuple, folder: str) -> CMDPTrainer:
     "The trainer of a run."
     conflict = CONFLICTS[job["conflict"]]
-    pair, asked = PAIRS[conflict.pair], METHODS[job["name"]]
-    settings = pair.settings | asked.config
-    method = job["name"].split()[0]
-    settings["learning_rate"] *= pair.rates.get(method, 1.0)
-    settings["budget"] = conflict.budget
-    about = {**job, "method": method, "config": {"correct_at": CORRECT_AT}}
+    pair = PAIRS[conflict.pair]
+    settings = pair.settings | {"budget": conflict.budget}
+    about = {**job, "method": job["name"], "config": {"correct_at": CORRECT_AT}}
     config = CMDPConfig(
         **settings | settings_of(about, folder),
         device="cpu" if job.get("device", "cpu") == "cpu" else "auto",

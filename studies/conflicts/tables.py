@@ -10,9 +10,8 @@ import pandas as pd
 from cmdp_nbdev.evaluate import compare
 from studies.conflicts import study
 from studies.conflicts.pairs import CONFLICTS
-from studies.lab import half_width, markdown, paired, plus_minus, put_between, with_interval
+from studies.lab import half_width, markdown, plus_minus, put_between
 
-EARLIER = study.HERE.parent / "methods"
 PAGE, PICTURE = study.HERE / "README.md", study.HERE / "conflicts.svg"
 MARKS = {
     "size": ("<!-- size: study.py readme -->\n", "\n<!-- end of size -->"),
@@ -20,9 +19,10 @@ MARKS = {
     "claims": ("<!-- claims: study.py readme -->\n", "\n<!-- end of claims -->"),
     "table": ("<!-- table: study.py readme -->\n", "\n<!-- end of table -->"),
     "trials": ("<!-- trials: study.py readme -->\n", "\n<!-- end of trials -->"),
-    "earlier": ("<!-- earlier: study.py readme -->\n", "\n<!-- end of earlier -->"),
+    "elsewhere": ("<!-- elsewhere: study.py readme -->\n", "\n<!-- end of elsewhere -->"),
 }
 BOTH = "accuracy_within_budget"
+BUDGETS = (study.DEFAULT, "cmdp", "hinge")
 RIVALS = {"grpo": "GRPO", "gkd": "distillation", "soft": "best fixed λ of validation"}
 NAMES = {
     "start": "student before",
@@ -122,11 +122,11 @@ def pays(conflict: str, ours: str) -> bool:
 
 
 def verdicts() -> str:
-    "For the default and the paper's: what each has over each rival, conflict by conflict."
+    "For three ways to keep a budget: what each has over each rival, conflict by conflict."
     head = ["conflict", "budget by", *(f"against {name}" for name in RIVALS.values()), "pays"]
     lines = []
     for conflict in conflicts():
-        for ours in (study.DEFAULT, "cmdp"):
+        for ours in BUDGETS:
             if not has(conflict, ours, *RIVALS):
                 continue
             cells = [
@@ -186,9 +186,9 @@ def number(x: float) -> str:
 
 
 def called(name: str, runs: pd.DataFrame) -> str:
-    "A method in a table, with what it was given."
-    given = [f"{k}={v:g}" for k, v in json.loads(runs["settings"][0]).items()]
-    return " ".join([NAMES[name], *given])
+    "A method in a table, with what it was given; the default's settings are its recipe's."
+    given = {} if name == study.DEFAULT else json.loads(runs["settings"][0])
+    return " ".join([NAMES[name], *(f"{k}={v:g}" for k, v in given.items())])
 
 
 def against_teacher(conflict: str, runs: pd.DataFrame) -> tuple[float, float]:
@@ -198,32 +198,14 @@ def against_teacher(conflict: str, runs: pd.DataFrame) -> tuple[float, float]:
     return float((ours > theirs).mean()), float((ours < theirs).mean())
 
 
-# ---- rows of an earlier study ---------------------------------------------------------------
-
-
-def earlier() -> str:
-    "Chains under (b) as studies/methods ran them: differences over seeds, at the λ chosen here."
-    found = dict(list(pd.read_csv(EARLIER / "report.csv").groupby("name")))
-    lam = json.dumps({"lam": chosen_lambda("chains b")})
-    found["soft"] = pd.read_csv(EARLIER / "lambdas.csv").query("settings == @lam")
-    ours, lines = found[study.DEFAULT], []
-    for name in ("grpo", "gkd", "soft", "cmdp", "hinge", "chance-dual"):
-        theirs = found[name]
-        less = [paired(ours, theirs, x, x) for x in (BOTH, "accuracy", "satisfaction_rate")]
-        cells = [f"{theirs[x].mean():.3f}" for x in ("accuracy", "satisfaction_rate", BOTH)]
-        called = f"{NAMES[name]} {lam if name == 'soft' else ''}".strip()
-        lines.append([called, *cells, *map(with_interval, less), len(less[0])])
-    head = "method|right|within|both|both: default minus this|right|within|seeds".split("|")
-    return markdown(head, lines)
+# ---- the trials -----------------------------------------------------------------------------
 
 
 def trials() -> str:
     "The trials of fixed λs on validation prompts: both (right, within)."
-    tried = study.Runs(study.HERE / "runs.csv", study.KEY).read()
-    tried = tried[tried["split"] == "validation"]
     lines = []
     for name in CONFLICTS:
-        mine = tried[tried["conflict"] == name].sort_values("settings")
+        mine = trials_of(name)
         cells = [
             f"λ = {json.loads(run['settings'])['lam']:g}: {run[BOTH]:.3f} "
             f"({run['accuracy']:.3f}, {run['satisfaction_rate']:.3f})"
@@ -234,11 +216,33 @@ def trials() -> str:
     return markdown(["conflict", "both (right, within)"], lines)
 
 
-def chosen_lambda(conflict: str) -> float:
-    "The λ that the trials under a conflict say is best."
-    runs = study.Runs(study.HERE / "runs.csv", study.KEY)
-    settled = study.settle(study.job(conflict, "soft", study.CHOSEN), runs)
-    return settled["settings"]["lam"]
+def trials_of(conflict: str) -> pd.DataFrame:
+    "The trials of fixed λs under a conflict, from the smallest."
+    tried = study.trials(study.Runs(study.HERE / "runs.csv", study.KEY).read(), conflict)
+    return tried.assign(lam=[json.loads(text)["lam"] for text in tried["settings"]]).sort_values(
+        "lam"
+    )
+
+
+def on_validation(conflict: str) -> float | None:
+    "Both of the default on the prompts of the trials; None if it was not run there."
+    tried = study.Runs(study.HERE / "runs.csv", study.KEY).read()
+    asked = "conflict == @conflict and split == 'validation' and name == @study.DEFAULT"
+    found = tried.query(asked)[BOTH]
+    return float(found.iloc[0]) if len(found) else None
+
+
+def elsewhere() -> str:
+    "Both under every conflict of the λ that the trials of another one chose; the default below."
+    whole = [c for c in CONFLICTS if len(trials_of(c)) and on_validation(c) is not None]
+    both = {c: trials_of(c).set_index("lam")[BOTH] for c in whole}
+    lines = []
+    for tuned in whole:
+        lam = both[tuned].idxmax()
+        cells = [f"{both[c][lam]:.3f}" if lam in both[c] else "" for c in whole]
+        lines.append([f"λ = {lam:g}, chosen under {tuned}", *cells])
+    lines.append(["default, one setting", *(f"{on_validation(c):.3f}" for c in whole)])
+    return markdown(["", *whole], lines)
 
 
 # ---- the paper's claims ---------------------------------------------------------------------
@@ -411,7 +415,7 @@ def parts() -> dict[str, str]:
         "claims": claims(),
         "table": table(),
         "trials": trials(),
-        "earlier": earlier(),
+        "elsewhere": elsewhere(),
     }
 
 
