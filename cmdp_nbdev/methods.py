@@ -489,7 +489,7 @@ def rate_controller(
     return math.exp(state["log_scale"])
 
 # %% ../nbs/05_methods.ipynb #pressure
-FLOOR, CENTER, WIDTH = 0.1, 0.95, 0.05  # of the gate; the last two are shares of the limit
+FLOOR, CENTER, WIDTH = 0.1, 0.85, 0.15  # of the gate; the last two are shares of the limit
 PRICES = ("prompt", "global")
 
 

@@ -315,7 +315,7 @@ def test_the_price_per_prompt_against_a_loop(budget):
         x = plain(b, budget, "none")
         for i, n in enumerate(x.lengths):
             group = [k for k, g in enumerate(x.groups) if g == x.groups[i]]
-            over = [(x.D[k] - 0.95 * x.limits[k], 0.05 * x.limits[k]) for k in group]
+            over = [(x.D[k] - 0.85 * x.limits[k], 0.15 * x.limits[k]) for k in group]
             gates = [1 / (1 + math.exp(-e / w)) if w else float(e > 0) for e, w in over]
             expected = (0.1 + sum(gates) / len(gates)) * signal.multiplier[i, :n]
             torch.testing.assert_close(priced.multiplier[i, :n], expected)

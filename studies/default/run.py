@@ -21,7 +21,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 import numpy as np
 import torch
 
-from cmdp_nbdev import methods
 from cmdp_nbdev.budget import Budget
 from cmdp_nbdev.evaluate import evaluate_records, summarize
 from cmdp_nbdev.model import default_pair
@@ -45,8 +44,7 @@ SEEDS, N_EVAL = 5, 4096
 MARKS = ("<!-- runs -->", "<!-- /runs -->")
 TAUGHT, FORMER, SUPERVISED = "embedded-taught", "embedded", "supervised"
 UNTAUGHT = {"distill_steps": 0, "seq_kd": False, "distill_learning_rate": None}
-NO_END = {"calibration_prompts": 0, "certificate_prompts": 0}
-WIDE = (0.85, 0.15)  # centre and width of the gate that sets a prompt's price, until November 2026
+NO_END = {"calibration_prompts": 0, "certificate_prompts": 0}  # but for the default itself
 
 # name -> (recipe, settings of cmdp-rate, further fields of CMDPConfig)
 VARIANTS = {
@@ -57,11 +55,8 @@ VARIANTS = {
     "not taught": (FORMER, {"price": "prompt", "max_scale": 8.0}, {}),
     "slow, not taught": (TAUGHT, {"price": "prompt", "max_scale": 8.0}, UNTAUGHT),
     "fast throughout": (TAUGHT, {"price": "prompt", "max_scale": 8.0}, {"learning_rate": 1.5e-3}),
-    "wide gate": (TAUGHT, {"price": "prompt", "max_scale": 8.0}, {}),
-    "wide gate without end": (TAUGHT, {"price": "prompt", "max_scale": 8.0}, {}),
     "former": (FORMER, {"price": "global"}, {}),
 }
-WITH_END = ("default", "wide gate")
 # What a supervised fit is told: chosen on validation prompts for each budget.
 TOLD = {"margin": 0.9, "cap": 0.99, "updates": 600, "learning_rate": 3e-3}
 
@@ -72,15 +67,13 @@ def plan() -> list[dict]:
     for seed in range(SEEDS):
         for name, (recipe, settings, config) in VARIANTS.items():
             jobs.append(job(name, recipe, settings, config, seed))
-        for name in ("default", "wide gate", "former"):
+        for name in ("default", "former"):
             recipe, settings, config = VARIANTS[name]
             jobs.append(job(name, recipe, settings, {**config, "budget": 0.4}, seed))
         for budget in (0.8, 0.4):
             jobs.append(job(SUPERVISED, "", {"budget": budget, **TOLD}, {}, seed))
     longer = {"max_steps": 2400}
-    for name in WITH_END:
-        jobs += [job(name, *VARIANTS[name][:2], longer, seed) for seed in range(2)]
-    return jobs
+    return jobs + [job("default", *VARIANTS["default"][:2], longer, seed) for seed in range(2)]
 
 
 def job(name: str, recipe: str, settings: dict, config: dict, seed: int) -> dict:
@@ -92,8 +85,6 @@ def job(name: str, recipe: str, settings: dict, config: dict, seed: int) -> dict
 def run(job: dict) -> dict:
     "Train and judge one student: a row of the CSV."
     torch.set_num_threads(1)
-    if job["name"].startswith("wide gate"):
-        methods.CENTER, methods.WIDTH = WIDE  # of this process alone: one a run
     prompts = chain_dataset(N_EVAL, "test")
     budget, updates, records = (distilled if job["recipe"] else supervised)(job, prompts)
     result = summarize(records, Budget(budget))
@@ -112,7 +103,7 @@ def distilled(job: dict, prompts) -> tuple[float, int, list[dict]]:
     "Budget, updates and completions of a student of our method."
     student, teacher, tokenizer = default_pair()
     with tempfile.TemporaryDirectory() as folder:
-        settings = ({} if job["name"] in WITH_END else NO_END) | settings_of(job, folder)
+        settings = ({} if job["name"] == "default" else NO_END) | settings_of(job, folder)
         args = CMDPConfig.from_recipe(job["recipe"], device="cpu", **settings)
         data = chain_dataset(16000 + args.calibration_prompts + args.certificate_prompts)
         trainer = CMDPTrainer(student, teacher, chain_reward, args, data, prompts, tokenizer)
@@ -168,12 +159,10 @@ def differences(runs: dict) -> str:
     "More of both than others of the same seeds have."
     column, lines = "accuracy_within_budget", []
     for name, group in runs.items():
-        other, comma, how = name.partition(",")
-        ours = f"default{comma}{how}"
-        if other == "default" or ours not in runs:
-            continue
-        more = paired(runs[ours], group, column, column)
-        if len(more) > 1:
+        budget, other = f"d = {group['budget'].iloc[0]:g}", name.partition(",")[0]
+        ours = runs["default" if budget == "d = 0.8" else f"default, {budget}"]
+        more = paired(ours, group, column, column)
+        if other != "default" and len(more) > 1:
             lines.append(f"- default − {name}: {with_interval(more)} ({len(more)} seeds)")
     return "\n".join(lines)
 
