@@ -21,7 +21,7 @@ from studies.conflicts import brief, chains
 
 # ---- what there is to work with ------------------------------------------------------------
 
-NO_END = {"calibration_prompts": 0, "certificate_prompts": 0}
+SHORT = {"calibration_prompts": 0, "certificate_prompts": 0, "num_iterations": 1}
 
 @dataclass(frozen=True)
 class Pair:
@@ -39,8 +39,8 @@ class Pair:
 
     @property
     def settings(self) -> dict:
-        "Fields of CMDPConfig, whatever the method: the shipped recipe without its end."
-        return recipe("embedded-taught") | NO_END | self.changes
+        "Fields of CMDPConfig, whatever the method: the shipped recipe in one step, without its end."
+        return recipe("embedded-taught") | SHORT | self.changes
 
 
 PAIRS = {

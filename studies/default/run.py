@@ -11,6 +11,7 @@ updates, 128 an update; the yardstick has no use for it.
 """
 
 import argparse
+import itertools
 import json
 import sys
 import tempfile
@@ -44,19 +45,21 @@ SEEDS, N_EVAL = 5, 4096
 MARKS = ("<!-- runs -->", "<!-- /runs -->")
 TAUGHT, FORMER, SUPERVISED = "embedded-taught", "embedded", "supervised"
 UNTAUGHT = {"distill_steps": 0, "seq_kd": False, "distill_learning_rate": None}
-NO_END = {"calibration_prompts": 0, "certificate_prompts": 0}  # but for the default itself
+NO_END = {"calibration_prompts": 0, "certificate_prompts": 0}
 
+PRICED, ONE_STEP = {"price": "prompt", "max_scale": 8.0}, {"num_iterations": 1}
 # name -> (recipe, settings of cmdp-rate, further fields of CMDPConfig)
 VARIANTS = {
-    "default": (TAUGHT, {"price": "prompt", "max_scale": 8.0}, {}),
-    "taught": (TAUGHT, {"price": "prompt", "max_scale": 8.0}, {}),
-    "asked for 96%": (TAUGHT, {"price": "prompt", "max_scale": 8.0, "target": 0.96}, {}),
-    "one price": (TAUGHT, {"price": "global", "max_scale": 4.0}, {}),
-    "not taught": (FORMER, {"price": "prompt", "max_scale": 8.0}, {}),
-    "slow, not taught": (TAUGHT, {"price": "prompt", "max_scale": 8.0}, UNTAUGHT),
-    "fast throughout": (TAUGHT, {"price": "prompt", "max_scale": 8.0}, {"learning_rate": 1.5e-3}),
+    "default": (TAUGHT, PRICED, {}),
+    "one step": (TAUGHT, PRICED, ONE_STEP),
+    "one step without end": (TAUGHT, PRICED, ONE_STEP),
+    "one price": (TAUGHT, {"price": "global", "max_scale": 4.0}, ONE_STEP),
+    "not taught": (FORMER, PRICED, {}),
+    "slow and not taught": (TAUGHT, PRICED, UNTAUGHT | ONE_STEP),
+    "fast throughout": (TAUGHT, PRICED, {"learning_rate": 1.5e-3} | ONE_STEP),
     "former": (FORMER, {"price": "global"}, {}),
 }
+WITH_END = ("default", "one step")
 # What a supervised fit is told: chosen on validation prompts for each budget.
 TOLD = {"margin": 0.9, "cap": 0.99, "updates": 600, "learning_rate": 3e-3}
 
@@ -67,13 +70,15 @@ def plan() -> list[dict]:
     for seed in range(SEEDS):
         for name, (recipe, settings, config) in VARIANTS.items():
             jobs.append(job(name, recipe, settings, config, seed))
-        for name in ("default", "former"):
+        for name in (*WITH_END, "former"):
             recipe, settings, config = VARIANTS[name]
             jobs.append(job(name, recipe, settings, {**config, "budget": 0.4}, seed))
         for budget in (0.8, 0.4):
             jobs.append(job(SUPERVISED, "", {"budget": budget, **TOLD}, {}, seed))
-    longer = {"max_steps": 2400}
-    return jobs + [job("default", *VARIANTS["default"][:2], longer, seed) for seed in range(2)]
+    for name, seed in itertools.product(WITH_END, range(2)):
+        recipe, settings, config = VARIANTS[name]
+        jobs.append(job(name, recipe, settings, {**config, "max_steps": 2400}, seed))
+    return jobs
 
 
 def job(name: str, recipe: str, settings: dict, config: dict, seed: int) -> dict:
@@ -103,7 +108,7 @@ def distilled(job: dict, prompts) -> tuple[float, int, list[dict]]:
     "Budget, updates and completions of a student of our method."
     student, teacher, tokenizer = default_pair()
     with tempfile.TemporaryDirectory() as folder:
-        settings = ({} if job["name"] == "default" else NO_END) | settings_of(job, folder)
+        settings = ({} if job["name"] in WITH_END else NO_END) | settings_of(job, folder)
         args = CMDPConfig.from_recipe(job["recipe"], device="cpu", **settings)
         data = chain_dataset(16000 + args.calibration_prompts + args.certificate_prompts)
         trainer = CMDPTrainer(student, teacher, chain_reward, args, data, prompts, tokenizer)
@@ -159,10 +164,12 @@ def differences(runs: dict) -> str:
     "More of both than others of the same seeds have."
     column, lines = "accuracy_within_budget", []
     for name, group in runs.items():
-        budget, other = f"d = {group['budget'].iloc[0]:g}", name.partition(",")[0]
-        ours = runs["default" if budget == "d = 0.8" else f"default, {budget}"]
-        more = paired(ours, group, column, column)
-        if other != "default" and len(more) > 1:
+        other, comma, how = name.partition(",")
+        ours = f"default{comma}{how}"
+        if other == "default" or ours not in runs:
+            continue
+        more = paired(runs[ours], group, column, column)
+        if len(more) > 1:
             lines.append(f"- default − {name}: {with_interval(more)} ({len(more)} seeds)")
     return "\n".join(lines)
 
