@@ -21,7 +21,7 @@ from cmdp_nbdev.rollout import sample
 from cmdp_nbdev.run import repeat_code
 from cmdp_nbdev.trainer import CMDPTrainer
 
-# the settings of the main job since the first release: its published numbers are theirs
+# the settings of the main job: its published numbers are theirs
 MAIN_JOB = dict(
     method="cmdp-rate",
     budget=0.8,
@@ -35,6 +35,7 @@ MAIN_JOB = dict(
     lr_scheduler_type="cosine",
     lr_scheduler_kwargs={},
     adam_beta2=0.95,
+    num_iterations=2,
     warmup_steps=0,
     weight_decay=0.0,
     max_grad_norm=1.0,
