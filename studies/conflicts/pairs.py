@@ -23,6 +23,7 @@ from studies.conflicts import brief, chains
 
 SHORT = {"calibration_prompts": 0, "certificate_prompts": 0, "num_iterations": 1}
 
+
 @dataclass(frozen=True)
 class Pair:
     "Prompts, what is rewarded, and what is checked; the functions are called as reward functions."

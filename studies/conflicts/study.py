@@ -36,7 +36,7 @@ from studies.lab import Runs, made_with, settings_of
 
 HERE = Path(__file__).resolve().parent
 KEY = ("conflict", "name", "settings", "seed", "split")
-SEEDS, TUNE_SEED = range(3), 100
+SEEDS, TUNE_SEED = range(5), 100
 DEFAULT, CHOSEN = "cmdp-rate", "chosen"
 CORRECT_AT = 0.05  # a right answer earns more, whatever its tokens cost
 
