@@ -40,7 +40,7 @@ class Pair:
 
     @property
     def settings(self) -> dict:
-        "Fields of CMDPConfig, whatever the method: the shipped recipe in one step, without its end."
+        "Fields of CMDPConfig for every method: the shipped recipe, one step, without its end."
         return recipe("embedded-taught") | SHORT | self.changes
 
 
