@@ -10,8 +10,8 @@ import pytest
 from conftest import ROOT
 
 sys.path.insert(0, str(ROOT))
-from cmdp_nbdev.task import check_steps, parse_prompt, write_chain
-from studies.conflicts import chains, study, tables
+from cmdp_nbdev.task import ChainTask, check_steps, parse_prompt, write_chain
+from studies.conflicts import chains, gap, study, tables
 from studies.conflicts.pairs import CONFLICTS, PAIRS, models_of, reward_of
 from studies.lab import Runs
 
@@ -168,10 +168,24 @@ def test_the_dialect_of_the_terse_student():
     assert chains.bilingual_chain("3+8*2-1=", 0.0, random.Random(0)) == "3+8=1;1*2=2;2-1=1#1"
 
 
-def test_half_of_the_mixed_steps_are_flawed():
-    "As the study says of its hardest prompts: none to three of them."
-    flawed = chains.mixed_dataset(2000)["num_flawed"][:]
-    assert np.mean(flawed) / 3 == pytest.approx(0.5, abs=0.03) and set(flawed) == {0, 1, 2, 3}
+def test_mixed_prompts_need_more_corrections_than_the_budget_pays_for():
+    "As the study says of its test prompts."
+    flawed = np.array(chains.mixed_dataset(4096, "test")["num_flawed"][:])
+    shares = [round(float((flawed == k).mean()), 2) for k in range(4)]
+    assert shares == [0.22, 0.49, 0.26, 0.03]
+
+
+def test_what_one_lambda_loses():
+    "One correction fits, two do not; the page has the table of the script."
+    one, two = (gap.outcomes(f"1+1*{7 if k else 2}*7=", ChainTask()) for k in (0, 1))
+    assert gap.both(one, 0.01) == pytest.approx(1.0) and gap.both(two, 0.01) == 0
+    _, probability, spent = gap.priced(two, 0.7)
+    assert probability.sum() == pytest.approx(1) and spent.max() < gap.BUDGET
+    mean = (probability * spent).sum()  # the chain rule: the divergence of whole completions
+    assert mean == pytest.approx((probability * np.log(4 * probability)).sum())
+    name, *cells = gap.row("easy chains", chains.TASK)
+    page = (FOLDER / "README.md").read_text(encoding="utf-8")
+    assert f"| {name} | {' | '.join(cells)} |" in page
 
 
 def test_a_price_is_paid_by_right_answers_only():

@@ -25,7 +25,7 @@ from cmdp_nbdev.task import ChainTask, chain_dataset, chain_prompts, parse_promp
 HERE = Path(__file__).resolve().parent
 SKIPPING, BILINGUAL = HERE / "skipping_student", HERE / "terse_student"
 TASK = ChainTask(operands="0000111123456789")  # a quarter of the steps does nothing
-MIXED = ChainTask(ops="+-****", operands="00111" + 3 * "56789")  # half of them go wrong
+MIXED = ChainTask(ops="+-****", operands="00111" + 3 * "56789")  # half of what is drawn is flawed
 SHARE, TERSE, STEPS, BATCH, LEARNING_RATE = 0.5, 0.8, 1200, 128, 4e-3
 WRITTEN = re.compile(r"\d([+\-*])(\d)=\d")
 
@@ -41,7 +41,7 @@ def easy_dataset(n: int, split: str = "train"):
 
 
 def mixed_dataset(n: int, split: str = "train"):
-    "Prompts of `MIXED`: none to three flawed steps, about as many of each."
+    "Prompts of `MIXED`: many need two corrections or three. Distinct ones are fewer of the worst."
     return chain_dataset(n, split, task=MIXED)
 
 

@@ -93,7 +93,7 @@ class Conflict:
 
 
 WRONG = "the teacher is wrong at a kind of step"
-OFTEN = "the teacher is wrong at half of all steps"
+OFTEN = "the teacher is wrong at many steps"
 CHARGED = "the reward charges for tokens"
 DIALECT = "the student speaks another dialect"
 CONFLICTS = {

@@ -356,7 +356,7 @@ def draw(conflict: str, axes: plt.Axes) -> None:
     methods = drawn(conflict)
     for y, name in zip(range(len(methods), 0, -1), methods):
         runs = runs_of(conflict, name)
-        color = OURS if name in (study.DEFAULT, "cmdp") else OTHERS
+        color = OURS if name in BUDGETS else OTHERS
         x = runs[BOTH]
         error = half_width(x) if len(x) > 1 else 0
         axes.errorbar(x.mean(), y, xerr=error, fmt="o", color=color, capsize=2.5, markersize=5)
