@@ -41,11 +41,15 @@ EQUAL = 0.02  # accuracies, and steps left out, that differ by less are called e
 # ---- rows -----------------------------------------------------------------------------------
 
 
+def every_run() -> pd.DataFrame:
+    "All runs, on test prompts and on validation prompts."
+    return study.Runs(study.HERE / "runs.csv", study.KEY).read()
+
+
 @cache
 def rows() -> pd.DataFrame:
     "The runs on test prompts."
-    runs = study.Runs(study.HERE / "runs.csv", study.KEY).read()
-    return runs[runs["split"] == "test"]
+    return every_run().query("split == 'test'")
 
 
 def forget() -> None:
@@ -207,7 +211,7 @@ def trials() -> str:
     for name in CONFLICTS:
         mine = trials_of(name)
         cells = [
-            f"λ = {json.loads(run['settings'])['lam']:g}: {run[BOTH]:.3f} "
+            f"λ = {run['lam']:g}: {run[BOTH]:.3f} "
             f"({run['accuracy']:.3f}, {run['satisfaction_rate']:.3f})"
             for _, run in mine.iterrows()
         ]
@@ -218,17 +222,15 @@ def trials() -> str:
 
 def trials_of(conflict: str) -> pd.DataFrame:
     "The trials of fixed λs under a conflict, from the smallest."
-    tried = study.trials(study.Runs(study.HERE / "runs.csv", study.KEY).read(), conflict)
-    return tried.assign(lam=[json.loads(text)["lam"] for text in tried["settings"]]).sort_values(
-        "lam"
-    )
+    tried = study.trials(every_run(), conflict)
+    lams = [json.loads(text)["lam"] for text in tried["settings"]]
+    return tried.assign(lam=lams).sort_values("lam")
 
 
 def on_validation(conflict: str) -> float | None:
     "Both of the default on the prompts of the trials; None if it was not run there."
-    tried = study.Runs(study.HERE / "runs.csv", study.KEY).read()
     asked = "conflict == @conflict and split == 'validation' and name == @study.DEFAULT"
-    found = tried.query(asked)[BOTH]
+    found = every_run().query(asked)[BOTH]
     return float(found.iloc[0]) if len(found) else None
 
 
