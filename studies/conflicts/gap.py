@@ -66,16 +66,16 @@ def both(right: np.ndarray, lam: float) -> float:
 
 def row(name: str, task: ChainTask) -> list[str]:
     "A task: prompts by flawed steps, teacher, best λ and what it has, optimum."
-    prompts = chain_prompts(PROMPTS, "test", 0, task)
     kinds, examples = Counter(), {}
-    for prompt in prompts:
+    for prompt in chain_prompts(PROMPTS, "test", 0, task):
         right = outcomes(prompt, task)
-        kinds[right.shape, right.tobytes()] += 1
-        examples.setdefault((right.shape, right.tobytes()), prompt)
+        kind = right.shape, right.tobytes()
+        kinds[kind] += 1
+        examples.setdefault(kind, (prompt, right))
     weights = np.array(list(kinds.values())) / PROMPTS
-    rights = [outcomes(prompt, task) for prompt in examples.values()]
+    prompts, rights = zip(*examples.values())
     common = [weights @ [both(right, lam) for right in rights] for lam in PRICES]
-    best = weights @ [prompt_frontier(p, BUDGET, task.flaw)[-1] for p in examples.values()]
+    best = weights @ [prompt_frontier(p, BUDGET, task.flaw)[-1] for p in prompts]
     flawed = [sum(w for w, r in zip(weights, rights) if r.ndim == k) for k in range(4)]
     teacher = weights @ [right.mean() for right in rights]
     shares = " / ".join(f"{share:.2f}" for share in flawed)
