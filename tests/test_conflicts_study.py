@@ -10,7 +10,7 @@ import pytest
 from conftest import ROOT
 
 sys.path.insert(0, str(ROOT))
-from cmdp_nbdev.task import ChainTask, check_steps, parse_prompt, write_chain
+from cmdp_nbdev.task import check_steps, parse_prompt, write_chain
 from studies.conflicts import chains, gap, study, tables
 from studies.conflicts.pairs import CONFLICTS, PAIRS, models_of, reward_of
 from studies.lab import Runs
@@ -51,6 +51,7 @@ def made_up(job: dict, right: float, within: float, left: float = 0.0) -> dict:
 RATES = {
     "start": (0.4, 0.5),
     "teacher": (0.5, 1.0),
+    study.YARDSTICK: (0.95, 0.98),
     study.DEFAULT: (0.95, 0.97, 0.0),
     "cmdp": (0.95, 0.95, 0.0),
     "soft": (0.955, 0.972, 0.5),
@@ -95,7 +96,8 @@ def test_no_lambda_is_chosen_before_all_were_tried(tmp_path):
     jobs = study.plan(["chains b"])
     begun = list(iter(lambda: study.next_job(jobs, runs), None))
     trials = [job for job in begun if job["name"] == "soft"]
-    assert {job["split"] for job in trials} == {"validation"} and len(trials) == 5
+    assert {job["split"] for job in trials} == {"validation"}
+    assert len(trials) == len(PAIRS["chains"].lambdas)
     assert [job["settings"] for job in jobs] == [study.CHOSEN] * len(study.SEEDS)
 
 
@@ -168,6 +170,17 @@ def test_the_dialect_of_the_terse_student():
     assert chains.bilingual_chain("3+8*2-1=", 0.0, random.Random(0)) == "3+8=1;1*2=2;2-1=1#1"
 
 
+def test_the_need_of_a_prompt_of_two_lengths_shows_in_its_length():
+    "One of three steps is flawed, or three of four; the splits share no prompt."
+    data = chains.two_lengths_dataset(400, "test")
+    for prompt, answer, flawed in zip(data["prompt"], data["answer"], data["num_flawed"]):
+        steps = parse_prompt(prompt)[1]
+        assert (len(steps), flawed) in chains.SHAPES and write_chain(prompt)[-1] == answer
+        assert sum(op == "*" for op, _ in steps) == flawed
+    assert len(set(data["prompt"])) == 400
+    assert not set(data["prompt"]) & set(chains.two_lengths_prompts(16000))
+
+
 def test_mixed_prompts_need_more_corrections_than_the_budget_pays_for():
     "As the study says of its test prompts."
     flawed = np.array(chains.mixed_dataset(4096, "test")["num_flawed"][:])
@@ -176,16 +189,13 @@ def test_mixed_prompts_need_more_corrections_than_the_budget_pays_for():
 
 
 def test_what_one_lambda_loses():
-    "One correction fits, two do not; the page has the table of the script."
-    one, two = (gap.outcomes(f"1+1*{7 if k else 2}*7=", ChainTask()) for k in (0, 1))
+    "One correction fits, two do not."
+    one, two = (gap.outcomes(f"1+1*{7 if k else 2}*7=") for k in (0, 1))
     assert gap.both(one, 0.01) == pytest.approx(1.0) and gap.both(two, 0.01) == 0
     _, probability, spent = gap.priced(two, 0.7)
     assert probability.sum() == pytest.approx(1) and spent.max() < gap.BUDGET
     mean = (probability * spent).sum()  # the chain rule: the divergence of whole completions
     assert mean == pytest.approx((probability * np.log(4 * probability)).sum())
-    name, *cells = gap.row("easy chains", chains.TASK)
-    page = (FOLDER / "README.md").read_text(encoding="utf-8")
-    assert f"| {name} | {' | '.join(cells)} |" in page
 
 
 def test_a_price_is_paid_by_right_answers_only():

@@ -1,12 +1,16 @@
-"""Students of the embedded pair that do not write as their teacher does.
+"""Prompts and students of the conflicts on chains, made from the embedded pair.
 
-    python studies/conflicts/chains.py      writes skipping_student/ and terse_student/, two
-                                            minutes each on one core
+    python studies/conflicts/chains.py      writes skipping_student/, terse_student/ and the models
+                                            of two_lengths/, some two minutes each on one core
 
 `4+0`, `4-0` and `4*1` change nothing, and the teacher writes them like any other step. The skipping
 student is the shipped one, fine-tuned to leave every such step out with probability .5: `3+0*7-2=`
 becomes `3*7=1;1-2=9#9`. So a reward that charges for tokens finds something to shorten. The terse
 one writes four of five chains in a dialect of its own, results alone: `3;1;9#9`.
+
+Chains of two lengths: three steps, one of them flawed, and four steps, three of them flawed. How
+many corrections a prompt needs can be seen in its length. The embedded pair knows three steps only,
+so teacher and students are fine-tuned on these prompts.
 """
 
 import random
@@ -18,14 +22,24 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import torch
 import torch.nn.functional as F
+from datasets import Dataset
 
 from cmdp_nbdev.model import default_pair
-from cmdp_nbdev.task import ChainTask, chain_dataset, chain_prompts, parse_prompt, write_chain
+from cmdp_nbdev.task import (
+    ChainTask,
+    chain_dataset,
+    chain_prompts,
+    parse_prompt,
+    split_of,
+    write_chain,
+)
 
 HERE = Path(__file__).resolve().parent
 SKIPPING, BILINGUAL = HERE / "skipping_student", HERE / "terse_student"
+LENGTHS = HERE / "two_lengths"
 TASK = ChainTask(operands="0000111123456789")  # a quarter of the steps does nothing
 MIXED = ChainTask(ops="+-****", operands="00111" + 3 * "56789")  # half of what is drawn is flawed
+SHAPES = ((3, 1), (4, 3))  # steps and flawed ones, every second prompt
 SHARE, TERSE, STEPS, BATCH, LEARNING_RATE = 0.5, 0.8, 1200, 128, 4e-3
 WRITTEN = re.compile(r"\d([+\-*])(\d)=\d")
 
@@ -43,6 +57,38 @@ def easy_dataset(n: int, split: str = "train"):
 def mixed_dataset(n: int, split: str = "train"):
     "Prompts of `MIXED`: many need two corrections or three. Distinct ones are fewer of the worst."
     return chain_dataset(n, split, task=MIXED)
+
+
+def shaped_prompt(num_ops: int, num_flawed: int, rng: random.Random) -> str:
+    "A chain of `num_ops` steps, `num_flawed` of them flawed; the others are no multiplications."
+    flawed = ["*" + rng.choice("56789") for _ in range(num_flawed)]
+    plain = [rng.choice("+-") + rng.choice(TASK.operands) for _ in range(num_ops - num_flawed)]
+    steps = flawed + plain
+    rng.shuffle(steps)
+    return f"{rng.randrange(10)}{''.join(steps)}="
+
+
+def two_lengths_prompts(n: int, split: str = "train") -> list[str]:
+    "`n` distinct prompts of a split, the `SHAPES` in turn."
+    rng, prompts = random.Random(f"{split}-two-lengths"), {}
+    while len(prompts) < n:
+        prompt = shaped_prompt(*SHAPES[len(prompts) % len(SHAPES)], rng)
+        if split_of(prompt) == split:
+            prompts[prompt] = None
+    return list(prompts)
+
+
+def two_lengths_dataset(n: int, split: str = "train") -> Dataset:
+    "These prompts with the columns of `chain_dataset`."
+    prompts = two_lengths_prompts(n, split)
+    steps = [parse_prompt(p)[1] for p in prompts]
+    return Dataset.from_dict(
+        {
+            "prompt": prompts,
+            "answer": [write_chain(p)[-1] for p in prompts],
+            "num_flawed": [sum(TASK.flaw.hits(*step) for step in chain) for chain in steps],
+        }
+    )
 
 
 def left_out(prompts, completions, **kwargs) -> list[float]:
@@ -105,34 +151,56 @@ def fine_tune(model, tokenizer, batches, steps: int, learning_rate: float, every
             print(f"step {step}: {loss.item():.3f} nats per token", flush=True)
 
 
+def flawed_chain(prompt: str, rng: random.Random) -> str:
+    "The stated teacher's text."
+    return write_chain(prompt, TASK.flaw, rng)
+
+
 def bilingual_chain(prompt: str, share: float, rng: random.Random) -> str:
     "The teacher's text, with probability `share` its results alone."
-    text = write_chain(prompt, ChainTask().flaw, rng)
+    text = flawed_chain(prompt, rng)
     return re.sub(r"\d[+\-*]\d=", "", text) if rng.random() < share else text
 
 
-STUDENTS = {
-    SKIPPING: (TASK, lambda prompt, rng: skipping_chain(prompt, SHARE, rng)),
-    BILINGUAL: (ChainTask(), lambda prompt, rng: bilingual_chain(prompt, TERSE, rng)),
-}
+def skipping(prompt: str, rng: random.Random) -> str:
+    "What the skipping student writes."
+    return skipping_chain(prompt, SHARE, rng)
 
 
-def batches(task: ChainTask, write, seed: int = 0):
-    "Random prompts of a task, and chains as `write` writes them."
-    rng, prompts = random.Random(seed), chain_prompts(16000, "train", 0, task)
-    for _ in range(STEPS):
+def terse(prompt: str, rng: random.Random) -> str:
+    "What the student with a dialect of its own writes."
+    return bilingual_chain(prompt, TERSE, rng)
+
+
+def batches(prompts: list[str], write, steps: int, seed: int = 0):
+    "Random prompts, and chains as `write` writes them."
+    rng = random.Random(seed)
+    for _ in range(steps):
         batch = rng.sample(prompts, BATCH)
         yield batch, [write(p, rng) for p in batch]
+
+
+def make(folder: Path, prompts: list[str], write, who: str = "student", steps=STEPS) -> None:
+    "Fine-tune a model of the embedded pair on chains, and save it."
+    model, teacher, tokenizer = default_pair()
+    if who == "teacher":
+        model = teacher.requires_grad_(True)
+    batch_of = batches(prompts, write, steps)
+    fine_tune(model, tokenizer, batch_of, steps, LEARNING_RATE, 200)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
 
 
 def main() -> None:
     "See the top of this file."
     torch.set_num_threads(1)
-    for folder, (task, write) in STUDENTS.items():
-        model, _, tokenizer = default_pair()
-        fine_tune(model, tokenizer, batches(task, write), STEPS, LEARNING_RATE, 200)
-        model.save_pretrained(folder)
-        tokenizer.save_pretrained(folder)
+    make(SKIPPING, chain_prompts(16000, "train", 0, TASK), skipping)
+    make(BILINGUAL, chain_prompts(16000, "train", 0, ChainTask()), terse)
+    prompts = two_lengths_prompts(16000)
+    make(LENGTHS / "teacher", prompts, flawed_chain, "teacher")
+    make(LENGTHS / "student", prompts, flawed_chain, steps=STEPS // 4)
+    make(LENGTHS / "skipping", prompts, skipping)
+    make(LENGTHS / "terse", prompts, terse)
 
 
 if __name__ == "__main__":

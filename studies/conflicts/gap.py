@@ -1,6 +1,6 @@
 """What one λ for all prompts loses, in closed form, on the chains of this study.
 
-    python studies/conflicts/gap.py      the table, a minute on one core
+    python studies/conflicts/gap.py      the table, half a minute on one core
 
 For the stated teacher, wrong with probability ½ at flawed steps alone. The optimum of reward − λ·D
 is known for every prompt (nbs/theory/05_price_per_prompt); the best λ for all of them is searched
@@ -11,36 +11,38 @@ budget for every prompt, by dynamic programming (nbs/06_task).
 import itertools
 import sys
 from collections import Counter
+from functools import cache
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import numpy as np
 
-from cmdp_nbdev.task import ChainTask, apply_op, chain_prompts, parse_prompt, prompt_frontier
-from studies.conflicts.chains import MIXED, TASK
+from cmdp_nbdev.task import Flaw, apply_op, parse_prompt, prompt_frontier
+from studies.conflicts.pairs import OF_CHAINS, PAIRS
+from studies.lab import markdown
 
-TASKS = {"chains": ChainTask(), "easy chains": TASK, "mixed chains": MIXED}
 PROMPTS, BUDGET, PRICES = 4096, 0.8, np.geomspace(0.05, 3, 60)
+FLAW = Flaw()  # of every teacher of chains
 
 
-def outcomes(prompt: str, task: ChainTask) -> np.ndarray:
+def outcomes(prompt: str) -> np.ndarray:
     "For every right (0) or wrong (1) at the flawed steps, in order: is the answer right? (2,) * k."
     start, steps = parse_prompt(prompt)
-    flawed = [task.flaw.hits(*step) for step in steps]
+    flawed = [FLAW.hits(*step) for step in steps]
     found = np.zeros((2,) * sum(flawed))
     for wrong in itertools.product((0, 1), repeat=sum(flawed)):
-        found[wrong] = answer(start, steps, flawed, wrong, task.flaw.shift)
+        found[wrong] = answer(start, steps, flawed, wrong)
     return found == found[(0,) * sum(flawed)]
 
 
-def answer(start: int, steps: list, flawed: list[bool], wrong: tuple, shift: int) -> int:
+def answer(start: int, steps: list, flawed: list[bool], wrong: tuple) -> int:
     "Where a chain ends if some of its flawed steps go wrong."
     value, at = start, iter(wrong)
     for step, may_fail in zip(steps, flawed):
         value = apply_op(value, *step)
         if may_fail:
-            value = (value + next(at) * shift) % 10
+            value = (value + next(at) * FLAW.shift) % 10
     return value
 
 
@@ -64,33 +66,40 @@ def both(right: np.ndarray, lam: float) -> float:
     return float((probability * right * (spent <= BUDGET + 1e-9)).sum())
 
 
-def row(name: str, task: ChainTask) -> list[str]:
-    "A task: prompts by flawed steps, teacher, best λ and what it has, optimum."
+@cache
+def known(name: str) -> dict:
+    "Of a pair of chains: shares of prompts by flawed steps, and what teacher, λ, optimum have."
     kinds, examples = Counter(), {}
-    for prompt in chain_prompts(PROMPTS, "test", 0, task):
-        right = outcomes(prompt, task)
+    for prompt in PAIRS[name].dataset(PROMPTS, "test")["prompt"]:
+        right = outcomes(prompt)
         kind = right.shape, right.tobytes()
         kinds[kind] += 1
         examples.setdefault(kind, (prompt, right))
     weights = np.array(list(kinds.values())) / PROMPTS
     prompts, rights = zip(*examples.values())
     common = [weights @ [both(right, lam) for right in rights] for lam in PRICES]
-    best = weights @ [prompt_frontier(p, BUDGET, task.flaw)[-1] for p in prompts]
-    flawed = [sum(w for w, r in zip(weights, rights) if r.ndim == k) for k in range(4)]
-    teacher = weights @ [right.mean() for right in rights]
-    shares = " / ".join(f"{share:.2f}" for share in flawed)
-    numbers = [f"{x:.3f}" for x in (teacher, max(common), best, best - max(common))]
-    return [name, shares, *numbers]
+    return {
+        "flawed": [sum(w for w, r in zip(weights, rights) if r.ndim == k) for k in range(4)],
+        "teacher": weights @ [right.mean() for right in rights],
+        "one λ": max(common),
+        "optimum": weights @ [prompt_frontier(p, BUDGET, FLAW)[-1] for p in prompts],
+    }
 
 
-def main() -> None:
-    "See the top of this file."
-    from studies.lab import markdown
+def line(name: str) -> list[str]:
+    "A pair of chains in the table."
+    found = known(name)
+    shares = " / ".join(f"{share:.2f}" for share in found["flawed"])
+    numbers = [found["teacher"], found["one λ"], found["optimum"]]
+    numbers.append(found["optimum"] - found["one λ"])
+    return [name, shares, *(f"{x:.3f}" for x in numbers)]
 
+
+def table() -> str:
+    "A line a pair."
     head = ["prompts", "with 0 / 1 / 2 / 3 flawed steps", "teacher", "best λ for all"]
-    rows = [row(name, task) for name, task in TASKS.items()]
-    print(markdown([*head, "optimum", "lost"], rows))
+    return markdown([*head, "optimum", "lost"], [line(name) for name in OF_CHAINS])
 
 
 if __name__ == "__main__":
-    main()
+    print(table())

@@ -21,7 +21,9 @@ from studies.conflicts import brief, chains
 
 # ---- what there is to work with ------------------------------------------------------------
 
-SHORT = {"calibration_prompts": 0, "certificate_prompts": 0, "num_iterations": 1}
+COARSE = (0.25, 0.5, 0.7, 1.0, 1.4)
+FINE = (0.25, 0.5, 0.6, 0.7, 0.85, 1.0, 1.4)
+WITHOUT_END = {"calibration_prompts": 0, "certificate_prompts": 0}
 
 
 @dataclass(frozen=True)
@@ -36,16 +38,18 @@ class Pair:
     changes: dict = field(default_factory=dict)  # of the recipe
     num_train: int = 16000
     num_test: int = 4096
-    lambdas: tuple[float, ...] = (0.25, 0.5, 0.7, 1.0, 1.4)  # the trials of fixed λ
+    lambdas: tuple[float, ...] = COARSE  # the trials of fixed λ
 
     @property
     def settings(self) -> dict:
-        "Fields of CMDPConfig for every method: the shipped recipe, one step, without its end."
-        return recipe("embedded-taught") | SHORT | self.changes
+        "Fields of CMDPConfig for every method: the shipped recipe without its end."
+        return recipe("embedded-taught") | WITHOUT_END | self.changes
 
 
 PAIRS = {
-    "chains": Pair(cache(chain_dataset), chain_reward, step_validity, chains.left_out),
+    "chains": Pair(
+        cache(chain_dataset), chain_reward, step_validity, chains.left_out, lambdas=FINE
+    ),
     "easy chains": Pair(
         cache(chains.easy_dataset),
         chain_reward,
@@ -60,6 +64,14 @@ PAIRS = {
         step_validity,
         chains.left_out,
         num_train=8000,
+    ),
+    "two lengths": Pair(
+        cache(chains.two_lengths_dataset),
+        chain_reward,
+        step_validity,
+        chains.left_out,
+        folder=chains.LENGTHS,
+        lambdas=FINE,
     ),
     "words": Pair(
         cache(words_dataset),
@@ -79,6 +91,9 @@ PAIRS = {
 }
 
 
+OF_CHAINS = [name for name in PAIRS if name != "words"]  # their optimum is known
+
+
 @dataclass(frozen=True)
 class Conflict:
     "Who learns what from whom, and what the reward charges."
@@ -90,6 +105,13 @@ class Conflict:
     price: float = 0.0  # share of the reward that every token of a right answer costs
     student: str | Path = "student"  # a name in the pair's folder, or a folder of its own
     teacher: str = "teacher"
+    num_iterations: int = 2  # that of the shipped default; four conflicts were run before it
+
+    @property
+    def settings(self) -> dict:
+        "Fields of CMDPConfig for every method."
+        own = {"budget": self.budget, "num_iterations": self.num_iterations}
+        return PAIRS[self.pair].settings | own
 
 
 WRONG = "the teacher is wrong at a kind of step"
@@ -98,10 +120,17 @@ CHARGED = "the reward charges for tokens"
 DIALECT = "the student speaks another dialect"
 CONFLICTS = {
     "chains b": Conflict("b", WRONG, "chains", 0.8),
-    "chains c": Conflict("c", CHARGED, "easy chains", 0.8, price=0.02, student=chains.SKIPPING),
-    "chains d": Conflict("d", DIALECT, "chains", 0.8, student=chains.BILINGUAL),
-    "mixed b": Conflict("b", OFTEN, "mixed chains", 0.8),
-    "mixed c": Conflict("c", CHARGED, "mixed chains", 0.8, price=0.02, student=chains.SKIPPING),
+    "chains c": Conflict(
+        "c", CHARGED, "easy chains", 0.8, price=0.02, student=chains.SKIPPING, num_iterations=1
+    ),
+    "chains d": Conflict("d", DIALECT, "chains", 0.8, student=chains.BILINGUAL, num_iterations=1),
+    "mixed b": Conflict("b", OFTEN, "mixed chains", 0.8, num_iterations=1),
+    "mixed c": Conflict(
+        "c", CHARGED, "mixed chains", 0.8, price=0.02, student=chains.SKIPPING, num_iterations=1
+    ),
+    "lengths b": Conflict("b", OFTEN, "two lengths", 0.8),
+    "lengths c": Conflict("c", CHARGED, "two lengths", 0.8, price=0.02, student="skipping"),
+    "lengths d": Conflict("d", DIALECT, "two lengths", 0.8, student="terse"),
     "words a": Conflict("a", "none: a competent teacher", "words", 0.8, teacher="competent"),
     "words b": Conflict("b", WRONG, "words", 0.8),
     "words c": Conflict("c", CHARGED, "words", 2.0, price=0.01, student=brief.BRIEF),

@@ -31,7 +31,16 @@ import transformers
 from cmdp_nbdev.budget import Budget
 from cmdp_nbdev.evaluate import evaluate, metric_values
 from cmdp_nbdev.trainer import CMDPConfig, CMDPTrainer
-from studies.conflicts.pairs import CONFLICTS, PAIRS, metrics_of, models_of, reward_of
+from studies.conflicts.pairs import (
+    CONFLICTS,
+    OF_CHAINS,
+    PAIRS,
+    metrics_of,
+    models_of,
+    reward_of,
+)
+from studies.default.run import TOLD
+from studies.default.yardstick import fit
 from studies.lab import Runs, made_with, settings_of
 
 HERE = Path(__file__).resolve().parent
@@ -54,7 +63,7 @@ METHODS = {
     "chance-dual": {"lr": 1.0, "init": 1.0},
 }
 FIRST = (DEFAULT, "soft", "grpo", "gkd", "cmdp")  # what the comparison needs
-AS_THEY_ARE = ("start", "teacher")
+AS_THEY_ARE, YARDSTICK = ("start", "teacher"), "told"
 OUTCOMES = ("correct", "within_budget", "reasoning_validity", "left_out")
 
 # ---- the plan -----------------------------------------------------------------------------
@@ -77,6 +86,7 @@ def plan(conflicts: list[str], num_seeds: int = len(SEEDS)) -> list[dict]:
     others = [name for name in reversed(conflicts) if name not in calm]
     rest = [name for name in METHODS if name not in FIRST]
     jobs = [job(c, name, {}) for c in conflicts for name in AS_THEY_ARE]
+    jobs += [job(c, YARDSTICK, TOLD) for c in conflicts if CONFLICTS[c].pair in OF_CHAINS]
     for conflict in others:
         jobs += tests([conflict], FIRST, SEEDS[:1]) + tries(conflict)
     jobs += tests(others, FIRST, SEEDS[1:num_seeds])
@@ -135,6 +145,9 @@ def run(job: dict) -> dict:
             trainer = trainer_of(job, (student, teacher, tokenizer), folder)
             note = train(trainer)
         steps, student = trainer.global_step, trainer.student
+    elif job["name"] == YARDSTICK:
+        tell(job, student, tokenizer)
+        steps = job["settings"]["updates"]
     elif job["name"] == "teacher":
         student = teacher
     seconds = time.perf_counter() - began
@@ -174,15 +187,22 @@ def trainer_of(job: dict, models: tuple, folder: str) -> CMDPTrainer:
     "The trainer of a run."
     conflict = CONFLICTS[job["conflict"]]
     pair = PAIRS[conflict.pair]
-    settings = pair.settings | {"budget": conflict.budget}
     about = {**job, "method": job["name"], "config": {"correct_at": CORRECT_AT}}
     config = CMDPConfig(
-        **settings | settings_of(about, folder),
+        **conflict.settings | settings_of(about, folder),
         device="cpu" if job.get("device", "cpu") == "cpu" else "auto",
     )
     student, teacher, tokenizer = models
     data = pair.dataset(pair.num_train, "train")
     return CMDPTrainer(student, teacher, reward_of(conflict), config, data, None, tokenizer)
+
+
+def tell(job: dict, student, tokenizer) -> None:
+    "Fit the student to the exactly optimal policy."
+    conflict = CONFLICTS[job["conflict"]]
+    pair = PAIRS[conflict.pair]
+    prompts = pair.dataset(pair.num_train, "train")["prompt"][:]
+    fit(student, tokenizer, prompts, conflict.budget, job["seed"], **job["settings"])
 
 
 def train(trainer: CMDPTrainer) -> str:

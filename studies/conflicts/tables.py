@@ -8,8 +8,8 @@ import numpy as np
 import pandas as pd
 
 from cmdp_nbdev.evaluate import compare
-from studies.conflicts import study
-from studies.conflicts.pairs import CONFLICTS
+from studies.conflicts import gap, study
+from studies.conflicts.pairs import CONFLICTS, OF_CHAINS
 from studies.lab import half_width, markdown, plus_minus, put_between
 
 PAGE, PICTURE = study.HERE / "README.md", study.HERE / "conflicts.svg"
@@ -19,6 +19,7 @@ MARKS = {
     "claims": ("<!-- claims: study.py readme -->\n", "\n<!-- end of claims -->"),
     "table": ("<!-- table: study.py readme -->\n", "\n<!-- end of table -->"),
     "trials": ("<!-- trials: study.py readme -->\n", "\n<!-- end of trials -->"),
+    "gap": ("<!-- gap: study.py readme -->\n", "\n<!-- end of gap -->"),
     "elsewhere": ("<!-- elsewhere: study.py readme -->\n", "\n<!-- end of elsewhere -->"),
 }
 BOTH = "accuracy_within_budget"
@@ -27,6 +28,7 @@ RIVALS = {"grpo": "GRPO", "gkd": "distillation", "soft": "best fixed λ of valid
 NAMES = {
     "start": "student before",
     "teacher": "the teacher",
+    study.YARDSTICK: "told the optimum",
     study.DEFAULT: "default",
     "cmdp": "the paper's",
     "soft": "fixed λ",
@@ -191,7 +193,8 @@ def number(x: float) -> str:
 
 def called(name: str, runs: pd.DataFrame) -> str:
     "A method in a table, with what it was given; the default's settings are its recipe's."
-    given = {} if name == study.DEFAULT else json.loads(runs["settings"][0])
+    silent = (study.DEFAULT, study.YARDSTICK)
+    given = {} if name in silent else json.loads(runs["settings"][0])
     return " ".join([NAMES[name], *(f"{k}={v:g}" for k, v in given.items())])
 
 
@@ -364,6 +367,7 @@ def draw(conflict: str, axes: plt.Axes) -> None:
         axes.errorbar(x.mean(), y, xerr=error, fmt="o", color=color, capsize=2.5, markersize=5)
         axes.plot(runs["accuracy"].mean(), y, "D", color=RIGHT, markersize=4, fillstyle="none")
         axes.text(1.04, y, f"{runs['left_out'].mean():.2f}", va="center", color=color)
+    draw_yardsticks(conflict, axes)
     axes.set_yticks(range(len(methods), 0, -1), [NAMES[name] for name in methods])
     about = CONFLICTS[conflict]
     axes.set_title(f"({about.kind}) {about.title}\n{about.pair}", fontsize=10, loc="left")
@@ -373,6 +377,15 @@ def draw(conflict: str, axes: plt.Axes) -> None:
     axes.tick_params(length=0, colors=TEXT, labelsize=9)
     axes.spines[["left", "right", "top"]].set_visible(False)
     axes.text(1.04, len(methods) + 0.75, "left\nout", fontsize=8, color=TEXT)
+
+
+def draw_yardsticks(conflict: str, axes: plt.Axes) -> None:
+    "Lines for the student that is told the optimum, and for the optimum itself."
+    if CONFLICTS[conflict].pair in OF_CHAINS:
+        axes.axvline(gap.known(CONFLICTS[conflict].pair)["optimum"], color=TEXT, linestyle=":")
+    if has(conflict, study.YARDSTICK):
+        told = runs_of(conflict, study.YARDSTICK)[BOTH].mean()
+        axes.axvline(told, color=TEXT, linestyle="--", linewidth=1)
 
 
 def draw_all() -> None:
@@ -387,7 +400,8 @@ def draw_all() -> None:
         draw(conflict, axes)
     for axes in grid.flat[len(shown) :]:
         axes.set_axis_off()
-    about = "● right and within the budget, with the 95% interval over seeds;   ◇ right"
+    about = "● right and within the budget, with the 95% interval over seeds;   ◇ right;   "
+    about += "dashed: the same student, told the optimum;   dotted: the optimum"
     figure.supxlabel(about, fontsize=9, color=TEXT)
     figure.savefig(PICTURE, metadata={"Title": alt(), "Date": None})
     plt.close(figure)
@@ -417,6 +431,7 @@ def parts() -> dict[str, str]:
         "claims": claims(),
         "table": table(),
         "trials": trials(),
+        "gap": gap.table(),
         "elsewhere": elsewhere(),
     }
 
