@@ -123,10 +123,20 @@ def test_differences_are_those_of_the_outcomes(runs):
     assert found["n_seeds"] == len(study.SEEDS) and found["n_prompts"] == PROMPTS
 
 
-def test_the_page_is_made_of_the_rows(runs):
+def test_both_by_what_a_prompt_needs(runs, monkeypatch):
+    "The mean of the prompts of each kind; their shares give the whole."
+    flawed = np.arange(PROMPTS) % 3
+    monkeypatch.setattr(tables, "flawed_steps", lambda pair: flawed)
+    *cells, three = tables.by_need("chains b", "grpo")
+    whole = tables.runs_of("chains b", "grpo")["accuracy_within_budget"].mean()
+    assert three == "" and np.mean([float(x) for x in cells]) == pytest.approx(whole, abs=1e-3)
+
+
+def test_the_page_is_made_of_the_rows(runs, monkeypatch):
     "Every method a line; the claims say yes and no."
     marks = [start + end for start, end in tables.MARKS.values()]
     tables.PAGE.write_text("\n".join(marks), encoding="utf-8")
+    monkeypatch.setattr(tables, "flawed_steps", lambda pair: np.arange(PROMPTS) % 4)
     tables.write_readme()
     page = tables.PAGE.read_text(encoding="utf-8")
     for name in (*study.METHODS, *study.AS_THEY_ARE):

@@ -23,6 +23,7 @@ from studies.conflicts import brief, chains
 
 COARSE = (0.25, 0.5, 0.7, 1.0, 1.4)
 FINE = (0.25, 0.5, 0.6, 0.7, 0.85, 1.0, 1.4)
+FINEST = (0.25, 0.5, 0.6, 0.65, 0.7, 0.75, 0.85, 1.0, 1.4)  # where the best is a narrow peak
 WITHOUT_END = {"calibration_prompts": 0, "certificate_prompts": 0}
 
 
@@ -71,7 +72,7 @@ PAIRS = {
         step_validity,
         chains.left_out,
         folder=chains.LENGTHS,
-        lambdas=FINE,
+        lambdas=FINEST,
     ),
     "words": Pair(
         cache(words_dataset),
@@ -120,16 +121,16 @@ CHARGED = "the reward charges for tokens"
 DIALECT = "the student speaks another dialect"
 CONFLICTS = {
     "chains b": Conflict("b", WRONG, "chains", 0.8),
+    "lengths b": Conflict("b", OFTEN, "two lengths", 0.8),
+    "mixed b": Conflict("b", OFTEN, "mixed chains", 0.8, num_iterations=1),
     "chains c": Conflict(
         "c", CHARGED, "easy chains", 0.8, price=0.02, student=chains.SKIPPING, num_iterations=1
     ),
-    "chains d": Conflict("d", DIALECT, "chains", 0.8, student=chains.BILINGUAL, num_iterations=1),
-    "mixed b": Conflict("b", OFTEN, "mixed chains", 0.8, num_iterations=1),
+    "lengths c": Conflict("c", CHARGED, "two lengths", 0.8, price=0.02, student="skipping"),
     "mixed c": Conflict(
         "c", CHARGED, "mixed chains", 0.8, price=0.02, student=chains.SKIPPING, num_iterations=1
     ),
-    "lengths b": Conflict("b", OFTEN, "two lengths", 0.8),
-    "lengths c": Conflict("c", CHARGED, "two lengths", 0.8, price=0.02, student="skipping"),
+    "chains d": Conflict("d", DIALECT, "chains", 0.8, student=chains.BILINGUAL, num_iterations=1),
     "lengths d": Conflict("d", DIALECT, "two lengths", 0.8, student="terse"),
     "words a": Conflict("a", "none: a competent teacher", "words", 0.8, teacher="competent"),
     "words b": Conflict("b", WRONG, "words", 0.8),

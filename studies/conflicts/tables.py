@@ -9,7 +9,7 @@ import pandas as pd
 
 from cmdp_nbdev.evaluate import compare
 from studies.conflicts import gap, study
-from studies.conflicts.pairs import CONFLICTS, OF_CHAINS
+from studies.conflicts.pairs import CONFLICTS, OF_CHAINS, PAIRS
 from studies.lab import half_width, markdown, plus_minus, put_between
 
 PAGE, PICTURE = study.HERE / "README.md", study.HERE / "conflicts.svg"
@@ -20,6 +20,7 @@ MARKS = {
     "table": ("<!-- table: study.py readme -->\n", "\n<!-- end of table -->"),
     "trials": ("<!-- trials: study.py readme -->\n", "\n<!-- end of trials -->"),
     "gap": ("<!-- gap: study.py readme -->\n", "\n<!-- end of gap -->"),
+    "needs": ("<!-- needs: study.py readme -->\n", "\n<!-- end of needs -->"),
     "elsewhere": ("<!-- elsewhere: study.py readme -->\n", "\n<!-- end of elsewhere -->"),
 }
 BOTH = "accuracy_within_budget"
@@ -250,6 +251,43 @@ def elsewhere() -> str:
     return markdown(["", *whole], lines)
 
 
+# ---- what a prompt needs ---------------------------------------------------------------------
+
+LOOKED_INTO = (study.YARDSTICK, *BUDGETS[:2], "soft", "grpo")
+
+
+def needs() -> str:
+    "Both by the number of flawed steps of a prompt, mean over seeds: chains alone."
+    of_chains = [c for c in conflicts() if CONFLICTS[c].pair in OF_CHAINS]
+    lines = [
+        [conflict, NAMES[name], *by_need(conflict, name)]
+        for conflict in of_chains
+        for name in LOOKED_INTO
+        if has(conflict, name)
+    ]
+    head = ["none flawed", "one", "two", "three"]
+    return markdown(["conflict", "method", *head], lines)
+
+
+def by_need(conflict: str, name: str) -> list[str]:
+    "Both where none, one, two and three steps are flawed; empty where no prompt is like that."
+    flawed = flawed_steps(CONFLICTS[conflict].pair)
+    runs = [both_of(run) for _, run in runs_of(conflict, name).iterrows()]
+    kinds = [flawed == k for k in range(4)]
+    return [f"{np.mean([both[k].mean() for both in runs]):.3f}" if k.any() else "" for k in kinds]
+
+
+@cache
+def flawed_steps(pair: str) -> np.ndarray:
+    "Flawed steps of every test prompt of a pair of chains, in their order."
+    return np.array(PAIRS[pair].dataset(PAIRS[pair].num_test, "test")["num_flawed"][:])
+
+
+def both_of(run: pd.Series) -> np.ndarray:
+    "1 where a completion is right and within the budget."
+    return study.unpack(run["each_correct"]) * study.unpack(run["each_within_budget"])
+
+
 # ---- the paper's claims ---------------------------------------------------------------------
 
 COMPARED = ("grpo", "gkd", "soft", "cmdp", "hinge", "chance-dual")
@@ -431,6 +469,7 @@ def parts() -> dict[str, str]:
         "claims": claims(),
         "table": table(),
         "trials": trials(),
+        "needs": needs(),
         "gap": gap.table(),
         "elsewhere": elsewhere(),
     }
