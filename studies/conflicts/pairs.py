@@ -40,6 +40,7 @@ class Pair:
     num_train: int = 16000
     num_test: int = 4096
     lambdas: tuple[float, ...] = COARSE  # the trials of fixed λ
+    default: dict = field(default_factory=lambda: recipe("embedded-taught")["method_kwargs"])
 
     @property
     def settings(self) -> dict:
@@ -84,7 +85,11 @@ PAIRS = {
             "max_completion_length": 80,
             "max_steps": 100,
             "per_device_train_batch_size": 32,
+            "learning_rate": 3e-4,  # the rates of chains break the student
+            "distill_learning_rate": 3e-4,
+            "warmup_steps": 10,
         },
+        default=recipe("words")["method_kwargs"],
         num_train=4000,
         num_test=1024,
         lambdas=(0.25, 0.5, 0.7, 1.0),

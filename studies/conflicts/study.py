@@ -53,7 +53,7 @@ CORRECT_AT = 0.05  # a right answer earns more, whatever its tokens cost
 # The settings are those that four trials on validation prompts chose in studies/methods, the
 # default's those of its recipe. Fixed λ has four or five trials a conflict.
 METHODS = {
-    DEFAULT: {"price": "prompt", "max_scale": 8.0},
+    DEFAULT: {},  # those of the pair's recipe
     "soft": CHOSEN,
     "grpo": {},
     "gkd": {},
@@ -98,14 +98,19 @@ def plan(conflicts: list[str], num_seeds: int = len(SEEDS)) -> list[dict]:
 def tries(conflict: str) -> list[dict]:
     "The trials of fixed λs, and the default beside them."
     given = [("soft", {"lam": lam}) for lam in PAIRS[CONFLICTS[conflict].pair].lambdas]
-    given.append((DEFAULT, METHODS[DEFAULT]))
+    given.append((DEFAULT, settings_under(conflict, DEFAULT)))
     return [job(conflict, *what, TUNE_SEED, "validation") for what in given]
+
+
+def settings_under(conflict: str, name: str):
+    "The settings of a method under a conflict."
+    return PAIRS[CONFLICTS[conflict].pair].default if name == DEFAULT else METHODS[name]
 
 
 def tests(conflicts: list[str], names, seeds) -> list[dict]:
     "Methods on test prompts, seed by seed; one seed is enough to see the constant penalty fail."
     return [
-        job(conflict, name, METHODS[name], seed)
+        job(conflict, name, settings_under(conflict, name), seed)
         for seed in seeds
         for name in names
         for conflict in conflicts
