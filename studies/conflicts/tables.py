@@ -247,7 +247,7 @@ def elsewhere() -> str:
         lam = both[tuned].idxmax()
         cells = [f"{both[c][lam]:.3f}" if lam in both[c] else "" for c in whole]
         lines.append([f"λ = {lam:g}, chosen under {tuned}", *cells])
-    lines.append(["default, one setting", *(f"{on_validation(c):.3f}" for c in whole)])
+    lines.append(["default, as in its recipe", *(f"{on_validation(c):.3f}" for c in whole)])
     return markdown(["", *whole], lines)
 
 
