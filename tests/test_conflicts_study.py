@@ -240,6 +240,15 @@ def test_a_row_can_be_run_again(monkeypatch):
     assert study.unpack(row["each_left_out"]).mean() == pytest.approx(row["left_out"], abs=1e-5)
 
 
+def test_a_student_can_be_told_again(monkeypatch):
+    "The yardstick, two updates of it: the student moves, and is judged like any other."
+    monkeypatch.setitem(PAIRS, "two lengths", replace(PAIRS["two lengths"], num_test=64))
+    before = study.run(study.job("lengths b", "start", {}))
+    told = study.run(study.job("lengths b", study.YARDSTICK, {**study.TOLD, "updates": 2}))
+    assert told["steps"] == 2 and told["n_eval"] == before["n_eval"] == 64
+    assert told["spent_mean"] != before["spent_mean"]
+
+
 committed = pytest.mark.skipif(
     not (FOLDER / "runs.csv").exists(), reason="the study has not been run"
 )

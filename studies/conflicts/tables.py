@@ -44,6 +44,7 @@ EQUAL = 0.02  # accuracies, and steps left out, that differ by less are called e
 # ---- rows -----------------------------------------------------------------------------------
 
 
+@cache
 def every_run() -> pd.DataFrame:
     "All runs, on test prompts and on validation prompts."
     return study.Runs(study.HERE / "runs.csv", study.KEY).read()
@@ -57,6 +58,7 @@ def rows() -> pd.DataFrame:
 
 def forget() -> None:
     "Read the rows anew."
+    every_run.cache_clear()
     rows.cache_clear()
     difference.cache_clear()
 
