@@ -608,7 +608,8 @@ def _answer_marked(text: str, marks: list[tuple[re.Match, str | None]]) -> str |
 # %% ../nbs/17_tasks.ipynb #stated
 _WEAKENED = re.compile(
     r"\b(?:not|never|about|approximately|approx|around|roughly|nearly|almost|over|under|above|below"
-    r"|least|most|more|less|fewer|greater|between|either|maybe|perhaps|or|up|within|cannot|if)\b|n't\b",
+    r"|least|most|more|less|fewer|greater|between|either|maybe|perhaps|or|up|within|cannot|if)\b"
+    r"|n't\b",
     re.IGNORECASE,
 )
 

@@ -146,7 +146,10 @@ def test_several_adapters(pair, tmp_path):
 
 def test_trained_on_the_head_and_reloaded(make_trainer, pair, tmp_path):
     "The whole way: trained, saved, loaded, resumed; the file is the student that was evaluated."
-    make = lambda seed: adapted(copy.deepcopy(pair[0]), seed, target_modules=["lm_head", "q_proj"])  # noqa: E731
+
+    def make(seed):
+        return adapted(copy.deepcopy(pair[0]), seed, target_modules=["lm_head", "q_proj"])
+
     trainer = make_trainer(make(0), learning_rate=0.03, save_steps=1)
     trainer.train()
     trainer.save_model(tmp_path / "student")
