@@ -18,7 +18,8 @@ from fastcore.basics import patch
 
 # %% auto #0
 __all__ = ['SPLITS', 'HELD_OUT', 'Flaw', 'ChainTask', 'apply_op', 'parse_prompt', 'write_chain', 'split_of', 'chain_prompts',
-           'chain_dataset', 'chain_reward', 'check_steps', 'step_validity', 'tilt', 'prompt_frontier', 'chain_frontier']
+           'dataset_of_chains', 'chain_dataset', 'chain_reward', 'check_steps', 'step_validity', 'tilt',
+           'prompt_frontier', 'chain_frontier']
 
 # %% ../nbs/06_task.ipynb #flaw
 @dataclass(frozen=True)
@@ -147,18 +148,22 @@ def chain_prompts(n: int, split: str, seed: int, task: ChainTask = ChainTask()) 
             prompts[prompt] = None
     return list(prompts)
 
+# %% ../nbs/06_task.ipynb #dataset-of-chains
+def dataset_of_chains(prompts: list[str], flaw: Flaw = Flaw()) -> Dataset:
+    """Dataset with columns `prompt`, `answer` (one digit, as text) and `num_flawed`.
+
+    `num_flawed` counts the steps of the prompt at which a teacher with `flaw` may go wrong.
+    """
+    answers = [write_chain(p)[-1] for p in prompts]
+    flawed = [sum(flaw.hits(*step) for step in parse_prompt(p)[1]) for p in prompts]
+    return Dataset.from_dict({"prompt": prompts, "answer": answers, "num_flawed": flawed})
+
 # %% ../nbs/06_task.ipynb #dataset
 def chain_dataset(
     n: int = 16000, split: str = "train", seed: int = 0, task: ChainTask = ChainTask()
 ) -> Dataset:
-    """Dataset with columns `prompt`, `answer` (one digit, as text) and `num_flawed`.
-
-    `num_flawed` counts the flawed steps of the prompt.
-    """
-    prompts = chain_prompts(n, split, seed, task)
-    answers = [write_chain(p)[-1] for p in prompts]
-    flawed = [sum(task.flaw.hits(*step) for step in parse_prompt(p)[1]) for p in prompts]
-    return Dataset.from_dict({"prompt": prompts, "answer": answers, "num_flawed": flawed})
+    "`dataset_of_chains` with `n` prompts of a split."
+    return dataset_of_chains(chain_prompts(n, split, seed, task), task.flaw)
 
 # %% ../nbs/06_task.ipynb #held-out
 HELD_OUT = {

@@ -11,6 +11,7 @@ from conftest import ROOT
 
 sys.path.insert(0, str(ROOT))
 from cmdp_nbdev.task import check_steps, parse_prompt, write_chain
+from cmdp_nbdev.theory.price import judged, outcomes, priced
 from studies.conflicts import chains, gap, study, tables
 from studies.conflicts.pairs import CONFLICTS, PAIRS, models_of, reward_of
 from studies.lab import Runs
@@ -200,9 +201,10 @@ def test_mixed_prompts_need_more_corrections_than_the_budget_pays_for():
 
 def test_what_one_lambda_loses():
     "One correction fits, two do not."
-    one, two = (gap.outcomes(f"1+1*{7 if k else 2}*7=") for k in (0, 1))
-    assert gap.both(one, 0.01) == pytest.approx(1.0) and gap.both(two, 0.01) == 0
-    _, probability, spent = gap.priced(two, 0.7)
+    one, two = (outcomes(f"1+1*{7 if k else 2}*7=") for k in (0, 1))
+    assert judged(one, 0.01, gap.BUDGET)[1] == pytest.approx(1.0)
+    assert judged(two, 0.01, gap.BUDGET)[1] < 1e-9
+    _, probability, spent = priced(two, 0.7)
     assert probability.sum() == pytest.approx(1) and spent.max() < gap.BUDGET
     mean = (probability * spent).sum()  # the chain rule: the divergence of whole completions
     assert mean == pytest.approx((probability * np.log(4 * probability)).sum())

@@ -29,6 +29,7 @@ from cmdp_nbdev.task import (
     ChainTask,
     chain_dataset,
     chain_prompts,
+    dataset_of_chains,
     parse_prompt,
     split_of,
     write_chain,
@@ -80,15 +81,7 @@ def two_lengths_prompts(n: int, split: str = "train") -> list[str]:
 
 def two_lengths_dataset(n: int, split: str = "train") -> Dataset:
     "These prompts with the columns of `chain_dataset`."
-    prompts = two_lengths_prompts(n, split)
-    steps = [parse_prompt(p)[1] for p in prompts]
-    return Dataset.from_dict(
-        {
-            "prompt": prompts,
-            "answer": [write_chain(p)[-1] for p in prompts],
-            "num_flawed": [sum(TASK.flaw.hits(*step) for step in chain) for chain in steps],
-        }
-    )
+    return dataset_of_chains(two_lengths_prompts(n, split))
 
 
 def left_out(prompts, completions, **kwargs) -> list[float]:
@@ -199,7 +192,6 @@ def main() -> None:
     prompts = two_lengths_prompts(16000)
     make(LENGTHS / "teacher", prompts, flawed_chain, "teacher")
     make(LENGTHS / "student", prompts, flawed_chain, steps=STEPS // 4)
-    make(LENGTHS / "skipping", prompts, skipping)
     make(LENGTHS / "terse", prompts, terse)
 
 

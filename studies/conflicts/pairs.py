@@ -112,18 +112,20 @@ class Conflict:
     student: str | Path = "student"  # a name in the pair's folder, or a folder of its own
     teacher: str = "teacher"
     num_iterations: int = 2  # that of the shipped default; four conflicts were run before it
+    changes: dict = field(default_factory=dict)  # of the pair's settings
 
     @property
     def settings(self) -> dict:
         "Fields of CMDPConfig for every method."
         own = {"budget": self.budget, "num_iterations": self.num_iterations}
-        return PAIRS[self.pair].settings | own
+        return PAIRS[self.pair].settings | own | self.changes
 
 
 WRONG = "the teacher is wrong at a kind of step"
 OFTEN = "the teacher is wrong at many steps"
 CHARGED = "the reward charges for tokens"
 DIALECT = "the student speaks another dialect"
+FAR = {"distill_learning_rate": 1e-3}  # students that begin 70 and 100 nats from their teacher
 CONFLICTS = {
     "chains b": Conflict("b", WRONG, "chains", 0.8),
     "lengths b": Conflict("b", OFTEN, "two lengths", 0.8),
@@ -131,7 +133,6 @@ CONFLICTS = {
     "chains c": Conflict(
         "c", CHARGED, "easy chains", 0.8, price=0.02, student=chains.SKIPPING, num_iterations=1
     ),
-    "lengths c": Conflict("c", CHARGED, "two lengths", 0.8, price=0.02, student="skipping"),
     "mixed c": Conflict(
         "c", CHARGED, "mixed chains", 0.8, price=0.02, student=chains.SKIPPING, num_iterations=1
     ),
@@ -139,8 +140,8 @@ CONFLICTS = {
     "lengths d": Conflict("d", DIALECT, "two lengths", 0.8, student="terse"),
     "words a": Conflict("a", "none: a competent teacher", "words", 0.8, teacher="competent"),
     "words b": Conflict("b", WRONG, "words", 0.8),
-    "words c": Conflict("c", CHARGED, "words", 2.0, price=0.01, student=brief.BRIEF),
-    "words d": Conflict("d", DIALECT, "words", 2.0, student=brief.BILINGUAL),
+    "words c": Conflict("c", CHARGED, "words", 2.0, price=0.01, student=brief.BRIEF, changes=FAR),
+    "words d": Conflict("d", DIALECT, "words", 2.0, student=brief.BILINGUAL, changes=FAR),
 }
 
 

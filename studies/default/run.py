@@ -38,6 +38,7 @@ from studies.lab import (
     settings_of,
     with_interval,
 )
+from studies.methods.study import models_of
 
 HERE = Path(__file__).resolve().parent
 RUNS = Runs(HERE / "runs.csv", ("name", "settings", "config", "seed"))
@@ -60,6 +61,7 @@ VARIANTS = {
     "former": (FORMER, {"price": "global"}, {}),
 }
 WITH_END = ("default", "one step")
+SECOND = ", second teacher"  # the pair of studies/methods that nothing was tuned on
 # What a supervised fit is told: chosen on validation prompts for each budget.
 TOLD = {"margin": 0.9, "cap": 0.99, "updates": 600, "learning_rate": 3e-3}
 
@@ -73,6 +75,8 @@ def plan() -> list[dict]:
         for name in (*WITH_END, "former"):
             recipe, settings, config = VARIANTS[name]
             jobs.append(job(name, recipe, settings, {**config, "budget": 0.4}, seed))
+        for name in ("default", "former"):
+            jobs.append(job(name + SECOND, *VARIANTS[name], seed))
         for budget in (0.8, 0.4):
             jobs.append(job(SUPERVISED, "", {"budget": budget, **TOLD}, {}, seed))
     for name, seed in itertools.product(WITH_END, range(2)):
@@ -87,10 +91,15 @@ def job(name: str, recipe: str, settings: dict, config: dict, seed: int) -> dict
     return {**about, "settings": settings, "config": config, "seed": seed}
 
 
+def pair_of(job: dict) -> str:
+    "Who learns from whom, as studies/methods calls them."
+    return "second" if job["name"].endswith(SECOND) else "embedded"
+
+
 def run(job: dict) -> dict:
     "Train and judge one student: a row of the CSV."
     torch.set_num_threads(1)
-    prompts = chain_dataset(N_EVAL, "test")
+    prompts = chain_dataset(N_EVAL, "test", task=models_of(pair_of(job))[-1])
     budget, updates, records = (distilled if job["recipe"] else supervised)(job, prompts)
     result = summarize(records, Budget(budget))
     numbers = {name: x for name, x in result.items() if not name.endswith(("_low", "_high"))}
@@ -106,11 +115,13 @@ def run(job: dict) -> dict:
 
 def distilled(job: dict, prompts) -> tuple[float, int, list[dict]]:
     "Budget, updates and completions of a student of our method."
-    student, teacher, tokenizer = default_pair()
+    student, teacher, tokenizer, task = models_of(pair_of(job))
+    end = {} if job["name"].removesuffix(SECOND) in WITH_END else NO_END
     with tempfile.TemporaryDirectory() as folder:
-        settings = ({} if job["name"] in WITH_END else NO_END) | settings_of(job, folder)
+        settings = end | settings_of(job, folder)
         args = CMDPConfig.from_recipe(job["recipe"], device="cpu", **settings)
-        data = chain_dataset(16000 + args.calibration_prompts + args.certificate_prompts)
+        size = 16000 + args.calibration_prompts + args.certificate_prompts
+        data = chain_dataset(size, task=task)
         trainer = CMDPTrainer(student, teacher, chain_reward, args, data, prompts, tokenizer)
         trainer.train()
         found = trainer.evaluate(return_records=True)[1]

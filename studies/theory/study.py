@@ -27,8 +27,8 @@ from torch import Tensor
 
 from cmdp_nbdev.budget import Budget, spend_weights
 from cmdp_nbdev.cost import token_divergence, token_logps
+from cmdp_nbdev.methods import CENTER, FLOOR, WIDTH, method_settings, rate_controller, sigmoid_gate
 from cmdp_nbdev.methods import METHODS as REGISTERED
-from cmdp_nbdev.methods import method_settings, rate_controller
 from cmdp_nbdev.objective import Batch, Signal, group_advantage, signal_loss
 from cmdp_nbdev.reward import smooth_gate
 from cmdp_nbdev.theory.tabular import hard_optimum, law, random_tree
@@ -121,6 +121,7 @@ class Job:
 
 GATE = {"coef": 3.0, "floor": 0.3, "width": 0.15, "margin": 0.9}  # of studies/foundation
 SHARP = {"coef": 5.0, "floor": 0.0, "width": 0.05, "margin": 1.0}
+PRICED = {"price": "prompt", "max_scale": 8.0}  # of the default
 
 # At every budget: method, settings, and the share of the budget that it is trained for.
 COMPARED = [
@@ -142,6 +143,9 @@ COMPARED = [
     ("cmdp-rate", {"target": 0.95, "forward": 0.5}, 1.0),
     ("cmdp-rate", {"target": 0.95, "forward": 0.0}, 1.0),
     ("cmdp-rate", {"target": 0.99, "forward": 0.0}, 1.0),
+    ("cmdp-rate", {"target": 0.98, "forward": 0.5}, 1.0),
+    ("cmdp-rate", {"target": 0.98, "forward": 0.5, **PRICED}, 1.0),
+    ("cmdp-rate", {"target": 0.98, "forward": 0.0, **PRICED}, 1.0),
     ("smooth-complete", GATE, 1.0),
     ("smooth-complete", SHARP, 1.0),
     ("smooth-complete", {"keep": 1.0, **SHARP}, 1.0),
@@ -247,26 +251,33 @@ class Best:
             self.step[d] = torch.where(better, step, self.step[d])
 
 
-def controlled(states: list[dict], violation: Tensor, target: float) -> Tensor:
+def controlled(states: list[dict], violation: Tensor, settings: dict) -> Tensor:
     """The multipliers of `cmdp-rate`: the production controller on each tree.
 
     It reads the tree's exact violation probability (on a batch, the frequency of all prompts).
     """
-    s = method_settings("cmdp-rate")
+    s = method_settings("cmdp-rate") | settings
     how = dict(rate=s["rate"], init=s["init"], low=s["min_scale"], high=s["max_scale"])
     pairs = zip(states, violation.tolist())
-    scales = [rate_controller(state, v, target, **how) for state, v in pairs]
+    scales = [rate_controller(state, v, s["target"], **how) for state, v in pairs]
     return torch.tensor(scales, dtype=torch.float64)
 
 
+def expected_pressure(policies: Policies, limit: float) -> Tensor:
+    "The production `pressure` of each tree, its mean over completions replaced by the expectation."
+    gate = sigmoid_gate(policies.spent, CENTER * limit, WIDTH * limit)
+    return FLOOR + policies.forest.sum(policies.prob * gate)
+
+
 def answer(job: Job, policies: Policies, costs: dict[str, Tensor]) -> Signal:
-    "What the method says of all trajectories; a target rate is left to `controlled`."
+    "What the method says of all trajectories; rate and price are left to `expected_loss`."
     forest = policies.forest
     seen = {name: cost.detach() for name, cost in costs.items()}
     logp = policies.logp.detach()
     batch = Batch(forest.rewards, forest.group_ids, forest.mask, logp, forest.teacher_logp, seen)
     budget = Budget(1.0 if job.budget is None else job.share * job.budget)
-    settings = {**job.settings, **({"target": 0.0} if job.settings.get("target") else {})}
+    held = {"target": 0.0, "price": "global"} if job.settings.get("target") else {}
+    settings = {**job.settings, **held}
     return METHODS[job.method](batch, budget, {}, scale_rewards="none", **settings)
 
 
@@ -277,7 +288,10 @@ def expected_loss(job: Job, policies: Policies, states: list[dict]) -> Tensor:
     signal = answer(job, policies, costs)
     scale = 1.0
     if target:
-        scale = forest.on_paths(controlled(states, policies.over(job.budget), target))
+        scale = controlled(states, policies.over(job.budget), job.settings)
+        if job.settings.get("price") == "prompt":
+            scale = scale * expected_pressure(policies, job.share * job.budget)
+        scale = forest.on_paths(scale)
     advantage = signal.advantage
     advantage = advantage.unsqueeze(-1) if advantage.dim() == 1 else advantage
     weight = policies.prob.unsqueeze(-1)
@@ -421,7 +435,8 @@ def best_soft(rows: list[dict], complete: bool) -> list[dict]:
 
 def name_of(row: dict) -> str:
     "The line of a table that a row belongs to: method, settings, and what it was trained for."
-    settings = ", ".join(f"{k} {v:g}" for k, v in json.loads(row["settings"]).items())
+    given = json.loads(row["settings"]).items()
+    settings = ", ".join(f"{k} {v if isinstance(v, str) else format(v, 'g')}" for k, v in given)
     share = f", trained for {row['trained_for']:g} d" if row["trained_for"] < 1 else ""
     return f"{row['method']} {settings}{share}".strip()
 
