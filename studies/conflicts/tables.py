@@ -24,7 +24,7 @@ MARKS = {
     "elsewhere": ("<!-- elsewhere: study.py readme -->\n", "\n<!-- end of elsewhere -->"),
 }
 BOTH = "accuracy_within_budget"
-BUDGETS = (study.DEFAULT, "cmdp", "hinge")
+BUDGETS = (study.DEFAULT, "cmdp", "hinge", "chance-dual")
 RIVALS = {"grpo": "GRPO", "gkd": "distillation", "soft": "best fixed λ of validation"}
 NAMES = {
     "start": "student before",
@@ -131,7 +131,7 @@ def pays(conflict: str, ours: str) -> bool:
 
 
 def verdicts() -> str:
-    "For three ways to keep a budget: what each has over each rival, conflict by conflict."
+    "For every way to keep a budget: what each has over each rival, conflict by conflict."
     head = ["conflict", "budget by", *(f"against {name}" for name in RIVALS.values()), "pays"]
     lines = []
     for conflict in conflicts():

@@ -48,7 +48,8 @@ TAUGHT, FORMER, SUPERVISED = "embedded-taught", "embedded", "supervised"
 UNTAUGHT = {"distill_steps": 0, "seq_kd": False, "distill_learning_rate": None}
 NO_END = {"calibration_prompts": 0, "certificate_prompts": 0}
 
-PRICED, ONE_STEP = {"price": "prompt", "max_scale": 8.0}, {"num_iterations": 1}
+PRICED = {"price": "prompt", "max_scale": 8.0}
+ONE_STEP, FAST = {"num_iterations": 1}, {"learning_rate": 1.5e-3}
 # name -> (recipe, settings of cmdp-rate, further fields of CMDPConfig)
 VARIANTS = {
     "default": (TAUGHT, PRICED, {}),
@@ -57,10 +58,11 @@ VARIANTS = {
     "one price": (TAUGHT, {"price": "global", "max_scale": 4.0}, ONE_STEP),
     "not taught": (FORMER, PRICED, {}),
     "slow and not taught": (TAUGHT, PRICED, UNTAUGHT | ONE_STEP),
-    "fast throughout": (TAUGHT, PRICED, {"learning_rate": 1.5e-3} | ONE_STEP),
+    "fast throughout": (TAUGHT, PRICED, FAST | ONE_STEP),
+    "fast with steps and end": (TAUGHT, PRICED, FAST),
     "former": (FORMER, {"price": "global"}, {}),
 }
-WITH_END = ("default", "one step")
+WITH_END = ("default", "one step", "fast with steps and end")
 SECOND = ", second teacher"  # the pair of studies/methods that nothing was tuned on
 # What a supervised fit is told: chosen on validation prompts for each budget.
 TOLD = {"margin": 0.9, "cap": 0.99, "updates": 600, "learning_rate": 3e-3}
@@ -72,14 +74,14 @@ def plan() -> list[dict]:
     for seed in range(SEEDS):
         for name, (recipe, settings, config) in VARIANTS.items():
             jobs.append(job(name, recipe, settings, config, seed))
-        for name in (*WITH_END, "former"):
+        for name in ("default", "one step", "former"):
             recipe, settings, config = VARIANTS[name]
             jobs.append(job(name, recipe, settings, {**config, "budget": 0.4}, seed))
         for name in ("default", "former"):
             jobs.append(job(name + SECOND, *VARIANTS[name], seed))
         for budget in (0.8, 0.4):
             jobs.append(job(SUPERVISED, "", {"budget": budget, **TOLD}, {}, seed))
-    for name, seed in itertools.product(WITH_END, range(2)):
+    for name, seed in itertools.product(("default", "one step"), range(2)):
         recipe, settings, config = VARIANTS[name]
         jobs.append(job(name, recipe, settings, {**config, "max_steps": 2400}, seed))
     return jobs
