@@ -333,11 +333,12 @@ def better_reasoning(conflict: str) -> str:
 
 
 def constant_penalty_diverges(conflict: str) -> str:
-    "A constant penalty diverges: less of both than before training."
+    "A constant penalty diverges: less right, or less of both, than before training."
     if not has(conflict, "saute", "start"):
         return "not run"
-    after, before = runs_of(conflict, "saute").mean(numeric_only=True), runs_of(conflict, "start")
-    answer = "yes" if after[BOTH] < before[BOTH].mean() else "no"
+    after, before = (runs_of(conflict, name).mean(numeric_only=True) for name in ("saute", "start"))
+    less = after["accuracy"] < before["accuracy"] or after[BOTH] < before[BOTH]
+    answer = "yes" if less else "no"
     return f"{answer}: {after['accuracy']:.2f} right, {after['satisfaction_rate']:.2f} within"
 
 
