@@ -41,8 +41,10 @@ def prompt_kinds(
 ) -> tuple[list[str], list[np.ndarray], np.ndarray]:
     """An example of every kind of prompt, its `outcomes`, and the kinds' shares (which sum to 1).
 
-    Derived in nbs/theory/05_price_per_prompt.
+    Raises ValueError if there are no prompts. Derived in nbs/theory/05_price_per_prompt.
     """
+    if not prompts:
+        raise ValueError("prompts must hold at least one prompt; got none")
     examples, count = {}, Counter()
     for prompt in prompts:
         kind = outcomes(prompt, flaw)
@@ -58,8 +60,11 @@ def priced(kind: np.ndarray, lam: float) -> tuple[float, np.ndarray, np.ndarray]
     """The optimum of the reward less `lam` (rewards per nat, > 0) times the divergence.
 
     Value, and every trajectory's probability and spent nats, both (2,) * k; kind: `outcomes` of a
-    prompt. Derived in nbs/theory/05_price_per_prompt.
+    prompt whose teacher goes wrong at a flawed step with probability 1/2.
+    Raises ValueError for another `lam`. Derived in nbs/theory/05_price_per_prompt.
     """
+    if not lam > 0:
+        raise ValueError(f"lam must be > 0, in rewards per nat; got {lam}")
     if not kind.ndim:
         return float(kind), np.ones(()), np.zeros(())
     (right, p_right, d_right), (wrong, p_wrong, d_wrong) = (priced(half, lam) for half in kind)
