@@ -61,7 +61,7 @@ def priced(kind: np.ndarray, lam: float) -> tuple[float, np.ndarray, np.ndarray]
 
     Value, and every trajectory's probability and spent nats, both (2,) * k; kind: `outcomes` of a
     prompt whose teacher goes wrong at a flawed step with probability 1/2.
-    Raises ValueError for another `lam`. Derived in nbs/theory/05_price_per_prompt.
+    Raises ValueError for any other `lam`. Derived in nbs/theory/05_price_per_prompt.
     """
     if not lam > 0:
         raise ValueError(f"lam must be > 0, in rewards per nat; got {lam}")
