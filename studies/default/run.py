@@ -24,7 +24,6 @@ import torch
 
 from cmdp_nbdev.budget import Budget
 from cmdp_nbdev.evaluate import evaluate_records, summarize
-from cmdp_nbdev.model import default_pair
 from cmdp_nbdev.task import chain_dataset, chain_reward
 from cmdp_nbdev.trainer import CMDPConfig, CMDPTrainer
 from studies.default.yardstick import fit
@@ -101,8 +100,10 @@ def pair_of(job: dict) -> str:
 def run(job: dict) -> dict:
     "Train and judge one student: a row of the CSV."
     torch.set_num_threads(1)
-    prompts = chain_dataset(N_EVAL, "test", task=models_of(pair_of(job))[-1])
-    budget, updates, records = (distilled if job["recipe"] else supervised)(job, prompts)
+    *models, task = models_of(pair_of(job))
+    prompts = chain_dataset(N_EVAL, "test", task=task)
+    train = distilled if job["recipe"] else supervised
+    budget, updates, records = train(job, models, task, prompts)
     result = summarize(records, Budget(budget))
     numbers = {name: x for name, x in result.items() if not name.endswith(("_low", "_high"))}
     numbers |= both_by_flaws(records, prompts["num_flawed"][:])
@@ -115,9 +116,9 @@ def run(job: dict) -> dict:
     }
 
 
-def distilled(job: dict, prompts) -> tuple[float, int, list[dict]]:
+def distilled(job: dict, models, task, prompts) -> tuple[float, int, list[dict]]:
     "Budget, updates and completions of a student of our method."
-    student, teacher, tokenizer, task = models_of(pair_of(job))
+    student, teacher, tokenizer = models
     end = {} if job["name"].removesuffix(SECOND) in WITH_END else NO_END
     with tempfile.TemporaryDirectory() as folder:
         settings = end | settings_of(job, folder)
@@ -130,12 +131,19 @@ def distilled(job: dict, prompts) -> tuple[float, int, list[dict]]:
         return args.budget, trainer.global_step, found
 
 
-def supervised(job: dict, prompts) -> tuple[float, int, list[dict]]:
+def supervised(job: dict, models, task, prompts) -> tuple[float, int, list[dict]]:
     "The same of a student that is told the optimum."
-    student, teacher, tokenizer = default_pair()
+    student, teacher, tokenizer = models
     settings = dict(job["settings"])
     budget = settings.pop("budget")
-    fit(student, tokenizer, chain_dataset(16000)["prompt"][:], budget, job["seed"], **settings)
+    fit(
+        student,
+        tokenizer,
+        chain_dataset(16000, task=task)["prompt"][:],
+        budget,
+        job["seed"],
+        **settings,
+    )
     judged = (student, teacher, prompts, tokenizer, chain_reward, Budget(budget))
     records = evaluate_records(*judged, seed=job["seed"], max_completion_length=32)
     return budget, settings["updates"], records
